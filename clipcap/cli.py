@@ -1,0 +1,80 @@
+"""The command line that all scripts share: dataclasses in, one clear sentence out when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, field
+from typing import Any
+
+from clipcap.errors import UserError
+
+
+def arg(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+    """A dataclass field with its help text; `metadata` takes argparse's keywords (choices, metavar, nargs, ...)."""
+    metadata["help"] = help
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One spelling per option and its default, so that a script's help fits on two screens."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=120)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        option = action.option_strings[-1].replace("_", "-")
+        return option if action.nargs in (0, "?") else f"{option} {self._format_args(action, self._metavar(action))}"
+
+    def _metavar(self, action: argparse.Action) -> str:
+        kind = getattr(action.type, "__name__", "")
+        return {"int": "N", "float": "X"}.get(kind, action.option_strings[-1].lstrip("-").upper().replace("_", "-"))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return super()._format_args(action, default_metavar)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, argparse.SUPPRESS, False, "") and not isinstance(action.default, list)
+        return f"{action.help} (default: %(default)s)" if shown and "default" not in (action.help or "") else action.help
+
+
+def parse(
+    argv: Sequence[str] | None,
+    *dataclasses: type,
+    description: str,
+    example: str,
+    positional: tuple[str, dict] | None = None,
+) -> tuple:
+    """Command line -> one instance per dataclass, then (with `positional`) a namespace holding the positional arguments.
+
+    Each dataclass becomes a group of the help, titled by its `_argument_group_name`.
+
+    Raises:
+        SystemExit: with status 2 when the command line cannot be read, as argparse does.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(
+        list(dataclasses), description=description, epilog=f"example:\n  {example}", formatter_class=_HelpFormatter
+    )
+    if positional:
+        parser.add_argument(positional[0], **positional[1])
+    return parser.parse_args_into_dataclasses(args=list(argv) if argv is not None else None, look_for_args_file=False)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run a script's `main`; its return value is the exit status, a `UserError` is one sentence and status 2."""
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)

@@ -1,0 +1,45 @@
+"""Where to compute and in which precision: chosen once, here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipcap.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """CUDA where there is one, else the CPU; or the device that is named."""
+    import torch
+
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {str(device)!r} cannot be used here ({reason}); try --device auto or cpu") from None
+    return chosen
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the weights. "auto" is bf16 where the device multiplies it fast, else fp32.
+
+    A CPU needs AVX-512 BF16 or AMX for that: elsewhere bf16 is emulated and slower than fp32.
+    """
+    import torch
+
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
