@@ -1,0 +1,71 @@
+"""The look that every HTML page of the project shares: one file, nothing fetched, dark and light."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #f6f6f3; --card: #fff; --ink: #1d2127; --quiet: #5f6670; --line: #dddcd6;
+  --accent: #0067a3; --on-accent: #fff; }
+@media (prefers-color-scheme: dark) { :root { --paper: #15181c; --card: #1e2228; --ink: #eceef0; --quiet: #a2abb5;
+  --line: #363c44; --accent: #6cbcf2; --on-accent: #0d1a24; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body > * { max-width: 1240px; margin: 0 auto; padding: 0 16px; }
+h1 { font-size: 1.7rem; line-height: 1.2; padding-top: 28px; margin-bottom: 16px; overflow-wrap: anywhere; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr)); gap: 20px;
+  padding-bottom: 48px; }
+.card { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
+.card img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: contain; background: var(--line); }
+.card figcaption { padding: 12px 16px 16px; }
+dl { margin: 0; } dt { color: var(--quiet); font-size: .8rem; margin-top: 8px; overflow-wrap: anywhere; }
+dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+"""
+
+# The page may run its own inline script and show its own pictures; nothing is ever fetched.
+POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+escape = html.escape
+
+
+def page(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A whole document around `body` (HTML, already escaped); `title` is plain text and becomes the heading."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{body}
+{f"<script>{script}</script>" if script else ""}
+</body>
+</html>
+"""
+
+
+def picture_uri(image: str | Path | bytes | Image.Image, longest: int = 320) -> str:
+    """A picture (path, encoded bytes or PIL image) as a JPEG data URI, its longest side at most `longest` pixels."""
+    from PIL import Image, ImageOps
+
+    if isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image))
+    elif not isinstance(image, Image.Image):
+        image = Image.open(image)
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    image.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

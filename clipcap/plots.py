@@ -1,0 +1,101 @@
+"""Loss curves as PNG or SVG, and a page of pictures with their captions.
+
+A run is the rows of a `metrics.jsonl`: `{"step", "epoch", "train_loss"}` and `{"step", "epoch", "val_loss"}`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcap.page import escape, page, picture_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+# Okabe & Ito (2008): told apart by colour-blind readers; without the black and yellow that vanish on one background.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK = "#5a5f66"  # axes and text; replaced by the page's own text colour in SVG
+
+
+def plot_losses(runs: Mapping[str, Sequence[Mapping]], path: str | Path, title: str) -> None:
+    """Write a PNG with training (thin, smoothed) and validation loss (points) of each run; a run may be empty.
+
+    Args:
+        runs: name -> rows; loss is the mean cross-entropy per caption token, in nats.
+    """
+    figure = _loss_figure(runs, title)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def losses_svg(runs: Mapping[str, Sequence[Mapping]], title: str) -> str:
+    """The same figure as an `<svg>` element that takes the text colour of the page it stands in."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "clipcap"}):
+        _loss_figure(runs, title).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)
+
+
+def _loss_figure(runs: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
+    from matplotlib.figure import Figure  # the object itself draws with Agg: no display, no global state
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, rows) in enumerate(runs.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        steps, losses = _series(rows, "train_loss")
+        label = "training" if len(runs) == 1 else None
+        axes.plot(steps, _smooth(losses), color=colour, linewidth=0.9, alpha=0.55, label=label)
+        label = "validation" if len(runs) == 1 else name
+        axes.plot(*_series(rows, "val_loss"), color=colour, marker=marker, linewidth=1.8, markersize=5, label=label)
+    axes.set_xlabel("step", color=INK)
+    axes.set_ylabel("mean cross-entropy per caption token", color=INK)
+    axes.set_title(title, color=INK, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color=INK, alpha=0.18, linewidth=0.6)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if runs:
+        axes.legend(frameon=False, labelcolor=INK)
+    if len(runs) > 1:
+        key = "points: validation, thin line: training"
+        axes.text(1, 1.02, key, transform=axes.transAxes, ha="right", color=INK, fontsize="small")
+    return figure
+
+
+def _series(rows: Iterable[Mapping], key: str) -> tuple[list[int], list[float]]:
+    found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    return [step for step, _ in found], [loss for _, loss in found]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over a trailing window of a twentieth of the run: quiet enough to read, no lag to speak of."""
+    window = max(1, len(values) // 20)
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(values))]
+
+
+def picture_page(rows: Iterable[Mapping], path: str | Path, title: str) -> None:
+    """Write one self-contained HTML page: each picture with its captions.
+
+    Args:
+        rows: `{"image": path | PIL image | JPEG bytes, "captions": {who: caption, ...}}`; all text is escaped.
+    """
+    Path(path).write_text(page(title, f'<main class="pictures">{"".join(map(_card, rows))}</main>'), encoding="utf-8")
+
+
+def _card(row: Mapping) -> str:
+    image: str | Path | bytes | Image.Image = row["image"]
+    captions = "".join(f"<dt>{escape(who)}</dt><dd>{escape(text)}</dd>" for who, text in row["captions"].items())
+    picture = f'<img src="{picture_uri(image)}" alt="">'
+    return f'<figure class="card">{picture}<figcaption><dl>{captions}</dl></figcaption></figure>'
