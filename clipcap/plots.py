@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from clipcap.page import escape, page, picture_uri
@@ -29,21 +30,24 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping]], path: str | Path, title: 
     Args:
         runs: name -> rows; loss is the mean cross-entropy per caption token, in nats.
     """
-    figure = _loss_figure(runs, title)
-    figure.savefig(path, format="png", dpi=150)
+    _save(runs, title, path, format="png", dpi=150)
 
 
 def losses_svg(runs: Mapping[str, Sequence[Mapping]], title: str) -> str:
     """The same figure as an `<svg>` element that takes the text colour of the page it stands in."""
-    import matplotlib
-
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "clipcap"}):
-        _loss_figure(runs, title).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    _save(runs, title, buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)
+
+
+def _save(runs: Mapping[str, Sequence[Mapping]], title: str, target: str | Path | io.StringIO, **options) -> None:
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "clipcap", "text.parse_math": False}):
+        _loss_figure(runs, title).savefig(target, **options)
 
 
 def _loss_figure(runs: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
@@ -53,9 +57,8 @@ def _loss_figure(runs: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(runs.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        steps, losses = _series(rows, "train_loss")
         label = "training" if len(runs) == 1 else None
-        axes.plot(steps, _smooth(losses), color=colour, linewidth=0.9, alpha=0.55, label=label)
+        axes.plot(*_smoothed(*_series(rows, "train_loss")), color=colour, linewidth=0.9, alpha=0.55, label=label)
         label = "validation" if len(runs) == 1 else name
         axes.plot(*_series(rows, "val_loss"), color=colour, marker=marker, linewidth=1.8, markersize=5, label=label)
     axes.set_xlabel("step", color=INK)
@@ -79,10 +82,11 @@ def _series(rows: Iterable[Mapping], key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in found], [loss for _, loss in found]
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Mean over a trailing window of a twentieth of the run: quiet enough to read, no lag to speak of."""
-    window = max(1, len(values) // 20)
-    return [sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(values))]
+def _smoothed(steps: Sequence[int], losses: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Mean over a trailing twentieth of the run, at no more points than a line can show."""
+    window, stride = max(1, len(losses) // 20), max(1, len(losses) // 400)
+    kept = range(0, len(losses), stride)
+    return [steps[i] for i in kept], [fmean(losses[max(0, i - window + 1) : i + 1]) for i in kept]
 
 
 def picture_page(rows: Iterable[Mapping], path: str | Path, title: str) -> None:

@@ -12,7 +12,7 @@ ROWS = [{"step": step, "epoch": step / 10, "train_loss": 5 / step} for step in r
 ROWS += [{"step": 5, "epoch": 0.5, "val_loss": 1.2}, {"step": 10, "epoch": 1.0, "val_loss": 0.7}]
 
 
-@pytest.mark.parametrize("runs", [{}, {"base": []}, {"base": ROWS}, {"base": ROWS[:1], "a_b$": ROWS[-1:]}])
+@pytest.mark.parametrize("runs", [{}, {"base": []}, {"base": ROWS}, {"base": ROWS[:1], "$a_b^$": ROWS[-1:]}])
 def test_png_for_runs_of_any_length(tmp_path, runs):
     """A run that stopped before its first validation, or has not begun, must not crash the training loop."""
     plot_losses(runs, tmp_path / "loss.png", "Loss")
