@@ -1,0 +1,51 @@
+# `make` alone lists the targets. Each target sets up .venv first when that is still to be done.
+PYTHON ?= python3
+RUN := .venv/bin/python
+INSTALLED := .venv/installed
+
+.PHONY: help setup demo test compare bench
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo     fine-tune a small captioner on drawn pictures and caption new ones (3 minutes, no downloads)"
+	@echo "make test     check the style and run the tests"
+	@echo "make compare  fine-tune in all four ways on the drawn pictures and write one table (10 minutes)"
+	@echo "make bench    measure the speed beside the published algorithm, and write benchmarks/RESULTS.md"
+	@echo "make setup    only create .venv and install the packages; PYTHON=python3.12 chooses the Python"
+
+setup: $(INSTALLED)
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		found=`$(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null`; \
+		echo "error: Python 3.11 or later is needed, and $(PYTHON) is $${found:-not there};" \
+			"name another: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv --clear .venv
+
+$(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing the packages into .venv: a few minutes and a few GB, the first time only ..." >&2
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "Installed. To use the scripts directly: source .venv/bin/activate" >&2
+	@touch $@
+
+demo: $(INSTALLED)
+	$(RUN) load_data.py --demo
+	$(RUN) basic_finetuning.py --demo
+	$(RUN) predict.py --demo
+	$(RUN) -m clipcap.demo.show
+
+test: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -q
+
+compare: $(INSTALLED)
+	$(RUN) load_data.py --demo
+	$(RUN) basic_finetuning.py --demo
+	$(RUN) prompt_finetuning.py --demo
+	$(RUN) lora_finetuning.py --demo --rank 4 16
+	$(RUN) frozen_finetuning.py --demo
+	$(RUN) evaluate.py --demo
+
+bench: $(INSTALLED)
+	$(RUN) -m benchmarks
