@@ -1,0 +1,199 @@
+"""Files and folders -> upright RGB pictures, or the reason why not. Worker processes import this: keep torch out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from clipcap.errors import UserError
+from clipcap.preprocessing import Preprocessing
+
+EXTENSIONS = frozenset((
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
+    ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))  # fmt: skip
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(Exception):
+    """A picture that cannot be used; the message is the reason, in a few words."""
+
+    @property
+    def reason(self) -> str:
+        return str(self)
+
+
+def find_images(paths: Sequence[str | Path] | str | Path) -> Iterator[Path]:
+    """Walk files and folders, in the order given, each folder depth first and sorted by name.
+
+    A file that is named is always yielded, in a folder only files with a picture's extension. Hidden files are skipped,
+    and what has been seen is not seen again, whatever links lead to it. A folder that cannot be opened is yielded
+    itself, so that the run reports it like any other path that cannot be read.
+
+    Raises:
+        UserError: at once, when a path does not exist.
+    """
+    roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    for root in roots:
+        if not root.exists():
+            raise UserError(f"{str(root)!r} does not exist; give image files or folders")
+    return _walk(roots)
+
+
+def _walk(roots: list[Path]) -> Iterator[Path]:
+    seen: set[str] = set()
+    for root in roots:
+        real = os.path.realpath(root)
+        if root.is_dir():
+            yield from _walk_folder(str(root), real, seen)
+        elif real not in seen:
+            seen.add(real)
+            yield root
+
+
+def _walk_folder(folder: str, real_folder: str, seen: set[str]) -> Iterator[Path]:
+    if real_folder in seen:
+        return
+    seen.add(real_folder)
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
+    except OSError:
+        yield Path(folder)
+        return
+    for entry in entries:
+        real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_folder, entry.name)
+        if entry.is_dir():
+            yield from _walk_folder(entry.path, real, seen)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and real not in seen:
+            seen.add(real)
+            yield Path(entry.path)
+
+
+def open_image(source: str | Path | Image.Image, min_side: int | None = None) -> Image.Image:
+    """A path or picture -> an upright picture in RGB: the first frame, transparent parts on white.
+
+    Args:
+        min_side: enough pixels for either side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still
+            leaves both sides this long: several times faster, and never more than twice as long as needed.
+
+    Raises:
+        UnreadableImage: whatever is wrong with the file or the picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures that it still opens
+            if isinstance(source, Image.Image):
+                return _rgb(_upright(source))
+            _expect_file(source)
+            with _open(source) as image:
+                if min_side:
+                    image.draft("RGB", (min_side, min_side))
+                return _rgb(_upright(image))
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise anything from struct.error to SyntaxError on a broken file
+        raise UnreadableImage(_reason(error)) from error
+
+
+def load_pixels(source: str | Path | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """A path or picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
+    image = open_image(source, preprocessing.min_side)
+    try:
+        return preprocessing.pixels(image)
+    except (ValueError, MemoryError) as error:
+        raise UnreadableImage(_reason(error)) from error
+
+
+def pixel_batches(
+    sources: Iterable[str | Path | Image.Image],
+    preprocessing: Preprocessing,
+    batch_size: int,
+    workers: int | None = None,
+    first_batch: int | None = None,
+) -> Iterator[list[tuple[str | Path | Image.Image, np.ndarray | UnreadableImage]]]:
+    """Decode pictures in worker processes, in order, one batch ahead of the caller; see `clipcap.workers`."""
+    from clipcap.workers import pixel_batches
+
+    return pixel_batches(sources, preprocessing, batch_size, workers, first_batch)
+
+
+def _expect_file(path: str | Path) -> None:
+    if os.path.isdir(path):
+        os.scandir(path).close()  # a folder only comes this far when it cannot be listed: let that error speak
+        raise UnreadableImage("a folder, not a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UnreadableImage("not a regular file")  # opening a pipe would wait for ever
+    if os.stat(path).st_size == 0:
+        raise UnreadableImage("empty file")
+
+
+def _open(path: str | Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            brand = file.read(12)[4:]
+        if brand not in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1"):
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise UnreadableImage("HEIC pictures need one more package: pip install pillow-heif") from None
+    register_heif_opener()
+    return Image.open(path)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # broken metadata does not spoil the picture
+        orientation = 1
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise UnreadableImage("no pixels")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit, integer and floating-point grey -> 8 bits: their whole range, not what is left after clipping."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
+    top = 65535.0 if image.mode.startswith("I;16") else float(values.max(initial=0.0))
+    scale = 255.0 / (65535.0 if top > 255 and top <= 65535 else top if top > 65535 or 0 < top <= 1 else 255.0)
+    return Image.fromarray(np.clip(values * scale, 0, 255).round().astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or a format that is not supported"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels (more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million)"
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return "truncated file" if "truncated" in text.lower() else text[:200]
