@@ -1,0 +1,192 @@
+"""Guards the CLIP encoder: the right activation, strict weights, the same embeddings as open_clip, clear refusals."""
+
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transformer import QuickGELU
+from PIL import Image
+from tiny_models import TINY_CLIP, save_tiny_clip
+
+from clipcap.encoder import ClipEncoder, registry_name, uses_quick_gelu
+from clipcap.errors import UserError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def tiny_registry(monkeypatch):
+    """open_clip's registry with every model shrunk: the real names and tags, built in no time."""
+    real = open_clip.get_model_config
+
+    def shrunk(name):
+        return {**TINY_CLIP, "quick_gelu": real(name).get("quick_gelu", False)}
+
+    monkeypatch.setattr(open_clip, "get_model_config", shrunk)
+
+
+def activations(encoder: ClipEncoder) -> set[type]:
+    kinds = (QuickGELU, torch.nn.GELU)
+    return {type(module) for module in encoder.model.modules() if isinstance(module, kinds)}
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "quick"),
+    [
+        ("ViT-B/32", "openai", True),
+        ("ViT-B-32", "openai", True),
+        ("ViT-L/14@336px", "openai", True),
+        ("RN50x4", "openai", True),
+        ("ViT-B-32:openai", None, True),
+        ("ViT-B-32-quickgelu", "openai", True),
+        ("ViT-B-32", "laion400m_e32", True),
+        ("ViT-B-32", "laion2b_s34b_b79k", False),
+        ("ViT-B/32", "laion2b_s34b_b79k", False),
+        ("ViT-L-14", "datacomp_xl_s13b_b90k", False),
+        ("ViT-H-14", "dfn5b", True),
+        ("ViT-B/32", "file", True),
+        ("ViT-B-32", "file", False),
+        ("ViT-B-32-quickgelu", "file", True),
+    ],
+)
+def test_each_name_gets_its_activation(folder, tiny_registry, monkeypatch, name, pretrained, quick):
+    """open_clip only warns when OpenAI's weights meet a model with the wrong activation."""
+    file = str(folder / "open_clip_model.safetensors")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: file)
+    encoder = ClipEncoder.load(name, file if pretrained == "file" else pretrained)
+    assert activations(encoder) == {QuickGELU if quick else torch.nn.GELU}
+
+
+def test_every_tag_agrees_with_open_clip():
+    for name, tag in open_clip.list_pretrained():
+        if open_clip.get_model_config(name):
+            wanted = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+            config = open_clip.get_model_config(name).get("quick_gelu", False)
+            assert uses_quick_gelu(name, tag) == (wanted or config)
+
+
+def test_every_openai_name_is_known():
+    from clipcap.encoder import OPENAI_NAMES
+
+    for name in OPENAI_NAMES:
+        assert open_clip.get_pretrained_cfg(registry_name(name), "openai")
+
+
+def test_embeddings_equal_open_clips(folder):
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    images = [Image.fromarray(pixels) for pixels in NOISE]
+    with torch.no_grad():
+        wanted = model.eval().encode_image(torch.stack([transform(image) for image in images]))
+        text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["a dog", "two cats"]))
+    encoder = ClipEncoder.load(str(folder))
+    torch.testing.assert_close(encoder.encode_images(images, batch_size=2), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encoder.encode_pixels(NOISE), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encoder.encode_texts(["a dog", "two cats"]), text, atol=1e-5, rtol=1e-4)
+    assert encoder.identity == {"model": str(folder.resolve()), "pretrained": None, "dim": 16}
+    assert encoder.encode_texts([]).shape == encoder.encode_images([]).shape == (0, 16)
+
+
+def test_a_long_text_is_cut_not_refused(folder):
+    assert ClipEncoder.load(folder).encode_texts(["word " * 500]).shape == (1, 16)
+
+
+def test_bf16_means_bf16_weights(folder):
+    """bf16 autocast over fp32 weights is slower than fp32 on a CPU."""
+    encoder = ClipEncoder.load(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.bfloat16}
+    embeddings, exact = encoder.encode_pixels(NOISE), ClipEncoder.load(folder).encode_pixels(NOISE)
+    assert embeddings.dtype == torch.float32
+    assert torch.cosine_similarity(embeddings, exact).min() > 0.99
+    assert encoder.encode_texts(["a dog"]).dtype == torch.float32
+
+
+def test_the_thread_count_stays_as_it_is(folder):
+    before = torch.get_num_threads()
+    ClipEncoder.load(folder).encode_pixels(NOISE)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("suffix", ["bin", "pt"])
+def test_a_folder_with_other_names(folder, tmp_path, suffix):
+    model = ClipEncoder.load(folder).model
+    torch.save(model.state_dict(), tmp_path / f"weights.{suffix}")
+    (tmp_path / "config.json").write_text((folder / "open_clip_config.json").read_text())
+    encoder = ClipEncoder.load(tmp_path)
+    torch.testing.assert_close(encoder.encode_pixels(NOISE), ClipEncoder.load(folder).encode_pixels(NOISE))
+    assert encoder.encode_texts(["a dog"]).shape == (1, 16)
+
+
+def test_openais_own_archive(folder, tiny_registry, tmp_path):
+    """What OpenAI publishes is a TorchScript archive, in fp16, with three tensors that are no weights."""
+    model = ClipEncoder.load(folder).model
+    archive = torch.nn.Module()
+    for name, parameter in model.state_dict().items():
+        *path, leaf = name.split(".")
+        owner = archive
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, torch.nn.Module())
+            owner = getattr(owner, part)
+        owner.register_buffer(leaf, parameter.half())
+    archive.register_buffer("input_resolution", torch.tensor(32))
+    torch.jit.script(archive).save(tmp_path / "ViT-B-32.pt")
+    encoder = ClipEncoder.load(tmp_path / "ViT-B-32.pt")
+    assert encoder.model_name == "ViT-B/32" and activations(encoder) == {QuickGELU}
+    torch.testing.assert_close(
+        encoder.model.visual.conv1.weight, model.visual.conv1.weight.detach(), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_weights_that_do_not_fit_are_refused(folder, tmp_path):
+    state = ClipEncoder.load(folder).model.state_dict()
+    (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
+    for broken in ({**state, "extra": torch.ones(1)}, {k: v for k, v in state.items() if k != "ln_final.weight"}):
+        torch.save(broken, tmp_path / "weights.pt")
+        with pytest.raises(UserError, match="does not hold weights"):
+            ClipEncoder.load(tmp_path)
+    (tmp_path / "weights.pt").write_bytes(b"not weights at all")
+    with pytest.raises(UserError, match="does not hold weights"):
+        ClipEncoder.load(tmp_path)
+
+
+def test_folders_that_are_not_complete(tmp_path):
+    with pytest.raises(UserError, match="open_clip_config.json"):
+        ClipEncoder.load(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"embed_dim": 3}))
+    with pytest.raises(UserError, match="weights"):
+        ClipEncoder.load(tmp_path)
+    (tmp_path / "a.safetensors").touch()
+    with pytest.raises(UserError, match="model_cfg"):
+        ClipEncoder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "told"),
+    [
+        ("ViT-B/23", "openai", "ViT-B-32"),
+        ("RN50x5", "openai", "RN50x4"),
+        ("ViT-B/32", "laion2b", "laion2b_s34b_b79k"),
+        ("ViT-B/32", None, "openai"),
+        ("nowhere/clip", None, "ViT-B/32"),
+    ],
+)
+def test_an_unknown_name_lists_near_ones(name, pretrained, told):
+    with pytest.raises(UserError, match=told):
+        ClipEncoder.load(name, pretrained)
+
+
+def test_no_network_says_which_weights(monkeypatch):
+    def offline(tag):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", offline)
+    with pytest.raises(UserError, match="'openai' of CLIP 'RN50x4'.*RN50x4:FILE") as caught:
+        ClipEncoder.load("RN50x4", "openai")
+    assert "\n" not in str(caught.value)
