@@ -41,6 +41,15 @@ def test_pins_are_exact_and_generic() -> None:
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line), line
 
 
+def test_what_is_not_python_is_packaged_too() -> None:
+    """Guards against an installed package (Colab) without the demo's weights or the report's style sheet."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["clipcap"]
+    package = ROOT / "clipcap"
+    packaged = {path for pattern in patterns for path in package.glob(pattern.replace("**", "**/*"))}
+    others = {path for path in package.rglob("*.*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert not others - packaged
+
+
 def test_conda_installs_what_make_installs() -> None:
     """Guards against environment.yml and the Makefile drifting apart."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
