@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,8 +85,8 @@ def _walk_folder(folder: str, real_folder: str, seen: set[str]) -> Iterator[Path
             yield Path(entry.path)
 
 
-def open_image(source: str | Path | Image.Image, min_side: int | None = None) -> Image.Image:
-    """A path or picture -> an upright picture in RGB: the first frame, transparent parts on white.
+def open_image(source: str | Path | bytes | Image.Image, min_side: int | None = None) -> Image.Image:
+    """A path, a file's bytes or a picture -> an upright picture in RGB: the first frame, transparent parts on white.
 
     Args:
         min_side: enough pixels for either side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still
@@ -99,7 +100,8 @@ def open_image(source: str | Path | Image.Image, min_side: int | None = None) ->
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures that it still opens
             if isinstance(source, Image.Image):
                 return _rgb(_upright(source))
-            _expect_file(source)
+            if not isinstance(source, bytes):
+                _expect_file(source)
             with _open(source) as image:
                 if min_side:
                     image.draft("RGB", (min_side, min_side))
@@ -110,8 +112,8 @@ def open_image(source: str | Path | Image.Image, min_side: int | None = None) ->
         raise UnreadableImage(_reason(error)) from error
 
 
-def load_pixels(source: str | Path | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """A path or picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
+def load_pixels(source: str | Path | bytes | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """A path, a file's bytes or a picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
     image = open_image(source, preprocessing.min_side)
     try:
         return preprocessing.pixels(image)
@@ -120,12 +122,12 @@ def load_pixels(source: str | Path | Image.Image, preprocessing: Preprocessing) 
 
 
 def pixel_batches(
-    sources: Iterable[str | Path | Image.Image],
+    sources: Iterable[str | Path | bytes | Image.Image],
     preprocessing: Preprocessing,
     batch_size: int,
     workers: int | None = None,
     first_batch: int | None = None,
-) -> Iterator[list[tuple[str | Path | Image.Image, np.ndarray | UnreadableImage]]]:
+) -> Iterator[list[tuple[str | Path | bytes | Image.Image, np.ndarray | UnreadableImage]]]:
     """Decode pictures in worker processes, in order, one batch ahead of the caller; see `clipcap.workers`."""
     from clipcap.workers import pixel_batches
 
@@ -142,12 +144,13 @@ def _expect_file(path: str | Path) -> None:
         raise UnreadableImage("empty file")
 
 
-def _open(path: str | Path) -> Image.Image:
+def _open(source: str | Path | bytes) -> Image.Image:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        return Image.open(path)
+        return Image.open(file)
     except UnidentifiedImageError:
-        with open(path, "rb") as file:
-            brand = file.read(12)[4:]
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+            brand = stream.read(12)[4:]
         if brand not in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1"):
             raise
     try:
@@ -155,7 +158,7 @@ def _open(path: str | Path) -> Image.Image:
     except ImportError:
         raise UnreadableImage("HEIC pictures need one more package: pip install pillow-heif") from None
     register_heif_opener()
-    return Image.open(path)
+    return Image.open(file)
 
 
 def _upright(image: Image.Image) -> Image.Image:
