@@ -1,0 +1,154 @@
+"""Images with captions -> a dataset on disk: captions cleaned, CLIP embeddings computed once.
+
+    python load_data.py --source instagram --output instagram_data
+    python load_data.py --source folder my_photos --output my_data
+
+An interrupted run goes on where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from clipcap.cleaning import Cleaner, Cleaning
+from clipcap.cli import arg, parse, run
+from clipcap.devices import PRECISIONS, pick_device, pick_dtype
+from clipcap.embedder import embed_shards, to_rows
+from clipcap.embeddings import EmbeddingStore, describe_clip
+from clipcap.errors import UserError
+from clipcap.examples import Example, Source, carve_splits, limit_examples
+from clipcap.shards import IMAGES_PER_SHARD, DatasetWriter, Shard, claim_folder, cut_shards
+from clipcap.sources import SOURCES, SourceArguments, open_source
+
+if TYPE_CHECKING:
+    from clipcap.encoder import ClipEncoder
+
+
+@dataclass
+class OutputArguments:
+    _argument_group_name = "the dataset and its embeddings"
+
+    output: str | None = arg(None, "folder to write, new or empty, or begun by the same command", metavar="DIR")
+    clip: str | None = arg(
+        None, "CLIP model: an open_clip or OpenAI name, or a folder (default: the source's, or ViT-B/32)"
+    )
+    pretrained: str = arg("openai", "which weights of it")
+    device: str = arg("auto", "where CLIP runs: cpu, cuda, ...")
+    precision: str = arg("auto", "of CLIP's weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
+    batch_size: int = arg(128, "images in one pass of CLIP")
+    workers: int | None = arg(None, "processes that decode images (default: one per CPU core)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    source_args, cleaning, out = parse(
+        argv,
+        *(SourceArguments, Cleaning, OutputArguments),
+        description="Turn images and captions into a dataset with CLIP embeddings.\n\nsources:\n"
+        + "\n".join(f"  {f'{name} {kind.where}':22}{kind.help}" for name, kind in SOURCES.items()),
+        example="python load_data.py --source instagram --output instagram_data",
+    )
+    if source_args.demo:
+        from clipcap.demo import DEFAULTS
+
+        source_args.source, out.output = source_args.source or ["demo"], out.output or DEFAULTS["data"]
+    if not source_args.source or not out.output:
+        raise UserError("say where the data comes from and goes: --source NAME [WHERE] --output DIR, or --demo")
+    folder = Path(out.output)
+    claim_folder(folder)  # before anything that takes long
+    source = open_source(source_args.source, source_args, out.clip)
+    examples, cleaned = select(source.examples, cleaning, source_args)
+    encoder, clip = load_clip(source, out)
+    plan = {
+        "source": source.info,
+        "clip": clip,
+        "precision": str(encoder.dtype) if encoder else None,
+        "cleaning": asdict(cleaning),
+        **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},
+        "list of images and captions": fingerprint(examples),
+    }
+    writer = DatasetWriter(folder, plan)
+    if writer.complete:
+        print(f"{folder} is complete already; nothing to do", file=sys.stderr)
+    else:
+        shards = cut_shards(examples, IMAGES_PER_SHARD)
+        embed(writer, shards, encoder, clip["dim"], out)
+        writer.finish(shards, {"source": source.info, "clip": clip, "cleaning": cleaned})
+    print(summary(EmbeddingStore.open(folder)))
+
+
+def select(examples: list[Example], cleaning: Cleaning, args: SourceArguments) -> tuple[list[Example], dict[str, int]]:
+    """Limit, clean and split -> the examples that have a caption left, and what cleaning did."""
+    clean = Cleaner(cleaning)
+    kept = []
+    for example in limit_examples(examples, args.limit):
+        captions = [clean(caption, example.image_id) for caption in example.captions]
+        if captions := tuple(caption for caption in captions if caption is not None):
+            kept.append(replace(example, captions=captions))
+    if not kept:
+        raise UserError(
+            f"no image of --source {' '.join(args.source)} has a caption left after cleaning ({clean.counts})"
+        )
+    return carve_splits(kept, {"validation": args.val_fraction, "test": args.test_fraction}, args.seed), clean.counts
+
+
+def load_clip(source: Source, out: OutputArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
+    """The CLIP that embeds the images, or None where the embeddings come along; and its identity."""
+    for name in ("batch_size", "workers"):
+        if (value := getattr(out, name)) is not None and value < (name == "batch_size"):
+            raise UserError(f"--{name.replace('_', '-')} is {value}; give a positive number")
+    given = source.examples[0].clip_embedding
+    if given is not None:
+        return None, {"model": source.clip, "pretrained": out.pretrained, "dim": len(given)}
+    from clipcap.encoder import ClipEncoder
+
+    device = pick_device(out.device)
+    name = out.clip or source.clip or "ViT-B/32"
+    encoder = ClipEncoder.load(name, out.pretrained, device, pick_dtype(out.precision, device))
+    return encoder, encoder.identity
+
+
+def embed(
+    writer: DatasetWriter, shards: list[Shard], encoder: ClipEncoder | None, width: int, out: OutputArguments
+) -> None:
+    """Fill the shards that an earlier run has not written, with a progress bar."""
+    missing = writer.missing(shards)
+    total, left = (sum(len(shard.examples) for shard in part) for part in (shards, missing))
+    started = time.perf_counter()
+    with tqdm(total=total, initial=total - left, unit="image", desc="embedding", smoothing=0.1) as bar:
+        for shard, embedded in embed_shards(missing, encoder, out.batch_size, out.workers, bar.update):
+            writer.write(shard, *to_rows(shard, embedded, width))
+    seconds = time.perf_counter() - started
+    print(f"{left} images in {seconds:.1f} s, {left / seconds:.1f} images/s", file=sys.stderr)
+
+
+def fingerprint(examples: list[Example]) -> str:
+    listed = sha256()
+    for example in examples:
+        listed.update(json.dumps([example.image_id, example.captions, example.split]).encode())
+    return listed.hexdigest()[:16]
+
+
+def summary(store: EmbeddingStore) -> str:
+    info = store.info
+    lines = [
+        f"{store.path}: {', '.join(f'{split} {rows}' for split, rows in info['splits'].items())} captions",
+        f"CLIP: {describe_clip(*store.clip.values())}",
+        f"cleaning: {', '.join(f'{step} {count}' for step, count in info['cleaning'].items()) or 'none'}",
+        f"images that could not be read: {info['skipped']}",
+    ]
+    if info["skipped"]:
+        lines[-1] += f", listed in {store.path / 'skipped.jsonl'}"
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)
