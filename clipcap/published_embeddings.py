@@ -90,12 +90,21 @@ class _Unpickler(pickle.Unpickler):
 
         allowed = {
             ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch.storage", "_load_from_bytes"): lambda data: torch.load(io.BytesIO(data), weights_only=True),
+            ("torch.storage", "_load_from_bytes"): _load_storage,  # torch's own would run code
             ("collections", "OrderedDict"): dict,
         }
         if (module, name) not in allowed:
             raise _HoldsCode(f"{module}.{name}")
         return allowed[module, name]
+
+
+def _load_storage(data: bytes) -> Any:
+    import torch
+
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True)
+    except pickle.UnpicklingError:
+        raise _HoldsCode("inside a tensor") from None
 
 
 def _parts(content: Any, file: Path) -> tuple[Any, list]:
@@ -119,7 +128,7 @@ def _parts(content: Any, file: Path) -> tuple[Any, list]:
 
 def _guess(file: Path, width: int) -> str:
     """ClipCap names its files `oscar_split_ViT-B_32_train.pkl`: the model's name with "/" as "_"."""
-    spelled = file.name.replace("_", "-").lower()
+    spelled = file.name.replace("_", "-").replace("@", "-").lower()
     named = next((name for name in WIDTHS if name.replace("/", "-").replace("@", "-").lower() in spelled), None)
     model = named or USUAL.get(width)
     if not model:

@@ -48,8 +48,9 @@ def open_source(words: Sequence[str], options: SourceArguments | None = None, cl
     if name not in SOURCES:
         raise UserError(f"unknown source {name!r}; choose one of {', '.join(SOURCES)}")
     kind = SOURCES[name]
-    if len(where) > 1 or (where and not kind.where) or (not where and kind.where.isupper()):
-        raise UserError(f"--source {name} was given {len(where)} further word(s); write --source {name} {kind.where}")
+    needed, possible = bool(kind.where) and not kind.where.startswith("["), bool(kind.where)
+    if not needed <= len(where) <= possible:
+        raise UserError(f"--source {' '.join(words)} cannot be read; write --source {f'{name} {kind.where}'.strip()}")
     return kind.open(where[0] if where else None, options or SourceArguments(), clip)
 
 
@@ -81,7 +82,7 @@ def demo(*_: Any) -> Source:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a source is opened. `where` is what the user writes after its name: capitals are required."""
+    """How a source is opened. `where` is what the user writes after its name; in brackets it may be left out."""
 
     open: Callable[..., Source]
     where: str

@@ -1,0 +1,69 @@
+"""Caption cleaning: every step does its work, is counted, and leaves emoji alone."""
+
+from dataclasses import replace
+
+import pytest
+
+from clipcap.cleaning import Cleaner, Cleaning
+from clipcap.errors import UserError
+
+OFF = Cleaning(unescape_html=False, strip_links=False, trim=False, drop_empty=False, drop_duplicates="none")
+EMOJI = "👨‍👩‍👧‍👦 👍🏽 🇫🇷 1️⃣ #️⃣ *️⃣ ❤️‍🔥 ☺️ 🏴󠁧󠁢󠁳󠁣󠁴󠁿"
+
+
+@pytest.mark.parametrize(
+    ("options", "caption", "cleaned"),
+    [
+        ({"trim": True}, " \n a  b\t ", "a  b"),
+        ({"trim": True}, "\u200b\ufeffhi\u2063", "hi"),
+        ({"trim": True}, "love ☺️", "love ☺️"),
+        ({"unescape_html": True}, "fish &amp; chips &lt;3 &#128293;", "fish & chips <3 🔥"),
+        ({"strip_links": True}, "new video https://youtu.be/x?a=1&b=2🔥 go", "new video🔥 go"),
+        ({"strip_links": True}, "see http://a.b/c. (www.d.com) now", "see. () now"),
+        ({"strip_links": True}, "awww.so cute, KylieSkin.com 5/22", "awww.so cute, KylieSkin.com 5/22"),
+        ({"mentions": "replace"}, "with @a.b_c, me@home.org and (@d)!", "with @user, me@home.org and (@user)!"),
+        ({"mentions": "drop"}, "with @a.b. and 💛@c 💚", "with. and 💛 💚"),
+        ({"mentions": "drop"}, "top @me1️⃣", "top1️⃣"),
+        ({"max_hashtags": 1}, "#one two #three #four❤️ five", "#one two❤️ five"),
+        ({"max_hashtags": 0}, "we're #1 #été #नमस्ते #love1️⃣ a#b &#39;", "we're #11️⃣ a#b &#39;"),
+    ],
+)
+def test_a_step_does_its_work_and_is_counted_once(options: dict, caption: str, cleaned: str) -> None:
+    """Guards against steps that eat punctuation, e-mail addresses, entities or the emoji next to what they remove."""
+    cleaner = Cleaner(replace(OFF, **options))
+    assert cleaner(caption, "image") == cleaned
+    assert cleaner.counts == {next(iter(options)): int(cleaned != caption)}
+
+
+@pytest.mark.parametrize("mentions", ["keep", "replace", "drop"])
+def test_emoji_stay(mentions: str) -> None:
+    """Guards against broken families, skin tones, flags and keycaps (whose "#" and digits are plain characters)."""
+    assert Cleaner(Cleaning(mentions=mentions, max_hashtags=0))(EMOJI, "image") == EMOJI
+
+
+def test_everything_can_be_switched_off() -> None:
+    """Guards against a step that runs although it was switched off."""
+    cleaner = Cleaner(OFF)
+    for caption in (" &amp; https://a.b @c #d ", " &amp; https://a.b @c #d ", ""):
+        assert cleaner(caption, "image") == caption
+    assert cleaner.counts == {}
+
+
+def test_empty_captions_are_left_out_and_counted() -> None:
+    """Guards against captions that are empty only after the other steps, or look empty and are not."""
+    cleaner = Cleaner(Cleaning(mentions="drop"))
+    assert [cleaner(caption, "image") for caption in ("", " @a ", "\u200b", "🔥")] == [None, None, None, "🔥"]
+    assert cleaner.counts["drop_empty"] == 3
+
+
+@pytest.mark.parametrize(("mode", "dropped"), [("image", 1), ("caption", 2), ("none", 0)])
+def test_exact_duplicates(mode: str, dropped: int) -> None:
+    """Guards against losing "❤" of a second image, unless that is asked for."""
+    cleaner = Cleaner(Cleaning(drop_duplicates=mode))
+    kept = [cleaner(*pair) for pair in (("❤", "a"), ("❤ ", "a"), ("❤", "b"), ("x", "b"))]
+    assert kept.count(None) == dropped == cleaner.counts.get("drop_duplicates", 0)
+
+
+def test_a_negative_number_of_hashtags_is_refused() -> None:
+    with pytest.raises(UserError, match="--max-hashtags"):
+        Cleaning(max_hashtags=-1)
