@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test compare bench
+.PHONY: help setup demo test compare bench readme
 .DELETE_ON_ERROR:
 
 help:
@@ -45,7 +45,10 @@ compare: $(INSTALLED)
 	$(RUN) prompt_finetuning.py --demo
 	$(RUN) lora_finetuning.py --demo --rank 4 16
 	$(RUN) frozen_finetuning.py --demo
-	$(RUN) evaluate.py --demo
+	$(RUN) evaluate.py --demo runs/demo/*/*_weights.pt --output runs/demo/report
 
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks
+
+readme: $(INSTALLED)
+	$(RUN) docs/fill_readme.py

@@ -1,0 +1,120 @@
+"""What the notebooks show: pictures with captions side by side, and the blind rating of the published study."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcap.page import escape, picture_uri
+from clipcap.ratings import summary
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+    from ipywidgets import FileUpload, VBox
+    from PIL.Image import Image
+
+RATINGS = range(6)  # 0 does not suit the picture at all, 5 suits it perfectly
+
+
+def sample_images(count: int = 4) -> list[Image]:
+    """Pictures that come with the project: drawn scenes that its demo weights were never trained on."""
+    from clipcap.demo.scenes import scenes
+
+    return [scene.draw() for scene in scenes("test", count)]
+
+
+def uploaded_images(upload: FileUpload) -> list[Image]:
+    """The pictures that were chosen in an ipywidgets `FileUpload`, version 7 (a dict) or 8 (a tuple), upright."""
+    from PIL import Image, ImageOps
+
+    files = upload.value.values() if isinstance(upload.value, dict) else upload.value
+    return [ImageOps.exif_transpose(Image.open(io.BytesIO(bytes(file["content"])))) for file in files]
+
+
+def side_by_side(images: Sequence[str | Path | Image], captions: Mapping[str, Sequence[str | Sequence[str]]]) -> HTML:
+    """Pictures in a row each, with what every model says: name -> a caption, or several, per picture."""
+    from IPython.display import HTML
+
+    rows = ""
+    for number, image in enumerate(images):
+        told = "".join(
+            f"<p><small>{escape(name)}</small><br>{_lines(said[number])}</p>" for name, said in captions.items()
+        )
+        picture = f'<img src="{picture_uri(image, longest=200)}" alt="picture {number + 1}">'
+        rows += f'<tr><td>{picture}</td><td style="text-align: left; vertical-align: top">{told}</td></tr>'
+    return HTML(f"<table>{rows}</table>")
+
+
+def _lines(said: str | Sequence[str]) -> str:
+    return "<br>".join(map(escape, [said] if isinstance(said, str) else said))
+
+
+class BlindRating:
+    """One picture at a time with every model's caption, shuffled and without names, to be rated 0 to 5.
+
+    `widget` is what a notebook shows; `ratings` holds, for each picture, model -> rating; `table()` sums it up.
+    """
+
+    def __init__(
+        self, images: Sequence[str | Path | Image], captions: Mapping[str, Sequence[str]], seed: int = 0
+    ) -> None:
+        import ipywidgets
+
+        self.images, self.captions, self.seed = images, captions, seed
+        self.ratings: list[dict[str, int]] = [{} for _ in images]
+        self.number = 0
+        self.widget: VBox = ipywidgets.VBox()
+        self._show()
+
+    def _show(self) -> None:
+        """Fill the widget with the current picture, its captions in an order of their own, and two buttons."""
+        import ipywidgets
+
+        heading = ipywidgets.HTML(
+            f"Picture {self.number + 1} of {len(self.images)}: how well does each caption suit it as a post?<br>"
+            f'<img src="{picture_uri(self.images[self.number])}" alt="">'
+        )
+        names = random.Random(f"{self.seed} {self.number}").sample(list(self.captions), len(self.captions))
+        back, on = (ipywidgets.Button(description=text) for text in ("Previous", "Next"))
+        back.disabled, on.disabled = self.number == 0, self.number + 1 == len(self.images)
+        back.on_click(lambda _: self._turn(-1))
+        on.on_click(lambda _: self._turn(1))
+        scales = [part for name in names for part in self._scale(name)]
+        self.widget.children = [heading, *scales, ipywidgets.HBox([back, on])]
+
+    def _scale(self, name: str) -> list:
+        """A caption and its six buttons; the first of them, a dash, stands for no rating yet."""
+        import ipywidgets
+
+        given = self.ratings[self.number]
+        choices = [("–", None), *((str(rating), rating) for rating in RATINGS)]
+        scale = ipywidgets.ToggleButtons(options=choices, value=given.get(name), style={"button_width": "auto"})
+
+        def rate(change: dict) -> None:
+            given.pop(name, None)
+            if change["new"] is not None:
+                given[name] = change["new"]
+
+        scale.observe(rate, "value")
+        return [ipywidgets.HTML(escape(self.captions[name][self.number])), scale]
+
+    def _turn(self, step: int) -> None:
+        self.number += step
+        self._show()
+
+    def table(self) -> HTML:
+        """Mean rating of each model, best first, with its 95% interval over pictures."""
+        from IPython.display import HTML
+
+        rated = {name: [[given[name]] for given in self.ratings if name in given] for name in self.captions}
+        sums = {name: summary(values) for name, values in rated.items() if values}
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{found['mean']:.2f}</td>"
+            f"<td>{found['low']:.2f} to {found['high']:.2f}</td><td>{len(rated[name])}</td></tr>"
+            for name, found in sorted(sums.items(), key=lambda item: -item[1]["mean"])
+        )
+        heads = "<tr><th>model</th><th>mean rating</th><th>95% interval</th><th>pictures rated</th></tr>"
+        return HTML(f"<table>{heads}{rows}</table>" if rows else "<p>Nothing is rated yet.</p>")

@@ -1,0 +1,67 @@
+"""Put what the project itself wrote into the README: the captioned pictures, and the table of `make compare`.
+
+    python docs/fill_readme.py
+
+Reads the weights and the report that `make compare` leaves in runs/demo/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipcap.cli import run
+from clipcap.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPARED = Path("runs/demo")
+SHOWN = 3  # the first of the held-out pictures, whatever is said about them
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    text = fill(text, "pictures", pictures(COMPARED / "base" / "base_weights.pt", ROOT / "docs"))
+    text = fill(text, "results", table(COMPARED / "report" / "report.md"))
+    readme.write_text(text, encoding="utf-8")
+
+
+def fill(text: str, section: str, content: str) -> str:
+    """Replace what stands between `<!-- section -->` and `<!-- end of section -->`."""
+    start, end = f"<!-- {section} -->", f"<!-- end of {section} -->"
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise UserError(f"the README has no section between {start} and {end}: put the two lines where it belongs")
+    return f"{before}{start}\n\n{content.strip()}\n\n{end}{after}"
+
+
+def table(report: Path) -> str:
+    if not report.is_file():
+        raise UserError(f"there is no {report}: run `make compare` first")
+    return report.read_text(encoding="utf-8")
+
+
+def pictures(weights: Path, folder: Path) -> str:
+    """Held-out pictures as PNGs, in a row, each with what was said before and after fine-tuning beneath."""
+    from clipcap import Captioner
+    from clipcap.demo.scenes import scenes
+    from clipcap.page import escape
+
+    held_out = list(scenes("test", SHOWN))
+    images = [scene.draw() for scene in held_out]
+    before, after = (Captioner.load(name)(images) for name in ("demo", weights))
+    for number, image in enumerate(images, 1):
+        image.quantize(128).save(folder / f"captioned_{number}.png", optimize=True)
+    shown = [
+        f'<img src="docs/captioned_{number}.png" width="224" alt="{scene.literal}">'
+        for number, scene in enumerate(held_out, 1)
+    ]
+    before = [f"before: {escape(caption)}" for caption in before]
+    after = [f"<b>{escape(caption)}</b>" for caption in after]
+    rows = ["".join(f'<td align="center">{cell}</td>' for cell in cells) for cells in (shown, before, after)]
+    return "\n".join(["<table>", *(f"<tr>{row}</tr>" for row in rows), "</table>"])
+
+
+if __name__ == "__main__":
+    run(main)
