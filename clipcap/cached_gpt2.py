@@ -1,7 +1,7 @@
 """GPT-2 for decoding: a preallocated key-value cache that several continuations of one image share.
 
-The K continuations of an image (beams, samples) write their keys and values side by side into one cache, and a mask says
-which of them each continuation descends from. Reordering beams then moves rows of the mask and never the cache.
+The K continuations of an image (beams, samples) write their keys and values side by side into one cache, and a mask
+says which of them each continuation descends from. Reordering beams then moves rows of the mask, never the cache.
 
 Shapes: B images, K continuations of each, L cached positions, S prefix and prompt, H heads, D width, V vocabulary.
 """

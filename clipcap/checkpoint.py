@@ -102,8 +102,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
     Args:
         path: a file, or a name known to `clipcap.published` ("coco", "conceptual", "coco-transformer", ...).
         device: where to put the model.
-        overrides: any field of ClipCapConfig; `heads` of GPT-2 and LoRA's `alpha` for published files, which do not tell
-            them; `base`, the weights that LoRA weights were trained on.
+        overrides: any field of ClipCapConfig; `heads` of GPT-2 and LoRA's `alpha` for published files, which do not
+            tell them; `base`, the weights that LoRA weights were trained on.
 
     Raises:
         UserError: the file cannot be read, or is not a complete model and nothing else.

@@ -40,7 +40,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         shown = action.default not in (None, argparse.SUPPRESS, False, "") and not isinstance(action.default, list)
-        return f"{action.help} (default: %(default)s)" if shown and "default" not in (action.help or "") else action.help
+        return (
+            f"{action.help} (default: %(default)s)" if shown and "default" not in (action.help or "") else action.help
+        )
 
 
 def parse(
@@ -50,9 +52,10 @@ def parse(
     example: str,
     positional: tuple[str, dict] | None = None,
 ) -> tuple:
-    """Command line -> one instance per dataclass, then (with `positional`) a namespace holding the positional arguments.
+    """Command line -> one instance per dataclass, then (with `positional`) a namespace with the positional arguments.
 
-    Each dataclass becomes a group of the help, titled by its `_argument_group_name`.
+    Each dataclass becomes a group of the help, titled by its `_argument_group_name`. `--demo`, where a script has it,
+    replaces the defaults by those of the demo world.
 
     Raises:
         SystemExit: with status 2 when the command line cannot be read, as argparse does.
@@ -60,10 +63,19 @@ def parse(
     from transformers import HfArgumentParser
 
     parser = HfArgumentParser(
-        list(dataclasses), description=description, epilog=f"example:\n  {example}", formatter_class=_HelpFormatter
+        list(dataclasses),
+        usage=f"%(prog)s {f'[{positional[0]} ...] ' if positional else ''}[options]",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=_HelpFormatter,
     )
     if positional:
         parser.add_argument(positional[0], **positional[1])
+    if "--demo" in (sys.argv[1:] if argv is None else argv):
+        from clipcap.demo import DEFAULTS
+
+        known = {action.dest for action in parser._actions}
+        parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in known})
     return parser.parse_args_into_dataclasses(args=list(argv) if argv is not None else None, look_for_args_file=False)
 
 

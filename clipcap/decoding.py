@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,8 @@ class Decoding:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.min_tokens >= self.max_tokens:
             raise UserError(f"min_tokens ({self.min_tokens}) must be below max_tokens ({self.max_tokens})")
+        if self.seed is not None and self.seed < 0:
+            raise UserError(f"seed must be 0 or more, not {self.seed}")
         if not self.temperature > 0:
             raise UserError(f"temperature must be above 0, not {self.temperature}; for no randomness use greedy")
         if not 0 < self.top_p <= 1:
@@ -133,8 +136,8 @@ def decode(
 class Finished:
     """Which images are still being decoded, so that the others leave the batch.
 
-    Leaving copies the cache, so a few finished images stay until they are a quarter of the batch. A CUDA device is asked
-    only every 16 tokens, since the question waits for it.
+    Leaving copies the cache, so a few finished images stay until they are a quarter of the batch. A CUDA device is
+    asked only every 16 tokens, since the question waits for it.
     """
 
     def __init__(self, session: Session, batch: int, device: torch.device) -> None:
@@ -249,14 +252,11 @@ def _uniforms(streams: Tensor, seed: int | None, width: int, steps: int) -> Tens
 
     Signs, because the last bits of an embedding change with the batch in which CLIP computed it.
     """
+    shape = (width, steps, UNIFORMS)
     rows = []
     for signs in (streams > 0).cpu().numpy():
-        generator = torch.Generator()
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed((seed << 32) + zlib.crc32(signs.tobytes()))
-        rows.append(torch.rand(width, steps, UNIFORMS, generator=generator))
+        random = np.random.default_rng(None if seed is None else (seed, zlib.crc32(signs.tobytes())))
+        rows.append(torch.from_numpy(random.random(shape, dtype=np.float32)))
     return torch.stack(rows)
 
 

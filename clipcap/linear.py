@@ -1,12 +1,13 @@
 """Linear layers prepared for inference.
 
-On a CPU with bf16 weights, oneDNN multiplies faster from weights that it has packed beforehand, with the activation fused.
-PyTorch exposes that only by private operators, so where they are missing the public ones serve.
+On a CPU with bf16 weights, oneDNN multiplies faster from weights that it has packed beforehand, with the activation
+fused. PyTorch exposes that only by private operators, so where they are missing the public ones serve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ def prepare_linear(
         activation: applied to the result.
         packed: whether packed weights may be used where they help.
     """
-    weight = layer.weight.detach() if isinstance(layer, nn.Linear) else layer.weight.detach().t()  # (out, in)
-    bias = None if layer.bias is None else layer.bias.detach()
+    weight, bias = merged_weight(layer), None if layer.bias is None else layer.bias.detach()
+    weight = weight if isinstance(getattr(layer, "base_layer", layer), nn.Linear) else weight.t()  # (out, in)
     if isinstance(activation, NewGELUActivation):
         activation = nn.GELU(approximate="tanh")  # the same function in one kernel
     if packed and can_pack(weight):
@@ -35,20 +36,33 @@ def prepare_linear(
     return lambda x: activation(F.linear(x, weight, bias))
 
 
+def merged_weight(layer: nn.Module) -> Tensor:
+    """The weight of a layer, with what peft's LoRA adapters on it add."""
+    weight = getattr(layer, "base_layer", layer).weight.detach()
+    for adapter in getattr(layer, "active_adapters", ()):
+        weight = weight + layer.get_delta_weight(adapter).detach()
+    return weight
+
+
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN's packed operators exist here and are made for this weight."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    """Whether oneDNN's packed operators work here and are made for this weight."""
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _packing_works()
+
+
+@cache
+def _packing_works() -> bool:
+    """Private operators may be missing or changed in another release: try them on something small."""
+    x, weight = torch.randn(2, 16).bfloat16(), torch.randn(16, 16).bfloat16()
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        product = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(product.float(), F.linear(x, weight).float(), atol=0.1)
 
 
 def _packed(weight: Tensor, bias: Tensor | None, activation: nn.Module | None) -> Callable[[Tensor], Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous().to_mkldnn())
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     fused = isinstance(activation, nn.GELU)
     name, algorithm = ("gelu", activation.approximate) if fused else ("none", "")
 

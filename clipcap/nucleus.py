@@ -1,12 +1,12 @@
 """Exact nucleus sampling (Holtzman et al., 2019, https://arxiv.org/abs/1904.09751) without sorting the vocabulary.
 
-The nucleus of a row is the smallest set of most probable tokens whose mass reaches `top_p`. Sorting 50,257 probabilities to
-find it costs more than the rest of a decoding step, so that is the last resort:
+The nucleus of a row is the smallest set of most probable tokens whose mass reaches `top_p`. Sorting 50,257
+probabilities to find it costs more than the rest of a decoding step, so that is the last resort:
 
-- on a CPU, the 64 best tokens mostly hold the nucleus. Where they do not, a token drawn from the whole distribution is
-  accepted when the mass of the more probable tokens stays under `top_p`, which is to say when it is in the nucleus.
-- on other devices, where branching would wait for the device, the smallest probability inside is found by bisection over
-  the bit patterns of floats, which are ordered as the floats are.
+- on a CPU, the 64 best tokens mostly hold the nucleus. Where they do not, a token drawn from the whole distribution
+  is accepted when the mass of the more probable tokens stays under `top_p`, that is, when it is in the nucleus.
+- on other devices, where branching would wait for the device, the smallest probability inside is found by bisection
+  over the bit patterns of floats, which are ordered as the floats are.
 
 Shapes: R rows, V vocabulary.
 """
@@ -47,7 +47,7 @@ def sample_nucleus(logits: Tensor, uniforms: Tensor, temperature: float, top_p: 
 
 
 def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Index drawn in proportion to unnormalised weights (R, V): the first whose cumulated weight passes uniform * sum."""
+    """Index drawn in proportion to unnormalised weights (R, V)."""
     cumulated = weights.cumsum(-1)
     # In floating point uniform * sum can round up to the sum itself; the draw must still stand on a weight above zero.
     target = (uniform[:, None] * cumulated[:, -1:]).minimum(cumulated[:, -1:] * (1 - 2**-23))

@@ -1,0 +1,43 @@
+"""Full fine-tuning: the mapping network and all of GPT-2 learn to caption the way people caption their own photos.
+
+    python basic_finetuning.py --data instagram_data --init coco --output-dir runs/base
+
+Writes base_weights.pt (best validation loss), loss.png, metrics.jsonl and captions of validation images.
+Without --init it starts from plain GPT-2 and a fresh mapping network; --freeze-language-model then trains the mapping
+network alone, as ClipCap's transformer variant does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipcap.cli import arg, parse, run
+from clipcap.experiment import DataArguments, Experiment, ModelArguments
+from clipcap.training import LoopArguments
+
+
+@dataclass
+class StrategyArguments:
+    """What trains."""
+
+    _argument_group_name = "full fine-tuning"
+
+    freeze_language_model: bool = arg(False, "train the mapping network alone")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    strategy_args, data_args, model_args, loop_args = parse(
+        argv,
+        *(StrategyArguments, DataArguments, ModelArguments, LoopArguments),
+        description="Full fine-tuning of ClipCap on captions people wrote.",
+        example="python basic_finetuning.py --data instagram_data --init coco --output-dir runs/base",
+    )
+    experiment = Experiment.prepare("base", data_args, model_args, loop_args)
+    mapping_alone = strategy_args.freeze_language_model
+    experiment.model.train_only(lambda name: name.startswith("clip_project.") or not mapping_alone)
+    experiment.train("mapping" if mapping_alone else "full", "base_weights.pt")
+
+
+if __name__ == "__main__":
+    run(main)

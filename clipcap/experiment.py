@@ -1,0 +1,223 @@
+"""What the four fine-tuning scripts share: their arguments, the model they start from, the data they train on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcap.cli import arg
+from clipcap.errors import UserError
+from clipcap.training import LoopArguments, Trainer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from clipcap.embeddings import EmbeddingStore
+    from clipcap.model import ClipCap
+
+
+@dataclass
+class DataArguments:
+    """Which captions to learn."""
+
+    _argument_group_name = "data"
+
+    data: str | None = arg(None, "dataset folder that load_data.py wrote", metavar="DIR")
+    max_tokens: int = arg(67, "longer captions are cut")
+    limit_train: int | None = arg(None, "use only the first N training captions")
+    demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from."""
+
+    _argument_group_name = "model"
+
+    init: str | None = arg(
+        None, "weights to start from: a file, or coco, conceptual, coco-transformer, ...", metavar="WEIGHTS"
+    )
+    language_model: str | None = arg(
+        None, "without --init: a GPT-2 by hub name or folder (default: gpt2)", metavar="NAME"
+    )
+    mapping: str | None = arg(
+        None, "without --init: the mapping network (default: mlp)", choices=["mlp", "transformer"]
+    )
+    prefix_length: int | None = arg(None, "without --init: prefix tokens (default: 10)")
+    clip_length: int | None = arg(None, "without --init: CLIP tokens of the transformer (default: 10)")
+    normalize: bool = arg(False, "without --init: divide CLIP embeddings by their L2 norm")
+
+
+@dataclass
+class Experiment:
+    """A model and the data to fine-tune it on."""
+
+    model: ClipCap
+    tokenizer: Tokenizer
+    store: EmbeddingStore
+    data_args: DataArguments
+    model_args: ModelArguments
+    loop_args: LoopArguments
+
+    @classmethod
+    def prepare(
+        cls, strategy: str, data_args: DataArguments, model_args: ModelArguments, loop_args: LoopArguments
+    ) -> Experiment:
+        """Open the data, load or build the model, and make sure that the output can be written."""
+        from clipcap.embeddings import EmbeddingStore, check_clip
+        from clipcap.tokenizer import end_of_text, load_tokenizer, tokenizer_from_json
+
+        loop_args.check()
+        if data_args.data is None:
+            raise UserError("no data given: say --data FOLDER, a dataset written by load_data.py, or --demo")
+        if data_args.max_tokens < 2:
+            raise UserError(f"--max-tokens must be at least 2, not {data_args.max_tokens}")
+        loop_args.output_dir = loop_args.output_dir or f"runs/{'demo/' if data_args.demo else ''}{strategy}"
+        make_folder(loop_args.output_dir)
+        store = EmbeddingStore.open(data_args.data)
+        model = start_model(model_args, store)
+        check_clip(store, model.config)
+        written = model.config.tokenizer
+        tokenizer = tokenizer_from_json(written) if written else load_tokenizer(model.config.language_model)
+        model.config.tokenizer = tokenizer.to_str()
+        model.config.stop_token = end_of_text(tokenizer)
+        room = model.gpt.config.n_positions - model.config.prefix_length
+        if data_args.max_tokens > room:
+            raise UserError(
+                f"--max-tokens {data_args.max_tokens} is more than this GPT-2 has room for after the prefix: {room}"
+            )
+        return cls(model, tokenizer, store, data_args, model_args, loop_args)
+
+    def datasets(self, prompts: Callable[[str], list[list[int]]] | None = None) -> tuple:
+        """The training and validation data; `prompts` gives the prompt of every row of a split."""
+        from clipcap.data import CaptionDataset, encode_captions
+
+        data = []
+        for split, limit in (("train", self.data_args.limit_train), ("validation", None)):
+            captions = encode_captions(self.tokenizer, self.store.captions(split), self.data_args.max_tokens)
+            rows = range(min(len(captions), limit or len(captions)))
+            data.append(CaptionDataset(self.store.embeddings(split), captions, prompts and prompts(split), rows))
+        return tuple(data)
+
+    def train(self, strategy: str, weights: str, prompts: Callable | None = None, **options) -> Path:
+        """Print what trains, train it, and return the file of the best weights."""
+        print(describe(self.model), file=sys.stderr)
+        train, validation = self.datasets(prompts)
+        arguments = asdict(self.data_args) | asdict(self.model_args) | asdict(self.loop_args)
+        record = {
+            "data": {"path": str(self.data_args.data), "identity": self.store.identity, "rows": len(train)},
+            "arguments": arguments,
+        }
+        references = [
+            {"image": image, "reference": caption}
+            for image, caption, _ in zip(
+                self.store.split("validation")["image_id"], self.store.captions("validation"), range(8), strict=False
+            )
+        ]
+        trainer = Trainer(
+            self.model, train, validation, self.loop_args, strategy, weights, record, references=references, **options
+        )
+        path = trainer.run()
+        print(path)
+        return path
+
+
+def make_folder(folder: str) -> None:
+    """Create the output folder and make sure that files can be written there, before hours of work."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe = Path(folder) / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the output folder {folder} cannot be written ({error.strerror}): choose another") from None
+
+
+def start_model(args: ModelArguments, store: EmbeddingStore) -> ClipCap:
+    """The weights of `--init`, or plain GPT-2 with a fresh mapping network for the CLIP that the data was made with."""
+    from clipcap.checkpoint import load_checkpoint
+    from clipcap.model import ClipCap, ClipCapConfig
+
+    fresh = ("language_model", "mapping", "prefix_length", "clip_length")
+    if args.init:
+        clashing = [name for name in fresh if getattr(args, name) is not None] + ["normalize"] * args.normalize
+        if clashing:
+            raise UserError(
+                f"--{clashing[0].replace('_', '-')} is for a fresh mapping network, and --init {args.init} brings its "
+                "own: leave one of the two out"
+            )
+        model = load_checkpoint(args.init)
+        model.literal_captioner = model.config.prompt = None
+        return model
+    language_model = args.language_model or "gpt2"
+    gpt = load_language_model(language_model)
+    chosen = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
+    config = ClipCapConfig(
+        clip_model=store.clip["model"],
+        clip_pretrained=store.clip["pretrained"],
+        clip_dim=store.clip["dim"],
+        normalize=args.normalize,
+        language_model=language_model,
+        gpt2=plain_gpt2_config(gpt.config),
+        **chosen,
+    )
+    model = ClipCap(config)
+    model.gpt.load_state_dict(gpt.state_dict())
+    return model
+
+
+GPT2_FIELDS = (
+    *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+)
+
+
+def plain_gpt2_config(config) -> dict:
+    """The fields of a GPT2Config that make the network, as plain values."""
+    return json.loads(json.dumps({name: getattr(config, name) for name in GPT2_FIELDS}))
+
+
+def load_language_model(name: str):
+    """A GPT-2 family model by hub name (`gpt2`, `distilgpt2`, `gpt2-medium`, ...), folder, or "demo", in float32."""
+    import torch
+    from transformers import AutoConfig, GPT2LMHeadModel
+
+    from clipcap.published import local_files
+
+    source = local_files(name, "gpt2")
+    try:
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind != "gpt2":
+            raise UserError(f"{name!r} is a {kind} model; the decoder is for the GPT-2 family (gpt2, distilgpt2, ...)")
+        return GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the language model {name!r} could not be loaded ({reason}); give a GPT-2 family model by hub name, or a "
+            "folder that save_pretrained wrote"
+        ) from None
+
+
+def describe(model: ClipCap) -> str:
+    """Trained and total parameters, and which parts of the model they are."""
+    parts: dict[str, int] = {}
+    total = trained = 0
+    for name, parameter in model.named_parameters():
+        if name.startswith("literal_captioner."):
+            continue
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trained += parameter.numel()
+            part = "mapping network" if name.startswith("clip_project.") else ".".join(name.split(".")[:3])
+            parts[part] = parts.get(part, 0) + parameter.numel()
+    if len(parts) > 12:
+        parts = {"GPT-2": sum(n for part, n in parts.items() if part != "mapping network")} | (
+            {"mapping network": parts["mapping network"]} if "mapping network" in parts else {}
+        )
+    shown = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+    return f"training {trained:,} of {total:,} parameters ({trained / total:.1%}): {shown}"

@@ -1,0 +1,110 @@
+"""From captions to batches: nothing is lost, nothing is padded into the loss, and the order can be repeated."""
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from clipcap.data import IGNORED, BucketSampler, CaptionDataset, collate, encode_captions, in_order
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Byte-level, one token per byte, so that an emoji takes four."""
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(sorted(letters))}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens(["<|endoftext|>"])
+    return made
+
+
+def test_captions_end_with_end_of_text(tokenizer):
+    """Published captions carry no end token: the model never learns to stop."""
+    short, exact, long = encode_captions(tokenizer, ["hi!", "abcdefg", "abcdefgh"], max_tokens=8)
+    end = tokenizer.token_to_id("<|endoftext|>")
+    assert short[-1] == exact[-1] == end and len(exact) == 8
+    assert len(long) == 8 and end not in long
+
+
+def test_long_captions_are_cut_between_characters(tokenizer):
+    from tokenizers import decoders
+
+    tokenizer.decoder = decoders.ByteLevel()
+    for max_tokens in range(2, 12):
+        [ids] = encode_captions(tokenizer, ["ab💋c💋defg"], max_tokens)
+        assert len(ids) <= max_tokens and "�" not in tokenizer.decode(ids) and ids
+
+
+def test_published_token_ids_of_all_instagram_captions(shared):
+    from clipcap.published_embeddings import load_pickle
+    from clipcap.tokenizer import load_tokenizer
+
+    captions = [
+        row["caption"] for row in load_pickle(shared / "instagram_100" / "embeddings_RN50x4_train.pkl")["captions"]
+    ]
+    tokens, _, longest = load_pickle(shared / "instagram_100" / "embeddings_RN50x4_train_tokens.pkl")
+    gpt2 = load_tokenizer(str(shared / "gpt2_tokenizer"))
+    assert len(captions) == 100
+    encoded = encode_captions(gpt2, captions, max_tokens=1000)
+    assert [ids[:-1] for ids in encoded] == [row.tolist() for row in tokens]
+
+
+def dataset(lengths=(3, 1, 5, 2), prompts=None) -> CaptionDataset:
+    embeddings = np.arange(len(lengths), dtype=np.float32)[:, None].repeat(16, axis=1)
+    return CaptionDataset(embeddings, [list(range(1, length + 1)) for length in lengths], prompts)
+
+
+def test_labels_are_the_caption_and_nothing_else():
+    data = dataset((3, 1), prompts=[[50], [60, 61]])
+    batch = collate([data[0], data[1]])
+    assert batch.tokens.tolist() == [[50, 1, 2, 3], [60, 61, 1, 0]]
+    assert batch.labels.tolist() == [[IGNORED, 1, 2, 3], [IGNORED, IGNORED, 1, IGNORED]]
+    assert batch.positions.tolist() == [1, 2, 3, 6] and batch.targets.tolist() == [1, 2, 3, 1]
+    assert batch.clip_embedding.dtype == torch.float32
+
+
+def test_rows_choose_what_is_used():
+    data = CaptionDataset(dataset().embeddings, dataset().captions, rows=[2, 0])
+    assert len(data) == 2 and data.lengths() == [5, 3] and data[0][0][0] == 2
+
+
+def test_batching_changes_no_loss():
+    """Two epochs over the same rows give the same losses: nothing is changed in place, as the published masks were."""
+    model, data = tiny_model(), dataset()
+    batch = collate([data[row] for row in range(4)])
+    first, second = model.token_losses(batch), model.token_losses(collate([data[row] for row in range(4)]))
+    assert torch.equal(first, second)
+
+
+def batches(sampler: BucketSampler, epoch: int = 0, skip: int = 0) -> list[list[int]]:
+    sampler.epoch, sampler.skip = epoch, skip
+    return list(sampler)
+
+
+def test_every_row_comes_once_in_batches_of_similar_length():
+    lengths = np.random.default_rng(0).integers(1, 60, size=1000).tolist()
+    sampler = BucketSampler(lengths, batch_size=8, seed=1)
+    order = batches(sampler)
+    assert sorted(row for batch in order for row in batch) == list(range(1000)) and len(order) == len(sampler)
+    padding = sum(max(lengths[r] for r in batch) * len(batch) - sum(lengths[r] for r in batch) for batch in order)
+    assert padding < 0.1 * sum(lengths)
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    sampler = BucketSampler([5] * 100, batch_size=8, seed=1)
+    first = batches(sampler)
+    assert first == batches(BucketSampler([5] * 100, batch_size=8, seed=1)) != batches(sampler, epoch=1)
+    assert batches(BucketSampler([5] * 100, batch_size=8, seed=2)) != first
+    assert batches(sampler, skip=5) == first[5:]
+
+
+def test_processes_share_the_batches():
+    shares = [batches(BucketSampler([5] * 100, 8, seed=1, rank=rank, world=3)) for rank in range(3)]
+    assert {len(share) for share in shares} == {13 // 3}
+    rows = [row for share in shares for batch in share for row in batch]
+    assert len(rows) == len(set(rows))
+
+
+def test_in_order_takes_every_row_once():
+    assert in_order(dataset(), 3) == [[2, 0, 3], [1]]
