@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import regex
@@ -118,6 +118,12 @@ def cider_d(candidates: Sequence[Tokens], references: References, sigma: float =
     return float(np.mean(scores))
 
 
+def overlap(candidates: Sequence[Tokens], references: References) -> dict[str, float]:
+    """All of the above: bleu_1 to bleu_4, rouge_l, cider_d."""
+    scores = {f"bleu_{n}": score for n, score in enumerate(bleu(candidates, references), 1)}
+    return scores | {"rouge_l": rouge_l(candidates, references), "cider_d": cider_d(candidates, references)}
+
+
 def _ngrams(tokens: Tokens, sizes: Iterable[int] = (1, 2, 3, 4)) -> Counter:
     return Counter(tuple(tokens[i : i + n]) for n in sizes for i in range(len(tokens) - n + 1))
 
@@ -142,13 +148,12 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
 
 
-def style(candidates: Sequence[Tokens], training: Iterable[Tokens] = ()) -> dict[str, float]:
+def style(candidates: Sequence[Tokens], known: Collection[Tokens] = ()) -> dict[str, float]:
     """How the captions read, whatever the pictures show: shares are of captions, 0 to 1.
 
     distinct_1 and distinct_2 are different n-grams over all n-grams of the corpus (Li et al. 2016); "copied" captions
-    have the same tokens as a training caption.
+    are in `known`, the training captions as tuples of tokens.
     """
-    known = {tuple(tokens) for tokens in training}
     count = max(len(candidates), 1)
     return {
         "distinct_1": _distinct(candidates, 1),

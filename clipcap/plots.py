@@ -30,7 +30,7 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping]], path: str | Path, title: 
     Args:
         runs: name -> rows; loss is the mean cross-entropy per caption token, in nats.
     """
-    _save(runs, title, path, format="png", dpi=150)
+    _save(runs, title, path, format="png", dpi=180)
 
 
 def losses_svg(runs: Mapping[str, Sequence[Mapping]], title: str) -> str:
@@ -40,7 +40,7 @@ def losses_svg(runs: Mapping[str, Sequence[Mapping]], title: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", svg, count=1)
+    return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # the page decides how large it is
 
 
 def _save(runs: Mapping[str, Sequence[Mapping]], title: str, target: str | Path | io.StringIO, **options) -> None:
@@ -53,7 +53,7 @@ def _save(runs: Mapping[str, Sequence[Mapping]], title: str, target: str | Path 
 def _loss_figure(runs: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
     from matplotlib.figure import Figure  # the object itself draws with Agg: no display, no global state
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(runs.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
@@ -69,11 +69,11 @@ def _loss_figure(runs: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
     axes.tick_params(colors=INK)
     axes.grid(axis="y", color=INK, alpha=0.18, linewidth=0.6)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if runs:
-        axes.legend(frameon=False, labelcolor=INK)
     if len(runs) > 1:
-        key = "points: validation, thin line: training"
-        axes.text(1, 1.02, key, transform=axes.transAxes, ha="right", color=INK, fontsize="small")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
+        axes.text(1, 1, "points: validation\nthin: training", transform=axes.transAxes, ha="right", va="top", color=INK)
+    elif runs:
+        axes.legend(frameon=False, labelcolor=INK)
     return figure
 
 

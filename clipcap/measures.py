@@ -1,0 +1,120 @@
+"""The rows of the comparison table: what each is called, how it is written, which end is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row. `better` is max or min, or None where neither end is; `meaning` explains it to a newcomer."""
+
+    key: str
+    label: str
+    write: Callable[[Any], str]
+    better: Callable | None = None
+    meaning: str = ""
+
+
+def amount(number: float) -> str:
+    """1234567 -> "1.23 M"."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """75 -> "1 min 15 s"."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def decimals(places: int) -> Callable[[float], str]:
+    return lambda value: f"{value:.{places}f}" if value < 1e5 else f"{value:.2e}"
+
+
+def size(number: float) -> str:
+    return f"{amount(number)}B"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def interval(rating: Mapping[str, float]) -> str:
+    return f"{rating['mean']:.2f} ({rating['low']:.2f} to {rating['high']:.2f})"
+
+
+GROUPS: dict[str, tuple[Measure, ...]] = {
+    "Cost": (
+        Measure("strategy", "strategy", str),
+        Measure("trained_parameters", "trained parameters", amount, min),
+        Measure("file_bytes", "file size", size, min),
+        Measure("seconds", "training time", duration, min, "as the weights record it, validation included"),
+        Measure("peak_memory_bytes", "peak training memory", size, min, "of the GPU, or of the process without one"),
+        Measure(
+            "captions_per_second", "captions/s", decimals(1), max, "from stored embeddings to text, CLIP not counted"
+        ),
+    ),
+    "Fit": (
+        Measure("loss", "test loss", decimals(3), min, "mean cross-entropy per token of the true captions, in nats"),
+        Measure("perplexity", "perplexity per token", decimals(1), min, "exp of the test loss"),
+    ),
+    "Overlap with the true captions": (
+        *(Measure(f"bleu_{n}", f"BLEU-{n}", decimals(3), max) for n in (1, 2, 3, 4)),
+        Measure("rouge_l", "ROUGE-L", decimals(3), max),
+        Measure("cider_d", "CIDEr-D", decimals(3), max, "0 to 10; emoji and hashtags count as words in all of these"),
+        Measure("meteor", "METEOR", decimals(3), max, "by pycocoevalcap, English words"),
+        Measure("spice", "SPICE", decimals(3), max, "by pycocoevalcap, English words"),
+    ),
+    "Caption and picture": (
+        Measure("clip_score", "CLIPScore", decimals(3), max, "2.5 × cosine of caption and picture, by the data's CLIP"),
+        Measure("ref_clip_score", "RefCLIPScore", decimals(3), max, "CLIPScore and the nearest true caption's cosine"),
+    ),
+    "Style": (
+        Measure("distinct_1", "distinct-1", decimals(3), max, "different words over all words"),
+        Measure("distinct_2", "distinct-2", decimals(3), max, "different pairs of words over all pairs"),
+        Measure("mean_length", "mean length", decimals(1), None, "words, emoji and hashtags per caption"),
+        Measure("emoji", "with emoji", percent),
+        Measure("hashtag", "with hashtag", percent),
+        Measure("copied", "copied", percent, min, "captions that stand word for word among the training captions"),
+    ),
+    "People": (
+        Measure("rating", "mean rating", interval, max, "0 to 5, rated blind, with its 95% interval over pictures"),
+        Measure("rated", "pictures rated", str),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    best: bool = False
+
+
+def rows(scores: Sequence[Mapping]) -> dict[str, list[tuple[Measure, list[Cell]]]]:
+    """Group -> its measures that any model has, each with one cell per model; the best of several models is marked."""
+    table = {}
+    for group, measures in GROUPS.items():
+        known = [measure for measure in measures if any(score.get(measure.key) is not None for score in scores)]
+        if known:
+            table[group] = [
+                (measure, _cells(measure, [score.get(measure.key) for score in scores])) for measure in known
+            ]
+    return table
+
+
+def _cells(measure: Measure, values: Sequence) -> list[Cell]:
+    texts = ["–" if value is None else measure.write(value) for value in values]
+    ranks = [value["mean"] if isinstance(value, Mapping) else value for value in values]
+    known = [rank for rank in ranks if rank is not None]
+    if not measure.better or len(set(texts) - {"–"}) < 2:
+        return [Cell(text) for text in texts]
+    best = texts[ranks.index(measure.better(known))]  # models that read the same are equally good
+    return [Cell(text, text == best) for text in texts]

@@ -1,0 +1,58 @@
+"""What people thought of the captions: the `ratings.json` that the report's blind mode saves, and what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clipcap.errors import UserError
+
+
+def add_ratings(report: dict, paths: Sequence[Path]) -> None:
+    """Put each model's mean rating and 95% interval into its scores; several files are several people.
+
+    Raises:
+        UserError: for a file that is not ratings, or rates another report's captions.
+    """
+    by_image: dict[str, dict[str, list[int]]] = {model["name"]: {} for model in report["models"]}
+    for path in paths:
+        for image, ratings in _read(path, report).items():
+            for name, rating in ratings.items():
+                by_image[name].setdefault(image, []).append(rating)
+    for model in report["models"]:
+        rated = list(by_image[model["name"]].values())
+        model["scores"].update(rating=summary(rated) if rated else None, rated=len(rated))
+
+
+def summary(by_image: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Mean rating over pictures, and its 95% interval by bootstrap: pictures, not ratings, are what was sampled."""
+    means = np.array([np.mean(ratings) for ratings in by_image])
+    draws = np.random.default_rng(0).integers(len(means), size=(2000, len(means)))
+    low, high = np.quantile(means[draws].mean(1), [0.025, 0.975])
+    return {"mean": float(means.mean()), "low": float(low), "high": float(high)}
+
+
+def _read(path: Path, report: Mapping) -> dict[str, dict[str, int]]:
+    """Image -> model -> rating."""
+    try:
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        kind, ratings = saved["report"], saved["ratings"]
+        flat = [(str(i), str(name), rating) for i, models in ratings.items() for name, rating in models.items()]
+    except OSError as error:
+        raise UserError(f"cannot read ratings {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is not a ratings.json as the report's blind mode saves it") from None
+    if kind != report["id"]:
+        raise UserError(
+            f"{path} rates another report's captions ({kind}, not {report['id']}): point --output at that one"
+        )
+    images, names = {image["id"] for image in report["images"]}, {model["name"] for model in report["models"]}
+    for image, name, rating in flat:
+        if image not in images or name not in names:
+            raise UserError(f"{path} rates image {image!r} by model {name!r}, which this report does not hold")
+        if rating not in range(6):
+            raise UserError(f"{path} rates image {image!r} {rating!r}: ratings are whole numbers from 0 to 5")
+    return ratings

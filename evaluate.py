@@ -1,0 +1,138 @@
+"""Compare models on pictures that none of them has seen: one table, and a page with every caption beside its picture.
+
+    python evaluate.py --data instagram_data --split test runs/*/*_weights.pt coco --output report/
+
+Prints the table and writes report.md, report.json and report.html. In the page people can rate the captions blind and
+save ratings.json; `python evaluate.py --ratings ratings.json --output report/` adds what they thought.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clipcap.cli import arg, parse, run
+from clipcap.errors import UserError
+
+
+@dataclass
+class EvaluationArguments:
+    """What is compared, on what."""
+
+    _argument_group_name = "evaluation"
+
+    data: str | None = arg(None, "dataset folder that load_data.py wrote", metavar="DIR")
+    split: str = arg("test", "the split to caption")
+    output: str = arg("report", "folder for report.md, report.json and report.html", metavar="DIR")
+    limit: int | None = arg(None, "use only the first N images")
+    pictures: int = arg(200, "images in the page's picture book")
+    metrics: list[str] = arg(
+        [], "also METEOR and SPICE, which need Java and pycocoevalcap", choices=["meteor", "spice"]
+    )
+    clip_prompt: str = arg("A photo depicts", "what CLIPScore puts before a caption", metavar="TEXT")
+    ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
+    batch_size: int = arg(32, "images per batch")
+    device: str = arg("auto", "cpu, cuda, ...")
+    precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=["auto", "fp32", "bf16"])
+    demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
+
+
+@dataclass
+class DecodingArguments:
+    """How captions are searched for."""
+
+    _argument_group_name = "decoding"
+
+    method: str = arg("greedy", "greedy, nucleus or beam", choices=["greedy", "nucleus", "beam"])
+    beams: int = arg(5, "beams per image")
+    max_tokens: int = arg(67, "a caption's most tokens")
+    min_tokens: int = arg(0, "a caption's fewest tokens")
+    temperature: float = arg(1.0, "of nucleus sampling")
+    top_p: float = arg(0.9, "of nucleus sampling")
+    seed: int = arg(0, "of nucleus sampling")
+    no_repeat_ngram: int = arg(0, "no N tokens in a row come twice; 0: no limit")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args, decoding_args, positional = parse(
+        argv,
+        *(EvaluationArguments, DecodingArguments),
+        description="Compare models on one split: a table, and a page with every caption beside its picture.",
+        example="python evaluate.py --data instagram_data runs/*/*_weights.pt coco --output report/",
+        positional=("models", {"nargs": "*", "help": "weights: files, or coco, conceptual, coco-transformer, ..."}),
+    )
+    from clipcap.report import text_table
+
+    folder = Path(args.output)
+    if args.ratings:
+        report = rate(args, positional.models, folder)
+    else:
+        report = compare(args, decoding_args, positional.models, folder)
+    print(text_table(report))
+    print(*(folder / name for name in ("report.md", "report.json", "report.html")), sep="\n")
+    return 1 if report["failed"] and not args.ratings else 0
+
+
+def rate(args: EvaluationArguments, models: Sequence[str], folder: Path) -> dict:
+    """Add what people thought to an existing report."""
+    from clipcap.ratings import add_ratings
+    from clipcap.report import read_report, rewrite_tables
+
+    if models:
+        raise UserError(f"--ratings go into the report that is already in {folder}: leave the models out")
+    report = read_report(folder)
+    add_ratings(report, args.ratings)
+    rewrite_tables(report, folder)
+    return report
+
+
+def compare(args: EvaluationArguments, decoding_args: DecodingArguments, models: Sequence[str], folder: Path) -> dict:
+    """Evaluate every model and write the report after each, so that an interruption loses one model, not all."""
+    if not models:
+        raise UserError("no models given: name files of weights, or published ones such as coco")
+    if args.data is None:
+        raise UserError("no data given: say --data FOLDER, a dataset written by load_data.py, or --demo")
+    for name, least in (("limit", 1), ("batch_size", 1), ("pictures", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+    from clipcap.decoding import Decoding
+    from clipcap.devices import pick_device, pick_dtype
+    from clipcap.embeddings import EmbeddingStore
+    from clipcap.evaluation import Pictures, evaluate_model, make_judge, settings
+    from clipcap.experiment import make_folder
+    from clipcap.report import write_report
+
+    decoding = Decoding(**asdict(decoding_args))
+    device = pick_device(args.device)
+    make_folder(args.output)
+    pictures = Pictures(EmbeddingStore.open(args.data), args.split, args.limit, device)
+    shown = pictures.pictures(args.pictures)
+    judge = make_judge(pictures, args.clip_prompt)
+    report = settings(pictures, decoding, judge)
+    for name, weights in names(models):
+        print(f"{name}: {weights}", file=sys.stderr)
+        try:
+            dtype = pick_dtype(args.precision, device)
+            entry = evaluate_model(weights, pictures, decoding, judge, dtype, args.batch_size, args.metrics)
+            report["models"].append({"name": name, **entry})
+        except (UserError, RuntimeError) as error:  # RuntimeError: out of memory, above all
+            report["failed"][name] = str(error).strip().splitlines()[0]
+            print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)
+        if report["models"]:
+            write_report(report, folder, shown)
+    if not report["models"]:
+        raise UserError(f"none of the {len(models)} models could be evaluated: see above")
+    return report
+
+
+def names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A short name for each model: runs/base/base_weights.pt is "base", unless two would be called the same."""
+    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
+    for name, weights in zip(short, models, strict=True):
+        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,188 @@
+"""evaluate.py as a user drives it, on a small real dataset with tiny models of random weights."""
+
+import json
+import random
+
+import pytest
+import torch
+from models import tiny_config
+from PIL import Image
+from tiny_models import save_tiny_clip
+
+import evaluate
+import load_data
+from clipcap import checkpoint
+from clipcap.errors import UserError
+from clipcap.model import ClipCap
+from clipcap.report import read_report
+
+WORDS = ["sunset", "beach", "dog", "coffee", "love", "happy", "☀️", "😍", "#sun", "#dogs", "my", "best", "day", "!"]
+
+
+def tiny_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(WORDS, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A dataset of drawn noise with two captions per picture, and weights: base, prompted, and one of another CLIP."""
+    folder = tmp_path_factory.mktemp("world")
+    clip, other = save_tiny_clip(folder / "clip"), save_tiny_clip(folder / "other_clip", seed=1)
+    images = folder / "images"
+    images.mkdir()
+    rng = random.Random(0)
+    rows = []
+    for number in range(18):
+        Image.frombytes("RGB", (40, 40), rng.randbytes(4800)).save(images / f"{number}.png")
+        captions = [" ".join(rng.choices(WORDS, k=6)) for _ in range(2)]
+        split = "test" if number < 6 else "validation" if number < 8 else "train"
+        rows.append(json.dumps({"file_name": f"{number}.png", "caption": captions, "split": split}))
+    (images / "metadata.jsonl").write_text("\n".join(rows))
+    data = folder / "data"
+    load_data.main(["--source", "folder", str(images), "--clip", str(clip), "--output", str(data), "--workers", "1"])
+    tokenizer = tiny_tokenizer()
+
+    def save(name, clip, literal=None, **changes):
+        torch.manual_seed(len(name))
+        gpt2 = {"vocab_size": tokenizer.get_vocab_size(), "n_positions": 128, "n_embd": 32, "n_layer": 1, "n_head": 4}
+        stored = {"clip_model": str(clip), "clip_pretrained": None, "tokenizer": tokenizer.to_str(), "stop_token": 0}
+        model = ClipCap(tiny_config(gpt2=gpt2, **stored, **changes), literal)
+        model.record = {
+            "strategy": name,
+            "trained_parameters": 1234,
+            "seconds": 75.0,
+            "peak_memory_bytes": 5e8,
+            "losses": {"history": [{"step": 1, "train_loss": 3.0}, {"step": 2, "val_loss": 2.5}]},
+        }
+        checkpoint.save_checkpoint(model, folder / name / f"{name}_weights.pt")
+        return model
+
+    base = save("base", clip.resolve())
+    save("prompted", clip.resolve(), literal=base, prompt=" is {literal} so")
+    save("stranger", other.resolve())
+    (folder / "broken_weights.pt").write_bytes(b"PK not a checkpoint")
+    return folder
+
+
+def run(world, *models, output="report", **options):
+    argv = [str(world / name) for name in models]
+    argv += ["--data", str(world / "data"), "--output", str(world / output), "--max-tokens", "8", "--device", "cpu"]
+    return evaluate.main(argv + [word for name, value in options.items() for word in (f"--{name}", str(value))])
+
+
+def test_report(world, capsys):
+    """Several references, a prompted model, another CLIP, and a broken file that must not lose the others' results."""
+    models = (
+        "base/base_weights.pt",
+        "prompted/prompted_weights.pt",
+        "stranger/stranger_weights.pt",
+        "broken_weights.pt",
+    )
+    assert run(world, *models, pictures=4) == 1
+    out, err = capsys.readouterr()
+    assert "error: broken is left out" in err and "Traceback" not in err
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("BLEU-4", "CIDEr-D", "RefCLIPScore"))]
+    report = read_report(world / "report")
+    assert [model["name"] for model in report["models"]] == ["base", "prompted", "stranger"]
+    assert list(report["failed"]) == ["broken"]
+    assert report["data"]["images"] == 6 and report["data"]["captions"] == 12
+    assert report["decoding"]["method"] == "greedy" and "torch" in report["versions"]
+    for model in report["models"]:
+        assert len(model["captions"]) == 6
+        scores = model["scores"]
+        assert scores["strategy"] == model["name"] and scores["seconds"] == 75 and scores["trained_parameters"] == 1234
+        assert 4 < scores["loss"] < 7 and scores["perplexity"] == pytest.approx(2.71828 ** scores["loss"], rel=1e-3)
+        assert 0 <= scores["clip_score"] <= 2.5 and scores["captions_per_second"] > 0
+        assert scores["file_bytes"] == (world / model["weights"]).stat().st_size
+    html = (world / "report" / "report.html").read_text(encoding="utf-8")
+    assert html.count('<figure class="card"') == 4 and html.count("data:image/jpeg") == 4
+    assert "| test loss |" in (world / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_captions_are_those_of_the_captioner(world):
+    """The stored embeddings, batches and prompts must give what predict.py gives for the same pictures."""
+    from clipcap.captioner import Captioner
+
+    run(world, "prompted/prompted_weights.pt", "stranger/stranger_weights.pt", batch_size=4, precision="fp32")
+    report = read_report(world / "report")
+    for model in report["models"]:
+        captioner = Captioner.load(model["weights"], device="cpu", precision="fp32")
+        images = [world / "images" / image["id"] for image in report["images"]]
+        captions = captioner(images, max_tokens=8)
+        same = sum(ours == theirs for ours, theirs in zip(model["captions"], captions, strict=True))
+        assert same == 6 or (model["name"] == "stranger" and same >= 4)  # thumbnails are JPEGs of these pictures
+
+
+def test_limit_and_names(world, capsys):
+    """Two files called alike must not share a column."""
+    assert run(world, "base/base_weights.pt", "base/../base/base_weights.pt", limit=2) == 0
+    report = read_report(world / "report")
+    assert len(set(model["name"] for model in report["models"])) == 2
+    assert report["data"]["images"] == 2 and len(report["models"][0]["captions"]) == 2
+
+
+def test_ratings_are_added(world, tmp_path, capsys):
+    """Ratings go into the table of the report that they were made with, and into no other."""
+    run(world, "base/base_weights.pt", "prompted/prompted_weights.pt", output="rated")
+    report = read_report(world / "rated")
+    ratings = {image["id"]: {"base": number % 3 + 2, "prompted": 1} for number, image in enumerate(report["images"])}
+    file = tmp_path / "ratings.json"
+    file.write_text(json.dumps({"report": report["id"], "ratings": ratings}))
+    assert evaluate.main(["--ratings", str(file), "--output", str(world / "rated")]) == 0
+    assert "3.00 (" in capsys.readouterr().out
+    base = read_report(world / "rated")["models"][0]["scores"]
+    assert base["rating"]["mean"] == 3 and base["rating"]["low"] < 3 < base["rating"]["high"] and base["rated"] == 6
+    html = (world / "rated" / "report.html").read_text(encoding="utf-8")
+    assert "mean rating" in html and html.count("data:image/jpeg") == 6
+
+    ratings["nobody.png"] = {"base": 1}
+    file.write_text(json.dumps({"report": report["id"], "ratings": ratings}))
+    with pytest.raises(UserError, match="'nobody.png'"):
+        evaluate.main(["--ratings", str(file), "--output", str(world / "rated")])
+    file.write_text(json.dumps({"report": "0000", "ratings": {}}))
+    with pytest.raises(UserError, match="another report"):
+        evaluate.main(["--ratings", str(file), "--output", str(world / "rated")])
+    with pytest.raises(UserError, match="leave the models out"):
+        evaluate.main(["coco", "--ratings", str(file), "--output", str(world / "rated")])
+    with pytest.raises(UserError, match="no .*report.json"):
+        evaluate.main(["--ratings", str(file), "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "models, options, message",
+    [
+        ((), {}, "no models given"),
+        (("base/base_weights.pt",), {"split": "tset"}, "no split 'tset'; it has"),
+        (("base/base_weights.pt",), {"data": "nowhere"}, "does not exist"),
+        (("base/base_weights.pt",), {"limit": 0}, "--limit must be at least 1"),
+        (("base/base_weights.pt",), {"temperature": 0}, "temperature must be above 0"),
+        (("broken_weights.pt",), {}, "none of the 1 models"),
+    ],
+)
+def test_bad_input(world, models, options, message):
+    """One sentence before any captioning, not a traceback after it."""
+    with pytest.raises(UserError, match=message):
+        run(world, *models, output="bad", **options)
+
+
+def test_output_that_cannot_be_written(world, tmp_path):
+    """Found before the captioning starts."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        run(world, "base/base_weights.pt", output=tmp_path / "file" / "report")
+
+
+def test_an_empty_split(world, monkeypatch):
+    from clipcap.embeddings import EmbeddingStore
+
+    monkeypatch.setattr(EmbeddingStore, "column", lambda self, split, column: [])
+    with pytest.raises(UserError, match="split 'test' of .* is empty"):
+        run(world, "base/base_weights.pt")
