@@ -13,7 +13,8 @@ from clipcap.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
+
+    from clipcap.images import ImageSource
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -28,20 +29,27 @@ _SPLIT_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Deferred:
+    """An image to be read in this process when its turn comes: sending a whole data set to the workers costs more."""
+
+    read: Callable[[], Path | bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One image with its captions. A source lists them all at first; images are opened when their turn comes.
 
-    `image` is a file, or a function that gives a file's bytes or a picture; None where the embedding comes along.
+    `image` is None where the embedding comes along.
     """
 
     image_id: str
     captions: tuple[str, ...]
-    image: Path | Callable[[], Path | bytes | Image.Image] | None = None
+    image: ImageSource | Deferred | None = None
     split: str = "train"
     clip_embedding: np.ndarray | None = None  # float32 (C)
 
-    def open(self) -> Path | bytes | Image.Image | None:
-        return self.image() if callable(self.image) else self.image
+    def open(self) -> ImageSource:
+        return self.image.read() if isinstance(self.image, Deferred) else self.image
 
 
 @dataclass(frozen=True)

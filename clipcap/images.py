@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from clipcap.errors import UserError
 from clipcap.preprocessing import Preprocessing
 
+# A file, a file's bytes, a picture, or a function that gives one of these: it is called where the picture is decoded.
+ImageSource = str | Path | bytes | Image.Image | Callable[[], str | Path | bytes | Image.Image]
 EXTENSIONS = frozenset((
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
     ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
@@ -85,8 +87,8 @@ def _walk_folder(folder: str, real_folder: str, seen: set[str]) -> Iterator[Path
             yield Path(entry.path)
 
 
-def open_image(source: str | Path | bytes | Image.Image, min_side: int | None = None) -> Image.Image:
-    """A path, a file's bytes or a picture -> an upright picture in RGB: the first frame, transparent parts on white.
+def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
+    """Any source of a picture -> an upright picture in RGB: the first frame, transparent parts on white.
 
     Args:
         min_side: enough pixels for either side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still
@@ -98,6 +100,7 @@ def open_image(source: str | Path | bytes | Image.Image, min_side: int | None = 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures that it still opens
+            source = source() if callable(source) else source
             if isinstance(source, Image.Image):
                 return _rgb(_upright(source))
             if not isinstance(source, bytes):
@@ -112,8 +115,8 @@ def open_image(source: str | Path | bytes | Image.Image, min_side: int | None = 
         raise UnreadableImage(_reason(error)) from error
 
 
-def load_pixels(source: str | Path | bytes | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """A path, a file's bytes or a picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
+def load_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
+    """Any source of a picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
     image = open_image(source, preprocessing.min_side)
     try:
         return preprocessing.pixels(image)
@@ -122,12 +125,12 @@ def load_pixels(source: str | Path | bytes | Image.Image, preprocessing: Preproc
 
 
 def pixel_batches(
-    sources: Iterable[str | Path | bytes | Image.Image],
+    sources: Iterable[ImageSource],
     preprocessing: Preprocessing,
     batch_size: int,
     workers: int | None = None,
     first_batch: int | None = None,
-) -> Iterator[list[tuple[str | Path | bytes | Image.Image, np.ndarray | UnreadableImage]]]:
+) -> Iterator[list[tuple[ImageSource, np.ndarray | UnreadableImage]]]:
     """Decode pictures in worker processes, in order, one batch ahead of the caller; see `clipcap.workers`."""
     from clipcap.workers import pixel_batches
 

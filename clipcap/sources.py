@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcap.cli import arg
 from clipcap.errors import UserError
-from clipcap.examples import Example, Source, split_name
+from clipcap.examples import Deferred, Example, Source, split_name
 from clipcap.folders import coco, folder, tar
 from clipcap.published_embeddings import clipcap
 
@@ -66,16 +66,10 @@ def hub(path: str, options: SourceArguments, *_: Any) -> Source:
 
 def demo(*_: Any) -> Source:
     """The demo world's pictures with their Instagram-style captions."""
-    from clipcap.demo.captions import instagram_caption
-    from clipcap.demo.scenes import SPLITS, Scene, draw_scene, scenes
-
-    def posted(scene: Scene) -> str:
-        return instagram_caption(scene.subject, scene.colour, scene.setting, scene.chance("instagram"))
+    from clipcap.demo.scenes import SPLITS, scenes
 
     examples = [
-        Example(scene.image_id, (posted(scene),), partial(draw_scene, scene), split)
-        for split in SPLITS
-        for scene in scenes(split)
+        Example(scene.image_id, (scene.post(),), scene.draw, split) for split in SPLITS for scene in scenes(split)
     ]
     return Source({"name": "demo"}, examples, clip="demo")
 
@@ -115,7 +109,8 @@ def _from_hub(name: str, path: str, image_column: str, caption_column: str, id_c
         for number, (image_id, caption) in enumerate(zip(ids, rows[caption_column], strict=True)):
             captions = caption if isinstance(caption, list) else [caption]
             texts = tuple("" if text is None else str(text) for text in captions)
-            examples.append(Example(str(image_id), texts, partial(_hub_image, images, number), split_name(part, part)))
+            image = Deferred(partial(_hub_image, images, number))
+            examples.append(Example(str(image_id), texts, image, split_name(part, part)))
     return Source({"name": name, "path": path}, examples)
 
 

@@ -13,27 +13,24 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from itertools import chain, islice
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from clipcap.images import UnreadableImage, load_pixels
+from clipcap.images import ImageSource, UnreadableImage, load_pixels
 from clipcap.preprocessing import Preprocessing
 
-Source = str | Path | Image.Image
 Decoded = np.ndarray | UnreadableImage  # uint8 (H, W, 3), or why not
 FEW = 8  # so many pictures are decoded sooner than worker processes start
 CHUNK = 16  # pictures per message to a worker
 
 
 def pixel_batches(
-    sources: Iterable[Source],
+    sources: Iterable[ImageSource],
     preprocessing: Preprocessing,
     batch_size: int,
     workers: int | None = None,
     first_batch: int | None = None,
-) -> Iterator[list[tuple[Source, Decoded]]]:
+) -> Iterator[list[tuple[ImageSource, Decoded]]]:
     """Yield lists of `batch_size` (source, pixels or UnreadableImage), in the order of `sources`.
 
     `sources` is read as it is needed, and at most about two batches of pixels exist at a time. The processes are
@@ -58,20 +55,20 @@ def pixel_batches(
             size = batch_size
 
 
-def _decode(source: Source, preprocessing: Preprocessing) -> Decoded:
+def _decode(source: ImageSource, preprocessing: Preprocessing) -> Decoded:
     try:
         return load_pixels(source, preprocessing)
     except UnreadableImage as error:
         return UnreadableImage(error.reason)  # without its cause and traceback, which keep memory alive
 
 
-def _decode_all(sources: list[Source], preprocessing: Preprocessing) -> list[Decoded]:
+def _decode_all(sources: list[ImageSource], preprocessing: Preprocessing) -> list[Decoded]:
     return [_decode(source, preprocessing) for source in sources]
 
 
 def _decode_in_workers(
-    sources: Iterator[Source], preprocessing: Preprocessing, workers: int, ahead: int
-) -> Iterator[tuple[Source, Decoded]]:
+    sources: Iterator[ImageSource], preprocessing: Preprocessing, workers: int, ahead: int
+) -> Iterator[tuple[ImageSource, Decoded]]:
     with closing(_Workers(workers, preprocessing)) as pool:
         chunks = iter(lambda: list(islice(sources, CHUNK)), [])
         in_flight = deque((chunk, pool.submit(chunk)) for chunk in islice(chunks, -(-ahead // CHUNK) + workers))
@@ -88,20 +85,20 @@ class _Workers:
         self.count, self.preprocessing = count, preprocessing
         self.pool = _start(count)
 
-    def submit(self, chunk: list[Source]) -> Future:
+    def submit(self, chunk: list[ImageSource]) -> Future:
         try:
             return self.pool.submit(_decode_all, chunk, self.preprocessing)
         except BrokenProcessPool:
             self.pool = _start(self.count)
             return self.pool.submit(_decode_all, chunk, self.preprocessing)
 
-    def result(self, chunk: list[Source], future: Future) -> list[Decoded]:
+    def result(self, chunk: list[ImageSource], future: Future) -> list[Decoded]:
         try:
             return future.result()
         except BrokenProcessPool:  # a worker was killed: all chunks in flight are lost, and any picture may be to blame
             return self._one_by_one(chunk)
 
-    def _one_by_one(self, chunk: list[Source]) -> list[Decoded]:
+    def _one_by_one(self, chunk: list[ImageSource]) -> list[Decoded]:
         decoded, pool = [], None
         for source in chunk:
             pool = pool or _start(1)
