@@ -31,7 +31,8 @@ $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 demo: $(INSTALLED)
 	$(RUN) load_data.py --demo
 	$(RUN) basic_finetuning.py --demo
-	$(RUN) predict.py --demo
+	$(RUN) -m clipcap.demo.draw
+	$(RUN) predict.py --demo runs/demo/photos --output runs/demo/captions.jsonl
 	$(RUN) -m clipcap.demo.show
 
 test: $(INSTALLED)

@@ -102,7 +102,7 @@ class BlindRating:
         return [ipywidgets.HTML(escape(self.captions[name][self.number])), scale]
 
     def _turn(self, step: int) -> None:
-        self.number += step
+        self.number = min(max(self.number + step, 0), len(self.images) - 1)
         self._show()
 
     def table(self) -> HTML:
