@@ -24,3 +24,53 @@ def save_tiny_clip(folder: Path, seed: int = 0, **config) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps(saved))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
+
+
+def tiny_tokenizer():
+    """A byte-level BPE like GPT-2's, trained on a few captions: 300-odd tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    captions = ["a dog on the beach 🐶 #dog", "two cats in the sun ☀️ @cat", "golden hour at the lake ✨ #sunset"]
+    tokenizer.train_from_iterator(captions * 4, trainer)
+    return tokenizer
+
+
+def tiny_captioner_model(seed: int = 0, **changes):
+    """A ClipCap with random weights for the tiny CLIP and the tiny tokenizer; its logits are spread, captions differ."""
+    import torch
+
+    from clipcap.model import ClipCap, ClipCapConfig
+
+    tokenizer = tiny_tokenizer()
+    size = tokenizer.get_vocab_size()
+    gpt2 = {"vocab_size": size, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    config = {"clip_dim": 16, "prefix_length": 4, "gpt2": gpt2, "tokenizer": tokenizer.to_str()}
+    config |= {"stop_token": tokenizer.token_to_id("<|endoftext|>")}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ClipCap(ClipCapConfig(**(config | changes))).eval()
+        with torch.no_grad():
+            for parameter in model.gpt.parameters():
+                parameter.mul_(6 if parameter.ndim > 1 else 1)
+            for parameter in model.clip_project.parameters():
+                parameter.mul_(4)
+    return model
+
+
+def save_tiny_weights(folder: Path, seed: int = 0, literal: bool = False, **changes) -> Path:
+    """A tiny CLIP and a tiny ClipCap for it -> the file of weights."""
+    from clipcap.checkpoint import save_checkpoint
+
+    clip = save_tiny_clip(folder / "clip")
+    model = tiny_captioner_model(seed, clip_model=str(clip), clip_pretrained=None, **changes)
+    if literal:
+        model.literal_captioner = tiny_captioner_model(seed + 1)
+    save_checkpoint(model, folder / "weights.pt")
+    return folder / "weights.pt"
