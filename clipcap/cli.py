@@ -14,9 +14,21 @@ from clipcap.errors import UserError
 def arg(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
     """A dataclass field with its help text; `metadata` takes argparse's keywords (choices, metavar, nargs, ...)."""
     metadata["help"] = help
+    if default is False:
+        metadata.setdefault("action", _Flag)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+class _Flag(argparse.Action):
+    """True when given, and never takes the next word for its value: `--demo photos/` names a folder."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"nargs": 0, "type": None}))
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        setattr(namespace, self.dest, True)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
