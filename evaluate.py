@@ -32,6 +32,7 @@ class EvaluationArguments:
         [], "also METEOR and SPICE, which need Java and pycocoevalcap", choices=["meteor", "spice"]
     )
     clip_prompt: str = arg("A photo depicts", "what CLIPScore puts before a caption", metavar="TEXT")
+    base: str | None = arg(None, "what LoRA weights were trained on, if it has moved", metavar="FILE")
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")
@@ -115,8 +116,8 @@ def compare(args: EvaluationArguments, decoding_args: DecodingArguments, models:
         print(f"{name}: {weights}", file=sys.stderr)
         try:
             dtype = pick_dtype(args.precision, device)
-            entry = evaluate_model(weights, pictures, decoding, judge, dtype, args.batch_size, args.metrics)
-            report["models"].append({"name": name, **entry})
+            settled = (pictures, decoding, judge, dtype, args.batch_size, args.metrics, args.base)
+            report["models"].append({"name": name, **evaluate_model(weights, *settled)})
         except (UserError, RuntimeError) as error:  # RuntimeError: out of memory, above all
             report["failed"][name] = str(error).strip().splitlines()[0]
             print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)

@@ -131,6 +131,7 @@ def evaluate_model(
     dtype: torch.dtype,
     batch_size: int,
     more: Sequence[str] = (),
+    base: str | None = None,
 ) -> dict[str, Any]:
     """One model's entry of the report, without its name.
 
@@ -138,12 +139,13 @@ def evaluate_model(
         weights: a file, or the name of published weights.
         dtype: of the weights while captioning; the loss is computed in float32.
         more: of "meteor" and "spice".
+        base: what LoRA weights were trained on, where it is no longer where they remember it.
 
     Raises:
         UserError: the weights cannot be used on this data.
     """
     file = published.resolve_weights(weights)
-    model = checkpoint.load_checkpoint(file, pictures.device).to(dtype)
+    model = checkpoint.load_checkpoint(file, pictures.device, base=base).to(dtype)
     tokenizer = _tokenizer(model)
     embeddings = pictures.embeddings(model)
     started = time.perf_counter()
@@ -151,7 +153,7 @@ def evaluate_model(
     captions = _captions(model, tokenizer, embeddings, decoding, prompts, batch_size)
     seconds = time.perf_counter() - started
     if dtype != torch.float32:
-        model = checkpoint.load_checkpoint(file, pictures.device)
+        model = checkpoint.load_checkpoint(file, pictures.device, base=base)
     loss = _loss(model, tokenizer, pictures, embeddings, prompts, batch_size)
     record = model.record
     tokens = [metrics.tokenize(caption) for caption in captions]
@@ -160,6 +162,8 @@ def evaluate_model(
     scores |= {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
     scores |= metrics.overlap(tokens, pictures.tokens) | metrics.style(tokens, pictures.training_tokens)
     scores |= judge.scores(captions) if judge else {}
+    source = pictures.store.info["source"]["name"]
+    scores |= demo_scores(source, pictures.split, pictures.ids, captions)
     scores |= {name: metrics.java_score(name, tokens, pictures.tokens) for name in more}
     clip = describe_clip(model.config.clip_model or "unnamed", model.config.clip_pretrained, model.config.clip_dim)
     return {
@@ -202,8 +206,9 @@ def _prompts(model: ClipCap, tokenizer: Tokenizer, embeddings: np.ndarray, batch
         return None
     literals = [""] * len(embeddings)
     if needs_literal(model.config.prompt):
-        literal = model.literal_captioner
-        literals = _captions(literal, _tokenizer(literal), embeddings, Decoding(), None, batch_size)
+        if model.literal_captioner is None:
+            raise UserError("its prompt wants a literal caption, and it holds no literal captioner")
+        literals = _captions(model.literal_captioner, tokenizer, embeddings, Decoding(), None, batch_size)
     return encode_prompts(tokenizer, model.config.prompt, literals)
 
 
@@ -227,6 +232,18 @@ def _loss(
         room = model.gpt.config.n_positions - model.config.prefix_length + 1
         captions = [ids[: room - len(prompt)] for ids, prompt in zip(captions, prompts, strict=True)]
     return validation_loss(model, CaptionDataset(embeddings[image_of], captions, prompts), batch_size, progress=True)
+
+
+def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequence[str]) -> dict[str, float]:
+    """What a caption of the demo world gets right can be read off its words; of the real world, it cannot."""
+    if source != "demo":
+        return {}
+    from clipcap.demo.judge import shares
+    from clipcap.demo.scenes import scenes
+
+    drawn = {scene.image_id: scene for scene in scenes(split)}
+    verdict = shares(captions, [drawn[image] for image in images])
+    return {"right_subject": verdict.subject, "right_colour": verdict.colour, "instagram_style": verdict.instagram}
 
 
 def make_judge(pictures: Pictures, prompt: str) -> Judge | None:

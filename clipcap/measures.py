@@ -55,7 +55,7 @@ GROUPS: dict[str, tuple[Measure, ...]] = {
     "Cost": (
         Measure("strategy", "strategy", str),
         Measure("trained_parameters", "trained parameters", amount, min),
-        Measure("file_bytes", "file size", size, min),
+        Measure("file_bytes", "file size", size, min, "LoRA: without its base; prompted: with its literal captioner"),
         Measure("seconds", "training time", duration, min, "as the weights record it, validation included"),
         Measure("peak_memory_bytes", "peak training memory", size, min, "of the GPU, or of the process without one"),
         Measure(
@@ -84,6 +84,13 @@ GROUPS: dict[str, tuple[Measure, ...]] = {
         Measure("emoji", "with emoji", percent),
         Measure("hashtag", "with hashtag", percent),
         Measure("copied", "copied", percent, min, "captions that stand word for word among the training captions"),
+    ),
+    "Demo world": (
+        Measure(
+            "right_subject", "right subject", percent, max, "captions that name the thing in the picture, and no other"
+        ),
+        Measure("right_colour", "right colour", percent, max, "captions that name its colour, and no other"),
+        Measure("instagram_style", "Instagram style", percent, max, "captions with an emoji or a hashtag"),
     ),
     "People": (
         Measure("rating", "mean rating", interval, max, "0 to 5, rated blind, with its 95% interval over pictures"),

@@ -186,3 +186,18 @@ def test_an_empty_split(world, monkeypatch):
     monkeypatch.setattr(EmbeddingStore, "column", lambda self, split, column: [])
     with pytest.raises(UserError, match="split 'test' of .* is empty"):
         run(world, "base/base_weights.pt")
+
+
+def test_captions_of_the_demo_world_are_read():
+    """The demo's target, four captions of five right, is a row of its report; other data have no such rows."""
+    from clipcap.demo.scenes import scenes
+    from clipcap.evaluation import demo_scores
+
+    drawn = list(scenes("test", 2))
+    captions = [f"my {drawn[0].colour} {drawn[0].subject} 😍", "nothing at all"]
+    assert demo_scores("demo", "test", [scene.image_id for scene in drawn], captions) == {
+        "right_subject": 0.5,
+        "right_colour": 0.5,
+        "instagram_style": 0.5,
+    }
+    assert demo_scores("folder", "test", ["a.png"], ["my red cat"]) == {}
