@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipcap.encoder import ClipEncoder
     from clipcap.shards import Shard
 
-THUMBNAIL_SIDE = 320  # pixels, the longer side
+THUMBNAIL_SIDE = 320  # pixels, the longer side at most
 
 Embedded = tuple[np.ndarray, bytes | None] | UnreadableImage  # embedding (C) and JPEG, or why there is none
 
@@ -38,7 +38,7 @@ class WithThumbnail:
 
     @property
     def min_side(self) -> int:
-        return max(self.preprocessing.min_side, THUMBNAIL_SIDE)
+        return self.preprocessing.min_side  # no more, so that the embedding is what it would be without the thumbnail
 
     def pixels(self, image: Image.Image) -> tuple[np.ndarray, bytes]:
         pixels = self.preprocessing.pixels(image)

@@ -44,8 +44,8 @@ class Shard:
 
 
 def cut_shards(examples: Sequence[Example], images_per_shard: int = IMAGES_PER_SHARD) -> list[Shard]:
-    """Split after split, in the order of appearance."""
-    splits: dict[str, list[Example]] = {}
+    """Split after split: train, validation, test, then others in the order of appearance."""
+    splits: dict[str, list[Example]] = {name: [] for name in ("train", "validation", "test")}
     for example in examples:
         splits.setdefault(example.split, []).append(example)
     return [

@@ -1,0 +1,274 @@
+"""The embedding store: built in shards that survive a kill, read without a copy, and never silently wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipcap.embedder import embed_shards, to_rows
+from clipcap.embeddings import EmbeddingStore, check_clip
+from clipcap.errors import UserError
+from clipcap.examples import Example
+from clipcap.preprocessing import Preprocessing
+from clipcap.shards import DatasetWriter, claim_folder, cut_shards
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = {"model": "ViT-B/32", "pretrained": "openai", "dim": 4}
+
+
+class FakeEncoder:
+    """An embedding that tells which picture it belongs to: its mean colour, then the size of its batch."""
+
+    preprocessing = Preprocessing(size=(16, 16))
+
+    def encode_pixels(self, pixels: np.ndarray):
+        import torch
+
+        colours = torch.from_numpy(pixels).float().mean(dim=(1, 2))
+        return torch.cat([colours, torch.full((len(pixels), 1), len(pixels))], dim=1)
+
+
+def picture(number: int) -> Image.Image:
+    return Image.new("RGB", (40, 20), (number, 2 * number, 255 - number))
+
+
+def examples(train: int = 10, validation: int = 3) -> list[Example]:
+    splits = ["train"] * train + ["validation"] * validation
+    return [Example(str(i), (f"caption {i}",), picture(i), split) for i, split in enumerate(splits)]
+
+
+def build(folder: Path, given: list[Example], plan: dict | None = None, stop_after: int | None = None):
+    """Make a dataset in shards of 4 images, batches of 3; with `stop_after`, stop when so many shards are written."""
+    claim_folder(folder)
+    writer = DatasetWriter(folder, plan or {"source": {"name": "test"}, "clip": CLIP})
+    shards = cut_shards(given, 4)
+    results = embed_shards(writer.missing(shards), FakeEncoder(), batch_size=3, workers=0)
+    for done, (shard, embedded) in enumerate(results):
+        if done == stop_after:
+            return None
+        writer.write(shard, *to_rows(shard, embedded, CLIP["dim"]))
+    writer.finish(shards, {"source": {"name": "test"}, "clip": CLIP, "cleaning": {}})
+    return EmbeddingStore.open(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_caption_gets_the_embedding_of_its_image(tmp_path: Path) -> None:
+    """Guards against rows that shift by one where shards, batches or splits end, or an image has more captions."""
+    given = examples()
+    given[5] = Example("5", ("one", "two", "three"), picture(5), "train")
+    store = build(tmp_path, given)
+    assert store.splits == ["train", "validation"] and store.info["splits"] == {"train": 12, "validation": 3}
+    for split in store.splits:
+        ids = [int(i) for i in store.column(split, "image_id")]
+        assert np.allclose(store.embeddings(split)[:, 0], ids)
+        assert [caption for caption in store.captions(split) if caption.startswith("caption")] == [
+            f"caption {i}" for i in ids if i != 5
+        ]
+    assert store.captions("train")[5:8] == ["one", "two", "three"]
+    row = store.split("validation")[1]
+    assert row["image_id"] == "11" and row["clip_embedding"] == store.embeddings("validation")[1].tolist()
+
+
+def test_embeddings_are_read_without_a_copy(tmp_path: Path) -> None:
+    """Guards against a dataset of gigabytes being loaded before the first step."""
+    embeddings = build(tmp_path, examples()).embeddings("train")
+    assert embeddings.shape == (10, 4) and embeddings.dtype == np.float32
+    assert not embeddings.flags.owndata and not embeddings.flags.writeable
+
+
+def test_only_splits_that_are_looked_at_have_thumbnails(tmp_path: Path) -> None:
+    """Guards against hundreds of megabytes of training thumbnails, and thumbnails that are cut like CLIP's input."""
+    given = [Example("a", ("x",), picture(1), "train"), Example("b", ("x", "y"), Image.new("RGB", (900, 450)), "test")]
+    store = build(tmp_path, given)
+    assert store.column("train", "thumbnail") == [None]
+    first, second = store.column("test", "thumbnail")
+    assert Image.open(BytesIO(first)).size == (320, 160) and second is None
+
+
+# interruption
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_an_interrupted_run_ends_with_the_same_files(tmp_path: Path, stop_after: int) -> None:
+    """Guards against work lost or done twice, and batches that fall differently after a resumption."""
+    build(tmp_path / "whole", examples())
+    assert build(tmp_path / "stopped", examples(), stop_after=stop_after) is None
+    with pytest.raises(UserError, match="begun and not finished; run the same load_data.py command again"):
+        EmbeddingStore.open(tmp_path / "stopped")
+    build(tmp_path / "stopped", examples())
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_finished_shards_are_not_computed_again(tmp_path: Path) -> None:
+    build(tmp_path, examples(), stop_after=2)
+    writer = DatasetWriter(tmp_path, {"source": {"name": "test"}, "clip": CLIP})
+    assert [shard.name for shard in writer.missing(cut_shards(examples(), 4))] == [
+        "train-00002.arrow",
+        "validation-00000.arrow",
+    ]
+
+
+def test_a_killed_process_leaves_whole_shards(tmp_path: Path) -> None:
+    """Guards against half a file under the name of a whole one: SIGKILL gives no time to tidy up."""
+    code = (
+        "import sys, time; from pathlib import Path; import test_embeddings as t\n"
+        "encode = t.FakeEncoder.encode_pixels\n"
+        "t.FakeEncoder.encode_pixels = lambda *args: time.sleep(0.05) or encode(*args)\n"
+        "t.build(Path(sys.argv[1]), t.examples(200))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "killed" / ".parts").glob("*.arrow"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    build(tmp_path / "killed", examples(200))
+    build(tmp_path / "whole", examples(200))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path, finished: bool) -> None:
+    """Guards against a dataset that is half of one CLIP and half of another."""
+    build(tmp_path, examples(), stop_after=None if finished else 1)
+    before = contents(tmp_path)
+    other = {"source": {"name": "test"}, "clip": CLIP | {"model": "RN50x4"}}
+    with pytest.raises(UserError, match=r"another clip model \(ViT-B/32, now RN50x4\)"):
+        build(tmp_path, examples(), plan=other)
+    assert contents(tmp_path) == before
+
+
+# images that cannot be read
+
+
+def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:
+    """Guards against a zero embedding in place of a broken image, which a model would learn from."""
+    given = examples()
+    given[0] = Example("0", ("x",), b"broken", "train")
+    given[4] = Example("4", ("x", "y"), tmp_path / "gone.jpg", "train")
+    given[12] = Example("12", ("x",), b"", "validation")
+    store = build(tmp_path / "data", given)
+    assert store.info["splits"] == {"train": 8, "validation": 2} and store.info["skipped"] == 3
+    assert "0" not in store.column("train", "image_id")
+    records = [json.loads(line) for line in (tmp_path / "data" / "skipped.jsonl").read_text().splitlines()]
+    assert [record["image"] for record in records] == ["0", str(tmp_path / "gone.jpg"), "12"]
+    assert records[1]["error"] == "no such file or directory"
+
+
+def test_skipped_images_are_listed_once_after_a_resumption(tmp_path: Path) -> None:
+    given = examples()
+    given[0] = Example("0", ("x",), b"broken", "train")
+    build(tmp_path, given, stop_after=2)
+    build(tmp_path, given)
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_embedding_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
+    """Guards against one NaN of an overflowing CLIP turning the whole training into NaN."""
+    vectors = [np.full(4, value, np.float32) for value in (1, np.nan, 2)]
+    given = [Example(str(i), ("x",), clip_embedding=vector) for i, vector in enumerate(vectors)]
+    shards = cut_shards(given)
+    [(shard, embedded)] = embed_shards(shards, None, batch_size=2)
+    rows, skipped = to_rows(shard, embedded, 4)
+    assert rows.num_rows == 2 and skipped == [{"image": "1", "error": "its embedding is not finite"}]
+
+
+def test_when_no_image_can_be_read_the_next_run_tries_again(tmp_path: Path) -> None:
+    """Guards against a disk that was not mounted spoiling the folder for good."""
+    missing = [Example(str(i), ("x",), tmp_path / f"{i}.png", "train") for i in range(3)]
+    with pytest.raises(UserError, match="no image of the train split could be used .3 skipped, first .*0.png: no such"):
+        build(tmp_path / "data", missing)
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+    assert build(tmp_path / "data", missing).info["splits"] == {"train": 3}
+
+
+# opening
+
+
+def test_identity_is_that_of_the_content(tmp_path: Path) -> None:
+    """Guards against checkpoints that claim the same data for different captions, images or CLIP."""
+    identities = [build(tmp_path / "a", examples()).identity, build(tmp_path / "b", examples()).identity]
+    assert identities[0] == identities[1]
+    changed = examples()
+    changed[3] = Example("3", ("another caption",), picture(3), "train")
+    identities += [build(tmp_path / "c", changed).identity, build(tmp_path / "d", examples(train=9)).identity]
+    assert len(set(identities)) == 3
+
+
+def test_what_is_no_dataset_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        EmbeddingStore.open(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is no dataset; make one with load_data.py"):
+        EmbeddingStore.open(tmp_path)
+    build(tmp_path / "data", examples())
+    (tmp_path / "data" / "validation" / "data.arrow").unlink()
+    with pytest.raises(UserError, match="lacks its split 'validation'"):
+        EmbeddingStore.open(tmp_path / "data")
+    (tmp_path / "data" / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        EmbeddingStore.open(tmp_path / "data")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    store = build(tmp_path, examples())
+    file = tmp_path / "train" / "data.arrow"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="data.arrow' is missing or damaged"):
+        store.captions("train")
+
+
+def test_an_unknown_split_lists_those_that_exist(tmp_path: Path) -> None:
+    store = build(tmp_path, examples())
+    for ask in (store.split, store.captions, store.embeddings):
+        with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
+            ask("test")
+
+
+def test_literal_captions_are_kept_by_weights_and_split(tmp_path: Path) -> None:
+    """Guards against prompts from another captioner, or from another split."""
+    store = build(tmp_path, examples())
+    assert store.literal_captions("validation", "a" * 64) is None
+    store.save_literal_captions("validation", "a" * 64, ["one", "two 🔥", "three\nlines"])
+    assert EmbeddingStore.open(tmp_path).literal_captions("validation", "a" * 64) == ["one", "two 🔥", "three\nlines"]
+    assert store.literal_captions("validation", "b" * 64) is store.literal_captions("train", "a" * 64) is None
+    with pytest.raises(ValueError, match="1 literal captions for the 3 rows"):
+        store.save_literal_captions("validation", "a" * 64, ["one"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, None),
+        ({"clip_model": "ViT-B-32"}, None),
+        (
+            {"clip_model": "RN50x4", "clip_dim": 640},
+            r"CLIP ViT-B/32 \(openai, 4 wide\), but the model takes RN50x4 \(openai, 640",
+        ),
+        ({"clip_pretrained": "laion2b_s34b_b79k"}, "laion2b_s34b_b79k"),
+        ({"clip_dim": 512}, "512 wide"),
+    ],
+)
+def test_training_with_another_clip_is_refused(tmp_path: Path, changes: dict, sentence: str | None) -> None:
+    """Guards against weights of one CLIP fed with the embeddings of another, of the same width or not."""
+    from clipcap.model import ClipCapConfig
+
+    config = ClipCapConfig(**({"clip_model": "ViT-B/32", "clip_pretrained": "openai", "clip_dim": 4} | changes))
+    store = EmbeddingStore(tmp_path, {"clip": CLIP})
+    if sentence is None:
+        check_clip(store, config)
+    else:
+        with pytest.raises(UserError, match=sentence):
+            check_clip(store, config)
