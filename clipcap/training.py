@@ -89,6 +89,7 @@ class Progress:
     window_steps: int = 0
     rows: list[dict] = field(default_factory=list)
     samples: list[dict] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)  # what must be the same for a state to be gone on from
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -171,7 +172,9 @@ class Trainer:
         self.steps = self.epoch_steps * args.epochs
         warmup = int(self.steps * args.warmup)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer.optimizer, warmup, self.steps)
-        self.progress = Progress()
+        same = ("epochs", "batch_size", "accumulate", "learning_rate", "warmup", "weight_decay", "clip_norm", "seed")
+        self.run_identity = {name: getattr(args, name) for name in same} | {"rows": len(train), "processes": world}
+        self.progress = Progress(run=self.run_identity)
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         every = self.epoch_steps / args.evals_per_epoch
         self.eval_steps = {round(number * every) for number in range(1, args.epochs * args.evals_per_epoch + 1)}
@@ -347,10 +350,17 @@ class Trainer:
             shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    def _check_same_run(self) -> None:
+        for name, value in self.run_identity.items():
+            begun = self.progress.run[name]
+            if begun != value:
+                raise UserError(f"{self.folder} was begun with {name} {begun}, not {value}: use the same to --resume")
+
     def _load_state(self) -> None:
         for state in (self.folder / "state", self.folder / "state.old"):
             if state.is_dir():
                 self.accelerator.load_state(str(state))
+                self._check_same_run()
                 return
         print(f"no state in {self.folder} yet: starting from the beginning", file=sys.stderr)
 

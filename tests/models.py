@@ -35,3 +35,15 @@ def golden(shared: Path, name: str, tmp_path: Path) -> tuple[dict, ClipCap]:
     torch.save(figures["state_dict"], tmp_path / f"{name}.pt")
     config = figures["config"]
     return figures, load_checkpoint(tmp_path / f"{name}.pt", heads=config["heads"], stop_token=config["stop"])
+
+
+def byte_tokenizer():
+    """GPT-2's byte-level tokenizer without merges: one token per byte, so that an emoji takes four."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer

@@ -3,20 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from models import tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from models import byte_tokenizer, tiny_model
+from tokenizers import Tokenizer
 
 from clipcap.data import IGNORED, BucketSampler, CaptionDataset, collate, encode_captions, in_order
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """Byte-level, one token per byte, so that an emoji takes four."""
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(sorted(letters))}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.add_special_tokens(["<|endoftext|>"])
-    return made
+    return byte_tokenizer()
 
 
 def test_captions_end_with_end_of_text(tokenizer):
@@ -28,22 +23,19 @@ def test_captions_end_with_end_of_text(tokenizer):
 
 
 def test_long_captions_are_cut_between_characters(tokenizer):
-    from tokenizers import decoders
-
-    tokenizer.decoder = decoders.ByteLevel()
     for max_tokens in range(2, 12):
         [ids] = encode_captions(tokenizer, ["ab💋c💋defg"], max_tokens)
         assert len(ids) <= max_tokens and "�" not in tokenizer.decode(ids) and ids
 
 
 def test_published_token_ids_of_all_instagram_captions(shared):
-    from clipcap.published_embeddings import load_pickle
+    from clipcap.published_embeddings import read_pickle
     from clipcap.tokenizer import load_tokenizer
 
     captions = [
-        row["caption"] for row in load_pickle(shared / "instagram_100" / "embeddings_RN50x4_train.pkl")["captions"]
+        row["caption"] for row in read_pickle(shared / "instagram_100" / "embeddings_RN50x4_train.pkl")["captions"]
     ]
-    tokens, _, longest = load_pickle(shared / "instagram_100" / "embeddings_RN50x4_train_tokens.pkl")
+    tokens, _, longest = read_pickle(shared / "instagram_100" / "embeddings_RN50x4_train_tokens.pkl")
     gpt2 = load_tokenizer(str(shared / "gpt2_tokenizer"))
     assert len(captions) == 100
     encoded = encode_captions(gpt2, captions, max_tokens=1000)

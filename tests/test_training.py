@@ -1,0 +1,151 @@
+"""The loop learns, keeps the best weights, and goes on after an interruption to the very same weights."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from models import byte_tokenizer, tiny_config, tiny_model
+
+from clipcap.checkpoint import load_checkpoint
+from clipcap.data import CaptionDataset, encode_captions
+from clipcap.errors import UserError
+from clipcap.model import ClipCap
+from clipcap.training import LoopArguments, Trainer, decay_groups, validation_loss
+
+CAPTIONS = ["sunny days ☀️", "best friends!", "coffee first", "#nofilter"] * 12
+
+
+def model_and_data() -> tuple[ClipCap, CaptionDataset, CaptionDataset]:
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = tiny_config(tokenizer=tokenizer.to_str(), stop_token=tokenizer.token_to_id("<|endoftext|>"))
+    config.gpt2["vocab_size"] = tokenizer.get_vocab_size()
+    embeddings = np.random.default_rng(0).normal(size=(len(CAPTIONS), 16)).astype(np.float32)
+    data = CaptionDataset(embeddings, encode_captions(tokenizer, CAPTIONS, 20))
+    return ClipCap(config), data, CaptionDataset(data.embeddings, data.captions, rows=range(8))
+
+
+def trainer(folder, **options) -> Trainer:
+    model, train, validation = model_and_data()
+    folder.mkdir(exist_ok=True)
+    values = {"output_dir": str(folder), "epochs": 2, "batch_size": 4, "learning_rate": 3e-3, "device": "cpu"}
+    references = [{"image": str(row), "reference": CAPTIONS[row]} for row in range(3)]
+    args = LoopArguments(**(values | options))
+    return Trainer(model, train, validation, args, "full", "weights.pt", {"data": {"rows": 48}}, references=references)
+
+
+def at_step(run: Trainer, step: int, happens) -> None:
+    """Let something happen in the middle of a step."""
+    clip = run.accelerator.clip_grad_norm_
+
+    def clip_and_happen(*args):
+        clip(*args)
+        if run.progress.step + 1 == step:
+            happens()
+
+    run.accelerator.clip_grad_norm_ = clip_and_happen
+
+
+def tensors_of(path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).state_dict()
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    trainer(folder).run()
+    return folder
+
+
+def test_a_run_learns_and_writes_what_it_promises(finished):
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    assert [row["step"] for row in rows if "val_loss" in row] == [6, 12, 18, 24]
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
+    samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [6, 12, 18, 24]
+    assert samples[0]["captions"][0].keys() == {"image", "reference", "caption"}
+
+
+def test_the_weights_remember_how_they_were_trained(finished):
+    model = load_checkpoint(finished / "weights.pt")
+    record = model.record
+    assert record["strategy"] == "full" and record["data"] == {"rows": 48}
+    assert record["trained_parameters"] == record["total_parameters"] == sum(p.numel() for p in model.parameters())
+    assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6 and record["versions"]["torch"]
+    _, _, validation = model_and_data()
+    assert validation_loss(model, validation, 4) == pytest.approx(record["losses"]["validation"], abs=1e-5)
+
+
+@pytest.mark.parametrize("moment", [1, 6, 9, 13, 23])
+def test_an_interrupted_run_ends_with_the_same_weights(finished, tmp_path, moment):
+    first = trainer(tmp_path)
+    at_step(first, moment, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(UserError, match=f"interrupted at step {moment} of 24.*--resume"):
+        first.run()
+    trainer(tmp_path, resume=True).run()
+    assert same(tensors_of(tmp_path / "weights.pt"), tensors_of(finished / "weights.pt"))
+    assert (tmp_path / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+    assert (tmp_path / "samples.jsonl").read_text() == (finished / "samples.jsonl").read_text()
+
+
+def test_a_killed_run_goes_on_from_its_last_evaluation(finished, tmp_path):
+    first = trainer(tmp_path)
+    at_step(first, 9, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        first.run()
+    trainer(tmp_path, resume=True).run()
+    assert same(tensors_of(tmp_path / "weights.pt"), tensors_of(finished / "weights.pt"))
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
+    before = (finished / "weights.pt").read_bytes()
+    trainer(finished, resume=True).run()
+    assert (finished / "weights.pt").read_bytes() == before
+
+
+def test_other_arguments_than_those_of_the_state_are_refused(finished):
+    with pytest.raises(UserError, match="batch_size"):
+        trainer(finished, resume=True, batch_size=8).run()
+
+
+def test_accumulated_steps_move_the_weights_once(tmp_path):
+    run = trainer(tmp_path, accumulate=3, epochs=1)
+    assert run.steps == 4
+    run.run()
+    assert run.progress.step == 4
+
+
+def test_vectors_do_not_decay():
+    matrices, vectors = decay_groups(tiny_model(), 0.1)
+    assert all(parameter.ndim >= 2 for parameter in matrices["params"]) and matrices["weight_decay"] == 0.1
+    assert all(parameter.ndim < 2 for parameter in vectors["params"]) and vectors["weight_decay"] == 0.0
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    run = trainer(tmp_path)
+    with torch.no_grad():
+        run.model.gpt.transformer.wte.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="--learning-rate"):
+        run.run()
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}])
+def test_impossible_arguments_are_refused(options):
+    with pytest.raises(UserError, match="--"):
+        LoopArguments(**options).check()
+
+
+def test_metrics_go_to_tensorboard_too(tmp_path):
+    pytest.importorskip("tensorboard")
+    trainer(tmp_path, report_to="tensorboard", epochs=1).run()
+    assert list(tmp_path.rglob("events.out.tfevents*"))
