@@ -141,7 +141,7 @@ def summary(store: EmbeddingStore) -> str:
     info = store.info
     lines = [
         f"{store.path}: {', '.join(f'{split} {rows}' for split, rows in info['splits'].items())} captions",
-        f"CLIP: {describe_clip(*store.clip.values())}",
+        f"CLIP: {describe_clip(**store.clip)}",
         f"cleaning: {', '.join(f'{step} {count}' for step, count in info['cleaning'].items()) or 'none'}",
         f"images that could not be read: {info['skipped']}",
     ]

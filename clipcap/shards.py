@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
@@ -99,7 +99,7 @@ class DatasetWriter:
         """Join the shards, write `skipped.jsonl` and `dataset.json` (whose content is returned), remove the parts.
 
         Raises:
-            UserError: when no image of the train split could be used.
+            UserError: when no image, or none to train on, could be used.
         """
         skipped = [record for shard in shards for record in self._skipped(shard)]
         with _writing(self.folder):
@@ -111,16 +111,19 @@ class DatasetWriter:
                 if table.num_rows:
                     counts[split] = table.num_rows
                     self._join(split, table.replace_schema_metadata(None).combine_chunks(), content)
-            if not counts.get("train"):
-                for part in self.parts.glob("*.arrow"):
-                    part.unlink()  # so that the same command tries again, once the images can be read
-                first = f", first {skipped[0]['image']}: {skipped[0]['error']}" if skipped else ""
-                raise UserError(f"no image of the train split could be used ({len(skipped)} skipped{first})")
+            if not counts or ("train" not in counts and any(shard.split == "train" for shard in shards)):
+                self._give_up(skipped)
             info = {"format": FORMAT, **info, "splits": counts, "skipped": len(skipped)}
             info |= {"identity": content.hexdigest(), "plan": self.plan}
             write_whole(self.folder / INFO, json.dumps(info, indent=1, ensure_ascii=False).encode())
             shutil.rmtree(self.parts)
         return info
+
+    def _give_up(self, skipped: list[dict[str, str]]) -> NoReturn:
+        for part in self.parts.glob("*.arrow"):
+            part.unlink()  # so that the same command tries again, once the images can be read
+        first = f"; the first, {skipped[0]['image']}: {skipped[0]['error']}" if skipped else ""
+        raise UserError(f"no image to train on could be used ({len(skipped)} skipped{first})")
 
     def _read(self, shard: Shard) -> pa.Table:
         return read_table(self.parts / shard.name)

@@ -98,7 +98,8 @@ SOURCES = {
 
 def _from_hub(name: str, path: str, image_column: str, caption_column: str, id_column: str | None = None) -> Source:
     examples = []
-    for part, rows in _load(path).items():
+    parts = _load(path)
+    for part, rows in parts.items():
         missing = [
             column for column in (image_column, caption_column, id_column) if column and column not in rows.features
         ]
@@ -106,11 +107,12 @@ def _from_hub(name: str, path: str, image_column: str, caption_column: str, id_c
             raise UserError(f"data set {path!r} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
         ids = rows[id_column] if id_column else (f"{part}/{number}" for number in range(len(rows)))
         images = _undecoded(rows, image_column)
+        split = split_name(part, part) if len(parts) > 1 else "train"  # a lone split, whatever its name, is not one
         for number, (image_id, caption) in enumerate(zip(ids, rows[caption_column], strict=True)):
             captions = caption if isinstance(caption, list) else [caption]
             texts = tuple("" if text is None else str(text) for text in captions)
             image = Deferred(partial(_hub_image, images, number))
-            examples.append(Example(str(image_id), texts, image, split_name(part, part)))
+            examples.append(Example(str(image_id), texts, image, split))
     return Source({"name": name, "path": path}, examples)
 
 

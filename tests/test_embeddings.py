@@ -188,11 +188,15 @@ def test_an_embedding_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
 def test_when_no_image_can_be_read_the_next_run_tries_again(tmp_path: Path) -> None:
     """Guards against a disk that was not mounted spoiling the folder for good."""
     missing = [Example(str(i), ("x",), tmp_path / f"{i}.png", "train") for i in range(3)]
-    with pytest.raises(UserError, match="no image of the train split could be used .3 skipped, first .*0.png: no such"):
+    with pytest.raises(UserError, match="no image to train on could be used .3 skipped; the first, .*0.png: no such"):
         build(tmp_path / "data", missing)
     for i in range(3):
         picture(i).save(tmp_path / f"{i}.png")
     assert build(tmp_path / "data", missing).info["splits"] == {"train": 3}
+
+
+def test_data_for_evaluation_alone_needs_no_training_images(tmp_path: Path) -> None:
+    assert build(tmp_path, examples(train=0)).splits == ["validation"]
 
 
 # opening

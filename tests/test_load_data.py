@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_data import save_hub_folder
 from tiny_models import save_tiny_clip
 
 import load_data
@@ -128,6 +129,21 @@ def test_decoding_in_worker_processes_gives_the_same(photos: Path, clip: Path, t
     workers = load(photos, clip, tmp_path / "workers", "--workers", "2")
     assert here.identity == workers.identity
     assert here.column("validation", "thumbnail") == workers.column("validation", "thumbnail")
+
+
+def test_instagram_in_the_layout_of_the_hub(clip: Path, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    """Guards against losing the hub's own test split, and a broken row ending the download of an hour."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    splits = {"train": [str(number) for number in range(20)], "test": ["20", "21", "22"]}
+    folder = save_hub_folder(tmp_path / "instagram", splits, (photos / "00.jpg").read_bytes())
+    output = tmp_path / "data"
+    load_data.main(
+        ["--source", "instagram", str(folder), "--clip", str(clip), "--output", str(output), "--workers", "2"]
+    )
+    store = EmbeddingStore.open(output)
+    assert store.info["splits"] == {"train": 17, "validation": 1, "test": 3}  # one is broken, one has no caption
+    assert store.column("test", "image_id") == ["20", "21", "22"]
+    assert np.allclose(store.embeddings("test"), store.embeddings("train")[0], atol=0.1)
 
 
 def test_the_published_pickle_needs_no_clip(shared: Path, tmp_path: Path, monkeypatch) -> None:

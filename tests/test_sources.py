@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_data import save_hub_folder
 
 from clipcap.errors import UserError
 from clipcap.examples import Example, Source, carve_splits, limit_examples, split_name
@@ -185,24 +186,8 @@ def test_a_broken_tar_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def instagram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the layout of the Instagram data set on the hub; its second training image is broken."""
-    from datasets import Dataset, Features, Value
-    from datasets import Image as ImageFeature
-
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    features = Features(
-        image=ImageFeature(), item_id=Value("string"), image_path=Value("string"), caption=Value("string")
-    )
-    folder = tmp_path / "instagram"
-    (folder / "data").mkdir(parents=True)
-    for split, ids in (("train", ["10", "11", "12"]), ("test", ["13"])):
-        rows = {
-            "image": [{"bytes": png("green") if i != "11" else b"broken", "path": f"{i}.png"} for i in ids],
-            "item_id": ids,
-            "image_path": [f"images/{i}.png" for i in ids],
-            "caption": [f"caption {i}" if i != "12" else None for i in ids],
-        }
-        Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    return folder
+    return save_hub_folder(tmp_path / "instagram", {"train": ["10", "11", "12"], "test": ["13"]}, png("green"))
 
 
 def test_instagram_keeps_its_splits_and_survives_a_broken_image(instagram: Path) -> None:
@@ -218,9 +203,12 @@ def test_instagram_keeps_its_splits_and_survives_a_broken_image(instagram: Path)
     assert colour_of(source.examples[3]) == "green"
 
 
-def test_any_hub_data_set_by_its_columns(instagram: Path) -> None:
+def test_any_hub_data_set_by_its_columns(instagram: Path, tmp_path: Path) -> None:
+    """Guards against columns of other names, and a lone split called test that leaves nothing to train on."""
     options = SourceArguments(caption_column="image_path")
     assert listed(open_source(["hub", str(instagram)], options))[0] == ("train/0", ("images/10.png",), "train")
+    one = save_hub_folder(tmp_path / "one", {"test": ["1"]}, png("green"))
+    assert {example.split for example in open_source(["hub", str(one)]).examples} == {"train"}
     with pytest.raises(UserError, match="no column 'text'; it has image, item_id, image_path, caption"):
         open_source(["hub", str(instagram)], SourceArguments(caption_column="text"))
 
