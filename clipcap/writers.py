@@ -78,36 +78,41 @@ def open_writer(path: str | Path) -> Writer:
     return WRITERS[ending or ".jsonl"](path)
 
 
+EXISTING = ("skip", "overwrite", "append")
+
+
 class Sidecars:
     """A .txt beside each picture, one caption a line."""
 
     def __init__(self, existing: str = "skip") -> None:
         """`existing`: what to do where a .txt is there already: "skip" the picture, "overwrite" or "append" to it."""
-        self.existing, self.written = existing, 0
+        self.existing = existing
         self.own: set[Path] = set()
 
     def wants(self, image: str | Path) -> bool:
         return self.existing != "skip" or not self._file(Path(image)).exists()
 
-    def write(self, row: Row) -> None:
-        """Raises UserError where the folder cannot be written."""
+    def write(self, row: Row) -> str | None:
+        """Returns why the .txt could not be written, if so: other folders may do better."""
         if row.error is not None:
-            return
+            return None
         file = self._file(Path(row.image))
-        self.own.add(file)
         captions = [" ".join(caption.splitlines()) for caption in row.captions] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n"
         try:
             if self.existing == "append" and file.exists():
                 before = file.read_text(encoding="utf-8")
-                text = before + ("\n" if before and not before.endswith("\n") else "") + text
+                text = before + "\n" * bool(before and not before.endswith("\n")) + text
             file.write_text(text, encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{str(file)!r} cannot be written ({getattr(error, 'strerror', 'not UTF-8')})") from None
-        self.written += 1
+        except OSError as error:
+            return f"its .txt cannot be written ({error.strerror})"
+        except UnicodeDecodeError:
+            return "its .txt is not UTF-8 text"
+        self.own.add(file)
+        return None
 
     def close(self) -> None:
-        pass
+        """Every .txt is closed already."""
 
     def _file(self, image: Path) -> Path:
         file = image.with_suffix(".txt")

@@ -43,7 +43,7 @@ def tiny_tokenizer():
 
 
 def tiny_captioner_model(seed: int = 0, **changes):
-    """A ClipCap with random weights for the tiny CLIP and the tiny tokenizer; its logits are spread, captions differ."""
+    """A ClipCap with random weights for the tiny CLIP and tokenizer; its logits are spread, so that captions differ."""
     import torch
 
     from clipcap.model import ClipCap, ClipCapConfig

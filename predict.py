@@ -1,0 +1,103 @@
+"""Caption photos: files and folders in, a caption for each out.
+
+    python predict.py --weights runs/base/base_weights.pt photos/ --output captions.jsonl
+
+A second run captions only what the output does not hold yet. Exit status: 0 all captioned, 1 some pictures failed (each
+is listed), 2 nothing could be done.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from clipcap.cli import arg, parse, run
+from clipcap.console import report
+from clipcap.devices import PRECISIONS
+from clipcap.errors import UserError
+from clipcap.images import find_images
+from clipcap.options import CaptionArguments, DecodingArguments
+from clipcap.rows import Writer
+from clipcap.writers import EXISTING, Sidecars, open_writer
+
+
+@dataclass
+class OutputArguments:
+    _argument_group_name = "where captions go"
+
+    output: str | None = arg(None, "file to write, by its ending: .jsonl, .csv, .html (picture book)", metavar="FILE")
+    sidecar: bool = arg(False, "write a .txt beside each picture")
+    existing: str = arg("skip", "what to do with a picture that has a .txt", choices=list(EXISTING))
+    show_literal: bool = arg(False, "also give the literal caption that a prompted model starts from")
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model"
+
+    weights: str | None = arg(None, "a file, or coco, conceptual, coco-transformer, ...", metavar="WEIGHTS")
+    clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the one that the weights name")
+    device: str = arg("auto", "cpu, cuda, ...")
+    precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
+    batch_size: int | None = arg(None, "pictures decoded together (default: 256 by 1 beam or sample)")
+    workers: int | None = arg(None, "processes that read pictures (default: one per CPU core)")
+    demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    output_args, model_args, decoding_args, caption_args, given = parse(
+        argv,
+        *(OutputArguments, ModelArguments, DecodingArguments, CaptionArguments),
+        description="Caption photos. Prints path<TAB>caption as each caption exists.",
+        example="python predict.py --weights coco photos/ --output captions.jsonl",
+        positional=("images", {"nargs": "*", "help": "picture files, and folders of them"}),
+    )
+    if not given.images or not model_args.weights:
+        raise UserError("give weights and pictures, like: python predict.py --weights coco photos/")
+    for name in ("batch_size", "workers"):
+        if (value := getattr(model_args, name)) is not None and value < (name == "batch_size"):
+            raise UserError(f"--{name.replace('_', '-')} is {value}; give a positive number")
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(closing(output)) for output in open_outputs(output_args)]
+        found, todo = count(given.images, outputs)
+        if not todo:
+            print(f"all {found} pictures are captioned already", file=sys.stderr)
+            return 0
+        from clipcap.captioner import Captioner, settings
+
+        chosen = settings(**asdict(decoding_args), **caption_args.given())
+        captioner = Captioner.load(model_args.weights, model_args.clip, model_args.device, model_args.precision)
+        rows = captioner.rows(wanted(given.images, outputs), *chosen, model_args.batch_size, model_args.workers)
+        if not output_args.show_literal:
+            rows = (replace(row, literal=None) for row in rows)
+        return report(rows, todo, outputs, skipped=found - todo)
+
+
+def open_outputs(args: OutputArguments) -> list[Writer | Sidecars]:
+    outputs = [open_writer(args.output)] if args.output else []
+    return outputs + ([Sidecars(args.existing)] if args.sidecar else [])
+
+
+def wanted(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> Iterator[Path]:
+    """The pictures that some output has no caption of yet; all of them without outputs."""
+    return (path for path in find_images(paths) if not outputs or any(output.wants(path) for output in outputs))
+
+
+def count(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> tuple[int, int]:
+    """How many pictures there are, and how many of them are to be captioned."""
+    found = sum(1 for _ in find_images(paths))
+    if not found:
+        raise UserError(f"no pictures in {', '.join(map(repr, paths))}")
+    return found, sum(1 for _ in wanted(paths, outputs))
+
+
+if __name__ == "__main__":
+    try:
+        run(main)
+    except BrokenPipeError:  # who reads our lines, like `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
