@@ -101,22 +101,25 @@ def compare(args: EvaluationArguments, decoding_args: DecodingArguments, models:
     from clipcap.decoding import Decoding
     from clipcap.devices import pick_device, pick_dtype
     from clipcap.embeddings import EmbeddingStore
-    from clipcap.evaluation import Pictures, evaluate_model, make_judge, settings
+    from clipcap.evaluation import evaluate_model, settings
     from clipcap.experiment import make_folder
+    from clipcap.held_out import HeldOut, make_judge
+    from clipcap.java_metrics import java_scorer
     from clipcap.report import write_report
 
     decoding = Decoding(**asdict(decoding_args))
     device = pick_device(args.device)
     make_folder(args.output)
-    pictures = Pictures(EmbeddingStore.open(args.data), args.split, args.limit, device)
-    shown = pictures.pictures(args.pictures)
-    judge = make_judge(pictures, args.clip_prompt)
-    report = settings(pictures, decoding, judge)
+    held_out = HeldOut(EmbeddingStore.open(args.data), args.split, args.limit, device)
+    shown = held_out.pictures(args.pictures)
+    more = {name: java_scorer(name) for name in args.metrics}
+    judge = make_judge(held_out, args.clip_prompt)
+    report = settings(held_out, decoding, judge)
     for name, weights in names(models):
         print(f"{name}: {weights}", file=sys.stderr)
         try:
             dtype = pick_dtype(args.precision, device)
-            settled = (pictures, decoding, judge, dtype, args.batch_size, args.metrics, args.base)
+            settled = (held_out, decoding, judge, dtype, args.batch_size, more, args.base)
             report["models"].append({"name": name, **evaluate_model(weights, *settled)})
         except (UserError, RuntimeError) as error:  # RuntimeError: out of memory, above all
             report["failed"][name] = str(error).strip().splitlines()[0]

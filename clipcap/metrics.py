@@ -8,16 +8,12 @@ Scores from embeddings take float arrays (N, C): N images, C CLIP width.
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import regex
-
-from clipcap.errors import UserError
 
 Tokens = Sequence[str]
 References = Sequence[Sequence[Tokens]]
@@ -170,24 +166,3 @@ def _distinct(candidates: Sequence[Tokens], n: int) -> float:
     for tokens in candidates:
         counts.update(_ngrams(tokens, [n]))
     return len(counts) / max(counts.total(), 1)
-
-
-def java_score(name: str, candidates: Sequence[Tokens], references: References) -> float:
-    """METEOR or SPICE ("meteor", "spice") by pycocoevalcap's Java programs; both know English words only."""
-    if not shutil.which("java"):
-        raise UserError(
-            f"{name} runs on Java and there is no `java` on the PATH: install a Java runtime or leave it out"
-        )
-    try:
-        from pycocoevalcap.meteor.meteor import Meteor
-        from pycocoevalcap.spice.spice import Spice
-    except ImportError:
-        raise UserError(f"{name} needs pycocoevalcap (and Java): pip install pycocoevalcap, or leave it out") from None
-    captions = {i: [" ".join(tokens)] for i, tokens in enumerate(candidates)}
-    truths = {i: [" ".join(tokens) for tokens in texts] for i, texts in enumerate(references)}
-    try:
-        return float({"meteor": Meteor, "spice": Spice}[name]().compute_score(truths, captions)[0])
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise UserError(
-            f"{name} failed in Java ({str(error).splitlines()[0]}); leave it out or see its log above"
-        ) from error

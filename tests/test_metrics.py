@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clipcap.errors import UserError
-from clipcap.metrics import clip_scores, java_score, overlap, style, tokenize
+from clipcap.java_metrics import java_scorer
+from clipcap.metrics import clip_scores, overlap, style, tokenize
 
 
 def pycocoevalcap_scores(candidates, references):
@@ -122,10 +123,10 @@ def test_java_metrics_say_what_they_need(monkeypatch):
     """Without Java pycocoevalcap dies with a FileNotFoundError from deep inside a subprocess."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="meteor runs on Java"):
-        java_score("meteor", [["a"]], [[["a"]]])
+        java_scorer("meteor")
 
 
 @pytest.mark.skipif(not shutil.which("java"), reason="METEOR needs Java")
 def test_meteor():
     references = [[["a", "red", "cat", "sleeps"]], [["two", "dogs"]], [["a", "boat"]]]
-    assert 0.3 < java_score("meteor", [["a", "red", "cat", "sleeps"], [], ["a", "boat", "😍"]], references) < 0.9
+    assert 0.3 < java_scorer("meteor")([["a", "red", "cat", "sleeps"], [], ["a", "boat", "😍"]], references) < 0.9
