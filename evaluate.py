@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipcap.cli import arg, parse, run
+from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError
+from clipcap.options import DecodingArguments
 
 
 @dataclass
@@ -36,24 +38,8 @@ class EvaluationArguments:
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=["auto", "fp32", "bf16"])
+    precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(PRECISIONS))
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
-
-
-@dataclass
-class DecodingArguments:
-    """How captions are searched for."""
-
-    _argument_group_name = "decoding"
-
-    method: str = arg("greedy", "greedy, nucleus or beam", choices=["greedy", "nucleus", "beam"])
-    beams: int = arg(5, "beams per image")
-    max_tokens: int = arg(67, "a caption's most tokens")
-    min_tokens: int = arg(0, "a caption's fewest tokens")
-    temperature: float = arg(1.0, "of nucleus sampling")
-    top_p: float = arg(0.9, "of nucleus sampling")
-    seed: int = arg(0, "of nucleus sampling")
-    no_repeat_ngram: int = arg(0, "no N tokens in a row come twice; 0: no limit")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

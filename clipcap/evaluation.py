@@ -163,7 +163,7 @@ def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequen
 def settings(held_out: HeldOut, decoding: Decoding, judge: Judge | None) -> dict[str, Any]:
     """A report without models: on what, how and with what it was made."""
     store = held_out.store
-    used = {"greedy": (), "nucleus": ("temperature", "top_p", "seed"), "beam": ("beams",)}[decoding.method]
+    used = {"greedy": (), "nucleus": ("temperature", "top_p", "top_k", "seed"), "beam": ("beams",)}[decoding.method]
     shared = ("method", "max_tokens", "min_tokens", "no_repeat_ngram")
     packages = ("torch", "transformers", "open_clip_torch", "numpy")
     return {
