@@ -19,8 +19,8 @@ def save_tiny_clip(folder: Path, seed: int = 0, **config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = open_clip.CLIP(**TINY_CLIP, **config)
-    saved = {"model_cfg": {**TINY_CLIP, **config}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+        model = open_clip.CLIP(**(TINY_CLIP | config))
+    saved = {"model_cfg": TINY_CLIP | config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(saved))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
@@ -50,7 +50,7 @@ def tiny_captioner_model(seed: int = 0, **changes):
 
     tokenizer = tiny_tokenizer()
     size = tokenizer.get_vocab_size()
-    gpt2 = {"vocab_size": size, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    gpt2 = {"vocab_size": size, "n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4}
     config = {"clip_dim": 16, "prefix_length": 4, "gpt2": gpt2, "tokenizer": tokenizer.to_str()}
     config |= {"stop_token": tokenizer.token_to_id("<|endoftext|>")}
     with torch.random.fork_rng():
@@ -60,7 +60,7 @@ def tiny_captioner_model(seed: int = 0, **changes):
             for parameter in model.gpt.parameters():
                 parameter.mul_(6 if parameter.ndim > 1 else 1)
             for parameter in model.clip_project.parameters():
-                parameter.mul_(4)
+                parameter.mul_(20)
     return model
 
 

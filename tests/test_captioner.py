@@ -1,0 +1,197 @@
+"""Guards the way from pictures to captions: wishes that hold on every caption, alone or in a batch."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import save_tiny_clip, save_tiny_weights
+
+from clipcap import Captioner, Decoding
+from clipcap.captioner import settings
+from clipcap.captions import EMOJI, Rules
+from clipcap.choice import likelihoods
+from clipcap.errors import UserError
+from clipcap.images import UnreadableImage
+from clipcap.rows import Row
+
+SHORT = {"max_tokens": 14}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_tiny_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def captioner(weights):
+    return Captioner.load(weights, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    random = np.random.default_rng(0)
+    return [
+        Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((48, 40), Image.Resampling.NEAREST)
+        for _ in range(6)
+    ]
+
+
+def test_pictures_and_paths_become_captions(captioner, pictures, tmp_path):
+    pictures[0].save(tmp_path / "a.png")
+    captions = captioner([tmp_path / "a.png", str(tmp_path / "a.png"), *pictures], **SHORT)
+    assert len(captions) == 8 and all(isinstance(caption, str) for caption in captions)
+    assert captions[0] == captions[1] == captions[2] and len(set(captions)) > 2
+    assert captioner([]) == [] and captioner(pictures[0], **SHORT) == captions[:1]
+
+
+def test_captions_are_the_models_own(captioner, pictures):
+    """What comes out is what `generate` decodes: no stop token, nothing else cut."""
+    embeddings = captioner.encoder.encode_images(pictures)
+    ids = captioner.model.generate(embeddings, Decoding(**SHORT))
+    assert captioner(pictures, **SHORT) == [captioner.tokenizer.decode(row).strip() for row in ids]
+    assert captioner.caption_embeddings(embeddings, **SHORT) == [[caption] for caption in captioner(pictures, **SHORT)]
+
+
+WISHES = [
+    {},
+    {"method": "beam"},
+    {"method": "nucleus", "seed": 3},
+    {"num_captions": 3, "rank": "clip"},
+    {"num_captions": 3, "method": "beam", "rank": "clip"},
+    {"num_captions": 2, "require": ["dog"]},
+    {"ban": ["dog", "lake"], "hashtags": "none", "emoji": "none"},
+    {"no_repeat_ngram": 1, "num_captions": 2},
+]
+
+
+@pytest.mark.parametrize("wishes", WISHES, ids=str)
+def test_a_batch_gives_what_each_gives_alone(captioner, pictures, wishes):
+    together = captioner(pictures, **SHORT, **wishes)
+    assert together == [captioner([picture], **SHORT, **wishes)[0] for picture in pictures]
+
+
+@pytest.mark.parametrize("method", ["greedy", "nucleus", "beam"])
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_several_captions_are_distinct(captioner, pictures, method, temperature):
+    """Samples at a low temperature are all alike; beams that differ in an emoji are alike without it."""
+    options = {"num_captions": 4, "method": method, "temperature": temperature, "emoji": "none", "hashtags": "none"}
+    for captions in captioner(pictures, **SHORT, **options):
+        assert len(captions) == 4 == len({caption.casefold() for caption in captions})
+
+
+@pytest.mark.parametrize("method", ["nucleus", "beam"])
+def test_the_likeliest_comes_first(captioner, pictures, method):
+    chosen = settings(num_captions=3, method=method, **SHORT)
+    embeddings = captioner.encoder.encode_images(pictures)
+    for row, captions in enumerate(captioner.caption_embeddings(embeddings, *chosen[:1], num_captions=3)):
+        scores = [score(captioner, embeddings[row], caption) for caption in captions]
+        if None not in scores:
+            assert scores == sorted(scores, reverse=True)
+
+
+def score(captioner, embedding, caption):
+    """Mean log-probability of a caption whose text encodes back into the tokens that it was decoded from."""
+    ids = captioner.tokenizer.encode(caption).ids
+    if len(ids) < SHORT["max_tokens"] or "\ufffd" in caption:
+        return None
+    return likelihoods(captioner.model, embedding[None], [()], [ids])[0]
+
+
+def test_likelihoods_equal_the_models_logits(captioner, pictures):
+    embeddings = captioner.encoder.encode_images(pictures[:2])
+    captions, prompts = [[5, 6, 7], [8, 9]], [[1, 2], []]
+    found = likelihoods(captioner.model, embeddings, prompts, captions, batch_size=1)
+    for row in range(2):
+        tokens = torch.tensor([[*prompts[row], *captions[row]]])
+        logits = captioner.model(embeddings[row : row + 1], tokens)[0].log_softmax(-1)[len(prompts[row]) :]
+        wanted = logits.gather(1, torch.tensor(captions[row])[:, None]).mean()
+        assert found[row] == pytest.approx(wanted.item(), abs=1e-5)
+
+
+def test_clip_ranks_by_similarity(captioner, pictures):
+    embeddings = captioner.encoder.encode_images(pictures)
+    for embedding, captions in zip(embeddings, captioner(pictures, num_captions=4, rank="clip", **SHORT), strict=True):
+        similarity = torch.cosine_similarity(captioner.encoder.encode_texts(captions), embedding[None])
+        assert similarity.tolist() == sorted(similarity.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("method", ["greedy", "nucleus", "beam"])
+def test_rules_hold_on_every_caption(captioner, pictures, method):
+    plain = " ".join(captioner(pictures, method=method, **SHORT))
+    word = max(filter(str.isalpha, plain.replace("\ufffd", " ").split()), key=len)  # the model likes to say it
+    rules = {"ban": [word.upper(), "dog"], "hashtags": "none", "mentions": "none", "emoji": "none"}
+    for count in (1, 3):
+        captions = captioner(pictures, method=method, num_captions=count, **rules, **SHORT)
+        for caption in captions if count == 1 else sum(captions, []):
+            assert Rules(**rules).allows(caption) and not set("#@") & set(caption) and not EMOJI.search(caption)
+
+
+def test_lengths_hold(captioner, pictures):
+    for caption in captioner(pictures, min_tokens=9, max_tokens=10, emoji="none"):
+        ids = captioner.model.generate(captioner.encoder.encode_images([pictures[0]]), Decoding(max_tokens=10))
+        assert len(ids[0]) <= 10 and caption
+
+
+@pytest.mark.parametrize("options", [{}, {"num_captions": 3}, {"num_captions": 3, "method": "beam", "rank": "clip"}])
+def test_required_words_are_there(captioner, pictures, options):
+    rows = list(captioner.rows(pictures, *settings(require=["dog", "golden hour"], **options, **SHORT), workers=0))
+    for row in rows:
+        assert not row.missing and not Rules(require=("dog", "golden hour")).missing(row.captions)
+        assert len(row.captions) == options.get("num_captions", 1)
+
+
+def test_a_word_that_cannot_be_had_is_named(captioner, pictures):
+    """Six letters do not fit into three tokens."""
+    chosen = settings(require="xylophonist", max_tokens=3)
+    for row in captioner.rows(pictures, *chosen, workers=0):
+        assert row.missing == ["xylophonist"] and row.captions and "xylophonist" in row.note
+
+
+def test_prompted_weights_start_from_their_literal_caption(tmp_path, pictures):
+    captioner = Captioner.load(save_tiny_weights(tmp_path, literal=True, prompt=" it is {literal}: "))
+    captioner.model.config.prompt = " it is {literal}: "
+    embeddings = captioner.encoder.encode_images(pictures)
+    rows = list(captioner.rows(pictures, *settings(**SHORT), workers=0))
+    literals = captioner.literal_captions(embeddings)
+    assert [row.literal for row in rows] == literals and len(set(literals)) > 1
+    prompts = [captioner.tokenizer.encode(f" it is {text.removesuffix('.')}: ").ids for text in literals]
+    ids = captioner.model.generate(embeddings, Decoding(**SHORT), prompts)
+    assert [row.captions[0] for row in rows] == [captioner.tokenizer.decode(row).strip() for row in ids]
+    several = captioner(pictures[:2], num_captions=3, require="dog", **SHORT)
+    assert all(len(captions) == 3 for captions in several)
+
+
+def test_a_picture_that_cannot_be_read_is_named(captioner, pictures, tmp_path):
+    (tmp_path / "a.jpg").write_text("no picture")
+    with pytest.raises(UnreadableImage, match="a.jpg: not a picture"):
+        captioner([pictures[0], tmp_path / "a.jpg"])
+    rows = list(captioner.rows([tmp_path / "a.jpg", pictures[0]], *settings(**SHORT)))
+    assert rows[0] == Row(str(tmp_path / "a.jpg"), error="not a picture, or a format that is not supported")
+    assert rows[1].captions
+
+
+def test_another_clip_is_refused_or_taken(weights, captioner, tmp_path):
+    other = save_tiny_clip(tmp_path / "other", embed_dim=24)
+    with pytest.raises(UserError, match="16 numbers.*makes 24"):
+        Captioner.load(weights, clip=other)
+    same = save_tiny_clip(tmp_path / "same", seed=5)
+    assert Captioner.load(weights, clip=str(same)).encoder.model_name == str(same.resolve())
+    assert Captioner.load(weights, clip=captioner.encoder).encoder is captioner.encoder
+
+
+def test_options_that_do_not_exist_are_refused(captioner, pictures):
+    with pytest.raises(UserError, match="'beem'"):
+        captioner(pictures, beem=3)
+    with pytest.raises(UserError, match="num_captions"):
+        captioner(pictures, num_captions=0)
+
+
+def test_return_all_gives_every_beam(captioner, pictures):
+    captions = captioner(pictures[:2], Decoding(method="beam", beams=4, return_all=True, **SHORT))
+    assert all(isinstance(row, list) and len(row) == 4 for row in captions)
+
+
+def test_bf16_captions(weights, pictures):
+    captioner = Captioner.load(weights, precision="bf16")
+    assert {parameter.dtype for parameter in captioner.model.parameters()} == {torch.bfloat16}
+    assert len(captioner(pictures, num_captions=2, rank="likelihood", require="dog", **SHORT)) == 6
