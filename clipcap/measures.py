@@ -56,7 +56,7 @@ GROUPS: dict[str, tuple[Measure, ...]] = {
         Measure("strategy", "strategy", str),
         Measure("trained_parameters", "trained parameters", amount, min),
         Measure("file_bytes", "file size", size, min, "LoRA: without its base; prompted: with its literal captioner"),
-        Measure("seconds", "training time", duration, min, "as the weights record it, validation included"),
+        Measure("seconds", "training time", duration, min, "of the steps alone, without validation"),
         Measure("peak_memory_bytes", "peak training memory", size, min, "of the GPU, or of the process without one"),
         Measure(
             "captions_per_second", "captions/s", decimals(1), max, "from stored embeddings to text, CLIP not counted"

@@ -92,7 +92,8 @@ def text_table(report: Mapping) -> str:
 def summary(report: Mapping) -> str:
     """One sentence: what was captioned, from where, how."""
     data = report["data"]
-    settings = ", ".join(f"{name} {value}" for name, value in report["decoding"].items() if value is not None)
+    chosen = {name: value for name, value in report["decoding"].items() if value or name == "seed"}
+    settings = ", ".join(f"{name} {value}" for name, value in chosen.items())
     source = f"the {data['split']} split of {data['folder']} ({data['identity'][:12]})"
     return f"{data['images']} images of {source}; decoding: {settings}."
 
