@@ -19,16 +19,13 @@ def put_in(chooser: Chooser, chosen: dict[int, list[Caption]], found: dict[int, 
     the model then goes on to say.
     """
     for word in chooser.rules.require:
-        for position in range(1, chooser.rules.num_captions + 1):
-            lacking = [row for row, captions in chosen.items() if len(captions) >= position]
+        for place in reversed(range(chooser.rules.num_captions)):
+            lacking = [row for row, captions in chosen.items() if place < len(captions)]
             lacking = [row for row in lacking if word in _missing(chooser, chosen[row])]
             if not lacking:
-                break
-            made = _with_word(chooser, word, {row: chosen[row][-position][1] for row in lacking})
-            kept = {
-                row: [caption for at, caption in enumerate(chosen[row], 1) if at != len(chosen[row]) + 1 - position]
-                for row in lacking
-            }
+                continue
+            made = _with_word(chooser, word, {row: chosen[row][place][1] for row in lacking})
+            kept = {row: chosen[row][:place] + chosen[row][place + 1 :] for row in lacking}
             better = {row: _better(chooser, kept[row], chosen[row], found[row] + made[row]) for row in lacking}
             best = chooser.sort({row: captions for row, captions in better.items() if captions})
             chosen |= chooser.sort({row: [*kept[row], captions[0]] for row, captions in best.items()})
