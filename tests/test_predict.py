@@ -1,0 +1,217 @@
+"""Guards predict.py as a user drives it: folders, broken files, second runs, exit statuses."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_models import save_tiny_weights
+
+import predict
+from clipcap.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_tiny_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve pictures in a folder and its subfolder, and a file that is none."""
+    random = np.random.default_rng(0)
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    for index in range(12):
+        folder = tmp_path / "photos" / ("sub" if index % 3 == 0 else "")
+        pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((64, 48), Image.Resampling.NEAREST).save(folder / f"{index:02}.jpg")
+    (tmp_path / "photos" / "broken.jpg").write_text("no picture")
+    return tmp_path / "photos"
+
+
+def run(weights, *arguments) -> int:
+    return predict.main(["--weights", str(weights), "--max-tokens", "9", *map(str, arguments)])
+
+
+def rows(path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_folder_with_a_broken_file(weights, photos, tmp_path, capsys):
+    assert run(weights, photos, "--output", tmp_path / "out.jsonl") == 1
+    out, err = capsys.readouterr()
+    lines = [line.split("\t") for line in out.splitlines()]
+    found = rows(tmp_path / "out.jsonl")
+    assert [row["image"] for row in found] == sorted(map(str, photos.rglob("*.jpg")))
+    captions = {row["image"]: row["caption"] for row in found if "caption" in row}
+    assert len(captions) == 12 and len(set(captions.values())) > 1
+    assert lines == [[image, " ".join(caption.split())] for image, caption in captions.items()]
+    assert [row for row in found if "error" in row] == [
+        {"image": str(photos / "broken.jpg"), "error": "not a picture, or a format that is not supported"}
+    ]
+    assert "captioned 12, failed 1 (1 not a picture" in err and "images/s" in err
+    assert f"{photos / 'broken.jpg'}: not a picture" in err
+
+
+def test_a_second_run_captions_what_is_missing(weights, photos, tmp_path, capsys):
+    """And without loading the model where nothing is."""
+    out = tmp_path / "out.jsonl"
+    run(weights, photos / "sub", "--output", out)
+    assert run(weights, photos, "--output", out) == 1
+    assert "captioned 8, skipped 4 (captioned already), failed 1" in capsys.readouterr().err
+    Image.new("RGB", (40, 40)).save(photos / "broken.jpg")
+    assert run(weights, photos, "--output", out) == 0
+    assert "captioned 1, skipped 12" in capsys.readouterr().err
+    before = out.read_bytes()
+    assert run("no such weights", photos, "--output", out) == 0
+    assert "all 13 pictures are captioned already" in capsys.readouterr().err
+    assert out.read_bytes() == before and len(rows(out)) == 13 == len({row["image"] for row in rows(out)})
+
+
+def test_a_run_that_is_killed_is_continued(weights, tmp_path):
+    """Captions are on the disk when they exist, whatever ends the run."""
+    (tmp_path / "photos").mkdir()
+    for index in range(300):
+        Image.new("RGB", (32, 32), (index % 256, 0, 0)).save(tmp_path / f"photos/{index:03}.png")
+    command = [sys.executable, str(ROOT / "predict.py"), "--weights", weights, tmp_path / "photos", "--max-tokens", "9"]
+    command += ["--output", tmp_path / "out.jsonl", "--batch-size", "4", "--workers", "1"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out.jsonl").exists() or (tmp_path / "out.jsonl").stat().st_size < 500:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len((tmp_path / "out.jsonl").read_text().splitlines()) < 300
+    assert run(weights, tmp_path / "photos", "--output", tmp_path / "out.jsonl") == 0
+    assert len({row["image"] for row in rows(tmp_path / "out.jsonl")}) == 300 == len(rows(tmp_path / "out.jsonl"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "html"])
+def test_other_outputs(weights, photos, tmp_path, ending):
+    out = tmp_path / f"out.{ending}"
+    assert run(weights, photos, "--output", out, "--num-captions", "2") == 1
+    if ending == "csv":
+        with out.open(encoding="utf-8-sig", newline="") as file:
+            table = list(csv.DictReader(file))
+        assert len(table) == 13 and sum(bool(row["more captions"]) for row in table) == 12
+    else:
+        assert out.read_text().count("<img ") == 12 and out.read_text().count("<button") == 24
+
+
+def test_sidecars_beside_an_output(weights, photos, tmp_path):
+    assert run(weights, "--sidecar", photos) == 1
+    texts = {path: path.read_text() for path in photos.rglob("*.txt")}
+    assert len(texts) == 12
+    (photos / "01.txt").write_text("mine\n")
+    assert run(weights, "--sidecar", photos, "--output", tmp_path / "out.jsonl") == 1
+    assert (photos / "01.txt").read_text() == "mine\n" and len(rows(tmp_path / "out.jsonl")) == 13
+    assert run(weights, "--sidecar", "--existing", "append", photos / "01.jpg") == 0
+    assert (photos / "01.txt").read_text() == "mine\n" + texts[photos / "01.txt"]
+    assert run(weights, "--sidecar", "--existing", "overwrite", photos / "01.jpg") == 0
+    assert (photos / "01.txt").read_text() == texts[photos / "01.txt"]
+
+
+def test_captions_to_choose_from(weights, photos, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    wishes = ["--num-captions", 3, "--rank", "clip", "--method", "beam", "--require", "dog", "--emoji", "none"]
+    assert run(weights, photos / "sub", "--output", out, *wishes, "--ban", "lake", "--ban", "beach") == 0
+    for row in rows(out):
+        assert row["caption"] == row["captions"][0] and len(set(row["captions"])) == 3
+        assert any("dog" in caption for caption in row["captions"])
+    assert len(capsys.readouterr().out.splitlines()) == 3 * 4
+    assert run(weights, photos / "sub" / "00.jpg", "--require", "xylophonists", "--output", out) == 0
+    assert run(weights, photos / "01.jpg", "--require", "xylophonists", "--max-tokens", "4", "--output", out) == 0
+    assert rows(out)[-1]["missing"] == ["xylophonists"]
+    assert "no caption with 'xylophonists'" in capsys.readouterr().err
+
+
+def test_the_literal_caption_is_shown_when_asked_for(photos, tmp_path, capsys):
+    weights = save_tiny_weights(tmp_path / "prompted", literal=True, prompt=" it is {literal}: ")
+    for flags, shown in (([], False), (["--show-literal"], True)):
+        assert run(weights, photos / "01.jpg", "--output", tmp_path / f"{shown}.jsonl", *flags) == 0
+        assert ("literal" in rows(tmp_path / f"{shown}.jsonl")[0]) == shown
+        assert ("\tliteral: " in capsys.readouterr().out) == shown
+
+
+def test_exit_status_two_when_nothing_could_be_done(weights, photos, tmp_path):
+    assert run(weights, photos / "broken.jpg") == 2
+    (tmp_path / "empty").mkdir()
+    for arguments, told in [
+        ([tmp_path / "empty"], "no pictures"),
+        ([tmp_path / "nowhere"], "does not exist"),
+        ([], "pictures"),
+        ([photos, "--output", photos / "01.jpg" / "out.jsonl"], "cannot be written"),
+        ([photos, "--output", "out.xlsx"], "ends in"),
+        ([photos, "--temperature", "0"], "temperature"),
+        ([photos, "--batch-size", "0"], "--batch-size"),
+        ([photos, "--ban", "dog", "--require", "dog"], "ruled out"),
+        ([photos, "--ban-file", tmp_path / "nowhere.txt"], "cannot be read"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            run(weights, *arguments)
+    with pytest.raises(UserError, match="no-such-weights"):
+        run("no-such-weights.pt", photos, "--output", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_errors_are_one_sentence(tmp_path):
+    command = [sys.executable, str(ROOT / "predict.py"), "--weights", "x.pt", str(tmp_path / "nowhere")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_outputs_are_checked_before_torch_is_loaded(tmp_path):
+    """Seconds of imports for a misspelt folder."""
+    code = "import sys, predict\ntry: predict.main(sys.argv[1:])\nexcept Exception: sys.exit('torch' in sys.modules)"
+    for wrong in (
+        ["nowhere"],
+        [str(ROOT), "--output", "/dev/null/x.jsonl"],
+        [str(ROOT), "--ban", "a", "--require", "a"],
+    ):
+        command = [sys.executable, "-c", code, "--weights", "x.pt", *wrong]
+        assert subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == 0, wrong
+
+
+def test_head_closes_the_pipe_in_peace(weights, photos):
+    command = f"{sys.executable} {ROOT / 'predict.py'} --weights {weights} --max-tokens 9 {photos} | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.stdout.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def test_full_size_models_caption_the_photos(shared, tmp_path, capsys):
+    """ViT-B/32 and GPT-2 small with random weights, as big as the real ones, through files and folders."""
+    import open_clip
+    import torch
+
+    from clipcap import ClipCap, ClipCapConfig, save_checkpoint
+
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    torch.save(open_clip.create_model("ViT-B-32", force_quick_gelu=True).state_dict(), clip / "weights.pt")
+    config = {"model_cfg": open_clip.get_model_config("ViT-B-32") | {"quick_gelu": True}}
+    (clip / "open_clip_config.json").write_text(json.dumps(config))
+    gpt2 = {"n_embd": 768, "n_layer": 12, "n_head": 12}
+    model = ClipCap(
+        ClipCapConfig(clip_model=str(clip), clip_pretrained=None, language_model=str(tmp_path / "gpt2"), gpt2=gpt2)
+    )
+    shutil.copytree(shared / "gpt2_tokenizer", tmp_path / "gpt2")
+    save_checkpoint(model, tmp_path / "weights.pt")
+    del model
+    assert run(tmp_path / "weights.pt", shared / "photos", "--output", tmp_path / "out.jsonl") == 0
+    assert len(rows(tmp_path / "out.jsonl")) == 14 == len(capsys.readouterr().out.splitlines())
+
+
+def test_help_fits_two_screens(capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 60
