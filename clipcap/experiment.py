@@ -68,6 +68,8 @@ class Experiment:
         cls, strategy: str, data_args: DataArguments, model_args: ModelArguments, loop_args: LoopArguments
     ) -> Experiment:
         """Open the data, load or build the model, and make sure that the output can be written."""
+        import torch
+
         from clipcap.embeddings import EmbeddingStore, check_clip
         from clipcap.tokenizer import end_of_text, load_tokenizer, tokenizer_from_json
 
@@ -79,6 +81,7 @@ class Experiment:
         loop_args.output_dir = loop_args.output_dir or f"runs/{'demo/' if data_args.demo else ''}{strategy}"
         make_folder(loop_args.output_dir)
         store = EmbeddingStore.open(data_args.data)
+        torch.manual_seed(loop_args.seed)  # a fresh mapping network, and adapters, start the same when resumed
         model = start_model(model_args, store)
         check_clip(store, model.config)
         written = model.config.tokenizer
@@ -213,7 +216,8 @@ def describe(model: ClipCap) -> str:
         total += parameter.numel()
         if parameter.requires_grad:
             trained += parameter.numel()
-            part = "mapping network" if name.startswith("clip_project.") else ".".join(name.split(".")[:3])
+            part = ".".join(name.split(".")[:3])
+            part = "LoRA adapters" if ".lora_" in name else "mapping network" if "clip_project" in name else part
             parts[part] = parts.get(part, 0) + parameter.numel()
     if len(parts) > 12:
         parts = {"GPT-2": sum(n for part, n in parts.items() if part != "mapping network")} | (

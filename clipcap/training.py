@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -296,7 +297,7 @@ class Trainer:
         if not references:
             return
         rows = [self.validation[index] for index in range(len(references))]
-        embeddings = torch.stack([torch.as_tensor(embedding).float() for embedding, _, _ in rows])
+        embeddings = torch.from_numpy(np.stack([embedding for embedding, _, _ in rows])).float()
         prompts = [list(prompt) for _, prompt, _ in rows]
         found = self.model.generate(embeddings.to(self.model.device), Decoding(max_tokens=40), prompts)
         tokenizer = tokenizer_from_json(self.model.config.tokenizer)

@@ -1,0 +1,86 @@
+"""Head-only fine-tuning, and that of any other named part: the rest of the model stays bit for bit what it was.
+
+    python frozen_finetuning.py --data instagram_data --init coco --train head
+
+Writes frozen_model_weights.pt. What is frozen takes no gradient, no optimizer state and no dropout; what lies below the
+lowest part that trains is run without autograd.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipcap.cli import arg, parse, run
+from clipcap.errors import UserError
+from clipcap.experiment import DataArguments, Experiment, ModelArguments
+from clipcap.model import ClipCap
+from clipcap.training import LoopArguments
+
+PARTS = {
+    "head": r"gpt\.lm_head\.|gpt\.transformer\.ln_f\.",
+    "mapping": r"clip_project\.",
+    "embeddings": r"gpt\.transformer\.wte\.",
+    "positions": r"gpt\.transformer\.wpe\.",
+    "norms": r"gpt\.transformer\.(ln_f|h\.\d+\.ln_[12])\.",
+    "attention": r"gpt\.transformer\.h\.\d+\.attn\.",
+    "mlp": r"gpt\.transformer\.h\.\d+\.mlp\.",
+}
+
+
+@dataclass
+class StrategyArguments:
+    """What trains."""
+
+    _argument_group_name = "parts"
+
+    train: list[str] = arg(["head"], f"one or more of {', '.join(PARTS)}, last:N (default: head)", metavar="PART")
+
+
+@dataclass
+class FrozenLoopArguments(LoopArguments):
+    """A part alone wants a higher learning rate than the whole."""
+
+    learning_rate: float = arg(1e-4, "highest learning rate; warms up to it, then falls to 0")
+
+
+def pattern_of(part: str, blocks: int) -> str:
+    """What the names of a part's parameters begin with, as a regular expression; GPT-2 has `blocks` blocks."""
+    if part in PARTS:
+        return PARTS[part]
+    last = re.fullmatch(r"last:(\d+)", part)
+    if not last or not 1 <= int(last[1]) <= blocks:
+        raise UserError(
+            f"--train {part} is no part of this model; choose from {', '.join(PARTS)}, and last:1 to last:{blocks}"
+        )
+    numbers = "|".join(map(str, range(blocks - int(last[1]), blocks)))
+    return rf"gpt\.transformer\.h\.({numbers})\."
+
+
+def build(model: ClipCap, parts: Sequence[str]) -> dict[str, int]:
+    """Freeze all but the named parts; returns the names and sizes of the parameters that train.
+
+    GPT-2's head shares its weights with the input embedding: where just one of them trains, they are untied first.
+    """
+    patterns = [pattern_of(part, model.gpt.config.n_layer) for part in parts]
+    if ("head" in parts) != ("embeddings" in parts) and model.config.tied_head:
+        model.untie_head()
+    return model.train_only(re.compile("|".join(patterns)).match)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    strategy_args, *arguments = parse(
+        argv,
+        *(StrategyArguments, DataArguments, ModelArguments, FrozenLoopArguments),
+        description="Fine-tuning of one part of ClipCap on captions people wrote.",
+        example="python frozen_finetuning.py --data instagram_data --init coco --train head",
+    )
+    experiment = Experiment.prepare("frozen", *arguments)
+    build(experiment.model, strategy_args.train)
+    head_alone = strategy_args.train == ["head"]
+    experiment.train("head-only" if head_alone else " + ".join(strategy_args.train), "frozen_model_weights.pt")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,89 @@
+"""LoRA fine-tuning: low-rank adapters in GPT-2 and the mapping network learn, the weights of GPT-2 stay.
+
+    python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
+
+Trains one model per rank and writes lora_{rank}_weights.pt, a small file that names the weights it was trained on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipcap.checkpoint import save_checkpoint
+from clipcap.cli import arg, parse, run
+from clipcap.errors import UserError
+from clipcap.experiment import DataArguments, Experiment, ModelArguments, make_folder
+from clipcap.lora import Base, export_peft, inject, merged, save_adapters
+from clipcap.training import LoopArguments
+
+
+@dataclass
+class StrategyArguments:
+    """The adapters."""
+
+    _argument_group_name = "LoRA"
+
+    rank: list[int] = arg([4], "one model is trained per rank (default: 4)")
+    alpha: float = arg(16.0, "adapters are scaled by alpha / rank")
+    dropout: float = arg(0.1, "before the adapters")
+    target: list[str] = arg(["c_attn", "c_proj", "c_fc"], "layers to adapt (default: c_attn c_proj c_fc)")
+    freeze_mapping: bool = arg(False, "leave the mapping network as it is")
+    merged: bool = arg(False, "also write a file that needs no base")
+    export_peft: str | None = arg(None, "also write a folder that peft loads", metavar="DIR")
+
+
+@dataclass
+class LoRALoopArguments(LoopArguments):
+    """Adapters start at zero and want a higher learning rate than trained weights."""
+
+    learning_rate: float = arg(5e-4, "highest learning rate; warms up to it, then falls to 0")
+
+
+def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict:
+    """Adapters of this rank in GPT-2; they and the mapping network train. Returns how to save them."""
+    settings = inject(experiment.model, rank, args.alpha, args.dropout, args.target)
+    mapping = not args.freeze_mapping
+    experiment.model.train_only(lambda name: ".lora_" in name or (mapping and name.startswith("clip_project.")))
+    return {"base": Base.of(experiment.model_args.init), "settings": settings}
+
+
+def train_rank(args: StrategyArguments, rank: int, data_args, model_args, loop_args) -> None:
+    several = len(args.rank) > 1
+    loop_args = copy.copy(loop_args)
+    if loop_args.output_dir and several:
+        loop_args.output_dir = f"{loop_args.output_dir}/lora_{rank}"
+    experiment = Experiment.prepare(f"lora_{rank}", data_args, model_args, loop_args)
+    adapters = build(experiment, args, rank)
+
+    def save(model, path: Path) -> None:
+        save_adapters(model, path, **adapters)
+        if args.merged:
+            save_checkpoint(merged(model), path.with_name(f"lora_{rank}_merged_weights.pt"))
+        if args.export_peft:
+            export_peft(model, adapters["settings"], Path(args.export_peft, f"lora_{rank}" if several else ""))
+
+    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    strategy_args, *arguments = parse(
+        argv,
+        *(StrategyArguments, DataArguments, ModelArguments, LoRALoopArguments),
+        description="LoRA fine-tuning of ClipCap on captions people wrote.",
+        example="python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64",
+    )
+    if not arguments[1].init:
+        raise UserError("LoRA adapts trained weights: say which with --init (coco, conceptual, or a file)")
+    if min(strategy_args.rank) < 1:
+        raise UserError(f"a LoRA rank must be at least 1, not {min(strategy_args.rank)}")
+    if strategy_args.export_peft:
+        make_folder(strategy_args.export_peft)
+    for rank in strategy_args.rank:
+        train_rank(strategy_args, rank, *arguments)
+
+
+if __name__ == "__main__":
+    run(main)

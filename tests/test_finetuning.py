@@ -1,0 +1,316 @@
+"""The four scripts as a user drives them, on a tiny world: what each trains, what it writes, what it refuses."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import byte_tokenizer, tiny_config
+
+import basic_finetuning
+import frozen_finetuning
+import load_data
+import lora_finetuning
+import prompt_finetuning
+from clipcap.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.data import collate
+from clipcap.errors import UserError
+from clipcap.literal import LITERAL
+from clipcap.lora import inject
+from clipcap.model import ClipCap
+
+FAST = ["--epochs", "1", "--batch-size", "8", "--evals-per-epoch", "1", "--device", "cpu", "--learning-rate", "1e-3"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A dataset of 60 captions, weights to start from, and a GPT-2 in a folder."""
+    folder = tmp_path_factory.mktemp("world")
+    rows = [{"image_id": n, "caption": f"caption {n % 7} #{'fun' * (n % 3)}", "clip_embedding": n} for n in range(60)]
+    embeddings = torch.from_numpy(np.random.default_rng(0).normal(size=(60, 16)).astype(np.float16))
+    (folder / "rows.pkl").write_bytes(pickle.dumps({"clip_embedding": embeddings, "captions": rows}))
+    clip = ["--clip", "tiny", "--val-fraction", "0.2", "--output", str(folder / "data")]
+    load_data.main(["--source", "clipcap", str(folder / "rows.pkl"), *clip])
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = tiny_config(clip_model="tiny", tokenizer=tokenizer.to_str(), stop_token=tokenizer.token_to_id("."))
+    config.gpt2 |= {"vocab_size": tokenizer.get_vocab_size(), "n_positions": 256}
+    model = ClipCap(config)
+    save_checkpoint(model, folder / "literal.pt")
+    model.gpt.save_pretrained(folder / "gpt2")
+    tokenizer.save(str(folder / "gpt2" / "tokenizer.json"))
+    return folder
+
+
+def train(script, world: Path, output: Path, *options: str) -> Path:
+    start = [] if "--language-model" in options else ["--init", str(world / "literal.pt")]
+    script.main(["--data", str(world / "data"), *start, "--output-dir", str(output), *FAST, *options])
+    return output
+
+
+def changed(before: ClipCap, after: ClipCap) -> set[str]:
+    """Names of the tensors that differ; a tied head counts as the embedding that it is."""
+    old, new = before.state_dict(), after.state_dict()
+    return {name for name in new if not torch.equal(old[name], new[name])}
+
+
+def test_full_fine_tuning_trains_everything(world, tmp_path, capsys):
+    output = train(basic_finetuning, world, tmp_path)
+    assert capsys.readouterr().out.strip() == str(output / "base_weights.pt")
+    before, after = load_checkpoint(world / "literal.pt"), load_checkpoint(output / "base_weights.pt")
+    assert changed(before, after) == set(before.state_dict())
+    assert after.config.stop_token == byte_tokenizer().token_to_id("<|endoftext|>")
+    record = after.record
+    assert record["strategy"] == "full" and record["arguments"]["batch_size"] == 8
+    assert record["data"]["identity"] == json.loads((world / "data" / "dataset.json").read_text())["identity"]
+    assert {path.name for path in output.iterdir()} >= {"loss.png", "metrics.jsonl", "samples.jsonl", "state"}
+
+
+@pytest.mark.parametrize("mapping", ["mlp", "transformer"])
+def test_the_mapping_network_alone_from_plain_gpt2(world, tmp_path, mapping):
+    options = ["--language-model", str(world / "gpt2"), "--mapping", mapping, "--prefix-length", "5"]
+    options += ["--clip-length", "3", "--freeze-language-model"]
+    output = train(basic_finetuning, world, tmp_path, *options)
+    model = load_checkpoint(output / "base_weights.pt")
+    literal = load_checkpoint(world / "literal.pt")
+    gpt = {name for name in literal.state_dict() if name.startswith("gpt.")}
+    assert all(torch.equal(model.state_dict()[name], literal.state_dict()[name]) for name in gpt)
+    assert (model.config.mapping, model.config.prefix_length, model.config.clip_dim) == (mapping, 5, 16)
+    assert model.record["trained_parameters"] == sum(p.numel() for p in model.clip_project.parameters())
+
+
+def test_a_resumed_script_ends_with_the_same_weights(world, tmp_path):
+    options = ["--language-model", str(world / "gpt2")]
+    whole = train(basic_finetuning, world, tmp_path / "whole", *options)
+    again = train(basic_finetuning, world, tmp_path / "again", *options, "--resume")
+    assert not changed(*(load_checkpoint(folder / "base_weights.pt") for folder in (whole, again)))
+
+
+BLOCK_PARTS = {"norms": ("ln_1", "ln_2"), "attention": ("attn",), "mlp": ("mlp",)}
+
+
+@pytest.mark.parametrize("part", [*frozen_finetuning.PARTS, "last:1", "positions mlp", "head embeddings"])
+def test_exactly_the_named_part_changes(world, tmp_path, part):
+    """The published code froze by overriding parameters(): more trained than was meant."""
+    output = train(frozen_finetuning, world, tmp_path, "--train", *part.split())
+    before, after = load_checkpoint(world / "literal.pt"), load_checkpoint(output / "frozen_model_weights.pt")
+    expected = set()
+    for name in before.state_dict():
+        place = name.split(".")
+        block = place[2] == "h" if name.startswith("gpt.transformer") else False
+        for one in part.split():
+            head_part = name == "gpt.lm_head.weight" or place[2] == "ln_f"
+            if (
+                (one == "head" and head_part)
+                or (one == "mapping" and place[0] == "clip_project")
+                or (one == "embeddings" and place[2] == "wte")
+                or (one == "positions" and place[2] == "wpe")
+                or (one == "norms" and (place[2] == "ln_f" or (block and place[4] in ("ln_1", "ln_2"))))
+                or (one in ("attention", "mlp") and block and place[4] == {"attention": "attn"}.get(one, one))
+                or (one == "last:1" and block and place[3] == "1")
+            ):
+                expected.add(name)
+    assert expected and changed(before, after) == expected
+    assert after.record["strategy"] == ("head-only" if part == "head" else " + ".join(part.split()))
+
+
+def test_an_unknown_part_lists_those_that_exist(world, tmp_path):
+    for part in ("tail", "last:3", "last:0"):
+        with pytest.raises(UserError, match=f"--train {part} .*head, mapping, .*last:1 to last:2"):
+            train(frozen_finetuning, world, tmp_path, "--train", part)
+
+
+def test_a_frozen_part_has_no_optimizer_state(world, tmp_path):
+    output = train(frozen_finetuning, world, tmp_path, "--train", "mapping")
+    state = torch.load(output / "state" / "optimizer.bin", weights_only=True)
+    assert len(state["state"]) == 4  # the MLP's two weights and two biases
+
+
+def test_lora_writes_a_small_file_per_rank(world, tmp_path):
+    output = train(lora_finetuning, world, tmp_path, "--rank", "2", "4", "--merged", "--freeze-mapping")
+    base = load_checkpoint(world / "literal.pt")
+    embedding, tokens = torch.randn(3, 16), torch.tensor([[4, 5, 6]] * 3)
+    for rank in (2, 4):
+        file = output / f"lora_{rank}" / f"lora_{rank}_weights.pt"
+        assert file.stat().st_size < 0.5 * (world / "literal.pt").stat().st_size
+        model = load_checkpoint(file)
+        standalone = load_checkpoint(file.with_name(f"lora_{rank}_merged_weights.pt"))
+        assert torch.allclose(model(embedding, tokens), standalone(embedding, tokens), atol=1e-5)
+        adapted = {f"gpt.transformer.h.{n}.{layer}.weight" for n in (0, 1) for layer in ADAPTED}
+        assert changed(base, model) == adapted
+        assert model.record["strategy"] == f"LoRA {rank}"
+
+
+ADAPTED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+def trained_adapters(world: Path) -> tuple[ClipCap, object]:
+    model = load_checkpoint(world / "literal.pt")
+    settings = inject(model, 3, 16.0, 0.0, ["c_attn", "c_proj", "c_fc"])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.train_only(lambda name: ".lora_" in name)
+    return model.eval(), settings
+
+
+def test_saved_loaded_and_merged_adapters_give_the_same_logits(world, tmp_path):
+    from clipcap.lora import Base, merged, save_adapters
+
+    model, settings = trained_adapters(world)
+    save_adapters(model, tmp_path / "lora.pt", Base.of(str(world / "literal.pt")), settings)
+    embedding, tokens = torch.randn(3, 16), torch.tensor([[4, 5, 6]] * 3)
+    logits = model(embedding, tokens)
+    assert torch.allclose(load_checkpoint(tmp_path / "lora.pt")(embedding, tokens), logits, atol=1e-5)
+    assert torch.allclose(merged(model)(embedding, tokens), logits, atol=1e-5)
+    plain = load_checkpoint(world / "literal.pt")
+    assert not torch.allclose(plain(embedding, tokens), logits, atol=1e-2)
+    assert model.generate(embedding) == merged(model).generate(embedding) != plain.generate(embedding)
+
+
+def test_peft_loads_the_exported_folder(world, tmp_path):
+    from peft import PeftModel
+    from transformers import GPT2LMHeadModel
+
+    from clipcap.lora import export_peft, merged
+
+    model, settings = trained_adapters(world)
+    export_peft(model, settings, tmp_path)
+    loaded = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(world / "gpt2"), tmp_path).eval()
+    tokens = torch.tensor([[4, 5, 6, 7]])
+    assert torch.allclose(loaded(tokens).logits, merged(model).gpt(tokens).logits, atol=1e-5)
+
+
+def test_a_lora_file_is_never_half_loaded(world, tmp_path):
+    """The published LoRA file was loaded with strict=False: nothing of it, and gibberish came out."""
+    from clipcap.lora import Base, save_adapters
+
+    model, settings = trained_adapters(world)
+    base = Base.of(str(world / "literal.pt"))
+    path = tmp_path / "lora.pt"
+    save_adapters(model, path, base, settings)
+    content = torch.load(path, weights_only=True)
+    for name in list(content["tensors"])[::5]:
+        lost = {key: tensor for key, tensor in content["tensors"].items() if key != name}
+        torch.save(content | {"tensors": lost}, path)
+        with pytest.raises(UserError, match="missing"):
+            load_checkpoint(path)
+    torch.save({key: value for key, value in content.items() if key not in ("base", "lora")}, path)
+    with pytest.raises(UserError, match="missing"):
+        load_checkpoint(path)
+
+
+def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
+    from clipcap.lora import Base, save_adapters
+
+    model, settings = trained_adapters(world)
+    copy = tmp_path / "base.pt"
+    copy.write_bytes((world / "literal.pt").read_bytes())
+    save_adapters(model, tmp_path / "lora.pt", Base.of(str(copy)), settings)
+    copy.rename(tmp_path / "moved.pt")
+    with pytest.raises(UserError, match="base.pt with SHA-256"):
+        load_checkpoint(tmp_path / "lora.pt")
+    load_checkpoint(tmp_path / "lora.pt", base=str(tmp_path / "moved.pt"))
+    save_checkpoint(load_checkpoint(world / "literal.pt", prefix_length=4, stop_token=1), tmp_path / "other.pt")
+    with pytest.raises(UserError, match="has SHA-256"):
+        load_checkpoint(tmp_path / "lora.pt", base=str(tmp_path / "other.pt"))
+
+
+def test_lora_refuses_what_it_cannot_do(world, tmp_path):
+    for options, message in (
+        (["--rank", "0"], "at least 1, not 0"),
+        (["--target", "c_conv"], "c_conv matches no layer.*c_attn, c_fc, c_proj"),
+        (["--language-model", str(world / "gpt2")], "--init"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(lora_finetuning, world, tmp_path, *options)
+
+
+def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, tmp_path, capfd):
+    output = train(prompt_finetuning, world, tmp_path)
+    assert "literal captions, train" in capfd.readouterr().err
+    model, literal = load_checkpoint(output / "prompted_weights.pt"), load_checkpoint(world / "literal.pt")
+    assert model.config.prompt == " is a picture of {literal} and a social media post would caption it"
+    assert not changed(literal, model.literal_captioner)
+    assert model.literal_captioner.config.stop_token == literal.config.stop_token != model.config.stop_token
+    assert model.record["total_parameters"] == sum(p.numel() for p in literal.parameters())
+
+
+def test_literal_captions_are_written_once(world, tmp_path, capfd):
+    from clipcap.embeddings import EmbeddingStore
+
+    train(prompt_finetuning, world, tmp_path / "first", "--prompt", "literal")
+    capfd.readouterr()
+    train(prompt_finetuning, world, tmp_path / "second")
+    assert "literal captions" not in capfd.readouterr().err
+    store = EmbeddingStore.open(world / "data")
+    [identity] = [folder.name for folder in (world / "data" / "literal_captions").iterdir()]
+    model = load_checkpoint(world / "literal.pt")
+    [ids] = model.generate(torch.tensor(store.embeddings("train")[:1]), LITERAL)
+    assert store.literal_captions("train", identity)[0] == byte_tokenizer().decode(ids).strip()
+
+
+def test_the_prompt_is_data_and_the_loss_never_sees_it(world, tmp_path, monkeypatch):
+    seen = []
+    original = prompt_finetuning.Experiment.train
+    monkeypatch.setattr(
+        prompt_finetuning.Experiment,
+        "train",
+        lambda self, *args, **options: (
+            seen.append(self.datasets(options["prompts"])),
+            original(self, *args, **options),
+        ),
+    )
+    train(prompt_finetuning, world, tmp_path, "--template", "say: ")
+    data, _ = seen[0]
+    tokenizer = byte_tokenizer()
+    prompt = tokenizer.encode("say: ").ids
+    batch = collate([data[row] for row in range(4)])
+    assert all(batch.tokens[row, : len(prompt)].tolist() == prompt for row in range(4))
+    assert (batch.labels[:, : len(prompt)] == -100).all()
+    model = load_checkpoint(tmp_path / "prompted_weights.pt")
+    assert model.config.prompt == "say: " and model.literal_captioner is None
+
+
+def test_prompt_none_is_full_fine_tuning(world, tmp_path):
+    prompted = train(prompt_finetuning, world, tmp_path / "prompted", "--prompt", "none")
+    full = train(basic_finetuning, world, tmp_path / "full")
+    assert not changed(load_checkpoint(prompted / "prompted_weights.pt"), load_checkpoint(full / "base_weights.pt"))
+
+
+def test_unknown_braces_in_a_template_are_refused(world, tmp_path):
+    for template, message in (("{caption}", r"\{caption\}.*\{literal\}"), ("{", "cannot be read")):
+        with pytest.raises(UserError, match=message):
+            train(prompt_finetuning, world, tmp_path, "--template", template)
+
+
+@pytest.mark.parametrize("script", [basic_finetuning, prompt_finetuning, lora_finetuning, frozen_finetuning])
+def test_every_script_refuses_bad_input_in_one_sentence(world, tmp_path, script):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    init, output = ["--init", str(world / "literal.pt")], ["--output-dir", str(tmp_path / "out")]
+    data = ["--data", str(world / "data")]
+    for options, message in (
+        ([*init, *output], "--data"),
+        ([*init, *output, "--data", str(tmp_path / "nowhere")], "does not exist"),
+        ([*init, *data, "--output-dir", str(blocked / "out")], "cannot be written"),
+        ([*data, *output, "--init", "cocoa"], "known names"),
+        ([*init, *data, *output, "--prefix-length", "5"], "leave one of the two out"),
+        ([*init, *data, *output, "--epochs", "0"], "--epochs"),
+        ([*init, *data, *output, "--max-tokens", "500"], "room"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            script.main(options)
+        assert "\n" not in str(caught.value)
+
+
+def test_data_of_another_clip_is_refused(world, tmp_path):
+    model = load_checkpoint(world / "literal.pt")
+    model.config.clip_model = "ViT-B/32"
+    save_checkpoint(model, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="made with CLIP tiny"):
+        basic_finetuning.main(["--data", str(world / "data"), "--init", str(tmp_path / "other.pt"), *FAST])
