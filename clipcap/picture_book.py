@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from html import unescape
+from pathlib import Path
 from typing import TextIO
 
 from clipcap.errors import UserError
@@ -13,6 +14,7 @@ from clipcap.page import escape, page, picture_uri
 from clipcap.rows import Row, Writer
 
 STYLE = """
+.pictures { align-items: start; }
 .card ol { list-style: none; margin: 0; padding: 0; }
 .card li { display: flex; align-items: start; gap: 8px; }
 .card li + li { border-top: 1px solid var(--line); margin-top: 8px; padding-top: 8px; }
@@ -47,7 +49,7 @@ class PictureBook(Writer):
     """Header, a line for each picture, footer. An unfinished page already shows what it holds."""
 
     MARK = "<!-- picture book -->"
-    CARD = re.compile(r'<figure class="card( failed)?" data-image="([^"]*)">.*</figure>\n')
+    CARD = re.compile(r'<figure class="card( failed)?" data-image="([^"]*)" .*</figure>\n')
 
     def header(self) -> str:
         return self._parts()[0]
@@ -65,9 +67,10 @@ class PictureBook(Writer):
         failed = " failed" * (row.error is not None)
         button = '<button type="button">Copy</button>'
         captions = "".join(f"<li><span>{escape(caption)}</span>{button}</li>" for caption in row.captions)
-        notes = [row.note, f"literal caption: {row.literal}" if row.literal else "", row.image]
+        notes = [row.note, f"literal caption: {row.literal}" if row.literal else "", Path(row.image).name]
         card = (
-            f'<figure class="card{failed}" data-image="{escape(row.image)}">{self._picture(row)}<figcaption>'
+            f'<figure class="card{failed}" data-image="{escape(row.image)}" title="{escape(row.image)}">'
+            f"{self._picture(row)}<figcaption>"
             + (f"<ol>{captions}</ol>" if captions else "")
             + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
             + "</figcaption></figure>"
