@@ -45,7 +45,15 @@ class OutputArguments:
     device: str = arg("auto", "where CLIP runs: cpu, cuda, ...")
     precision: str = arg("auto", "of CLIP's weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int = arg(128, "images in one pass of CLIP")
-    workers: int | None = arg(None, "processes that decode images (default: one per CPU core)")
+    workers: int | None = arg(None, "processes that decode images (default: one per CPU core, at most 8)")
+
+    def check(self) -> None:
+        """Find out, before anything that takes long, what cannot work. Raises UserError."""
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; give {least} or more")
+        pick_device(self.device)
+        claim_folder(Path(self.output))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         source_args.source, out.output = source_args.source or ["demo"], out.output or DEFAULTS["data"]
     if not source_args.source or not out.output:
         raise UserError("say where the data comes from and goes: --source NAME [WHERE] --output DIR, or --demo")
+    out.check()
     folder = Path(out.output)
-    claim_folder(folder)  # before anything that takes long
     source = open_source(source_args.source, source_args, out.clip)
     examples, cleaned = select(source.examples, cleaning, source_args)
     encoder, clip = load_clip(source, out)
@@ -102,9 +110,6 @@ def select(examples: list[Example], cleaning: Cleaning, args: SourceArguments) -
 
 def load_clip(source: Source, out: OutputArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
     """The CLIP that embeds the images, or None where the embeddings come along; and its identity."""
-    for name in ("batch_size", "workers"):
-        if (value := getattr(out, name)) is not None and value < (name == "batch_size"):
-            raise UserError(f"--{name.replace('_', '-')} is {value}; give a positive number")
     given = source.examples[0].clip_embedding
     if given is not None:
         return None, {"model": source.clip, "pretrained": out.pretrained, "dim": len(given)}

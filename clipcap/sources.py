@@ -48,7 +48,7 @@ def open_source(words: Sequence[str], options: SourceArguments | None = None, cl
     if name not in SOURCES:
         raise UserError(f"unknown source {name!r}; choose one of {', '.join(SOURCES)}")
     kind = SOURCES[name]
-    needed, possible = bool(kind.where) and not kind.where.startswith("["), bool(kind.where)
+    possible, needed = bool(kind.where), bool(kind.where) and not kind.where.startswith("[")
     if not needed <= len(where) <= possible:
         raise UserError(f"--source {' '.join(words)} cannot be read; write --source {f'{name} {kind.where}'.strip()}")
     return kind.open(where[0] if where else None, options or SourceArguments(), clip)
