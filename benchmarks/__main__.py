@@ -1,0 +1,5 @@
+from benchmarks.run import main
+from clipcap.cli import run
+
+if __name__ == "__main__":  # worker processes import this file too
+    run(main)

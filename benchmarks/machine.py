@@ -1,0 +1,109 @@
+"""The machine: what it is, and how fast it multiplies and reads memory, measured and not looked up."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "transformers", "open_clip_torch", "numpy", "pillow", "accelerate", "peft")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one item cannot do without, whatever the code.
+
+    Attributes:
+        operations: multiplications and additions with weights.
+        bytes: memory read and written.
+        dtype: of the multiplications.
+    """
+
+    operations: float
+    bytes: float = 0.0
+    dtype: torch.dtype = torch.bfloat16
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.operations + other.operations, self.bytes + other.bytes, self.dtype)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Measured on this machine: operations per second by dtype, and bytes per second to and from memory."""
+
+    operations: dict[torch.dtype, float]
+    bandwidth: float
+
+    def seconds(self, work: Work) -> float:
+        """The least time: of the arithmetic at the peak rate or of the memory traffic, whichever takes longer."""
+        return max(work.operations / self.operations[work.dtype], work.bytes / self.bandwidth)
+
+
+def measure_limits(device: torch.device, quick: bool = False) -> Limits:
+    """The best of several attempts: square matrix products, and copies that fit in no cache."""
+    size, megabytes = (8192, 2048) if device.type == "cuda" else (1024 if quick else 2048, 256)
+    operations = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        operations[dtype] = 2 * size**3 / _best(lambda a=a, b=b: a @ b, device)
+    source = torch.ones(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+    return Limits(operations, copied)
+
+
+def _best(run: Callable[[], object], device: torch.device, attempts: int = 8) -> float:
+    best = float("inf")
+    for _ in range(attempts):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """What one needs to know to compare figures; nothing that names the machine."""
+    cpu = _proc("/proc/cpuinfo", ":")
+    memory = _proc("/proc/meminfo", ":")
+    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = cpu.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in cpu:
+        model += f" (family {cpu['cpu family']}, model {cpu['model']})"
+    described = {
+        "CPU": f"{model}, {cores} cores",
+        "instructions": ", ".join(name for name in INSTRUCTIONS if name in flags) or platform.machine(),
+        "threads of torch": str(torch.get_num_threads()),
+    }
+    if "MemTotal" in memory:
+        described["memory"] = f"{int(memory['MemTotal'].split()[0]) / 2**20:.0f} GiB"
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described["GPU"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    described["system"] = f"{platform.system()}, Python {platform.python_version()}"
+    return described | {"packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES)}
+
+
+def _proc(file: str, separator: str) -> dict[str, str]:
+    """The first value of every key in a file of the proc file system; empty where there is none."""
+    if not Path(file).is_file():
+        return {}
+    pairs = (line.split(separator, 1) for line in Path(file).read_text().splitlines() if separator in line)
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        found.setdefault(key.strip(), value.strip())
+    return found

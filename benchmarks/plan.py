@@ -1,0 +1,44 @@
+"""How much is measured: rounds, photos and batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.machine import Limits
+from benchmarks.timing import Contender, Measurement, alternate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Attributes:
+        rounds: turns of every contender; the median counts.
+        quick: an eighth of the photos and the two usual batch sizes.
+        advance: told the name of a contender after each of its turns.
+    """
+
+    rounds: int
+    quick: bool
+    device: torch.device
+    limits: Limits
+    advance: Callable[[str], object] = lambda name: None
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        return (8, 32) if self.quick else (1, 8, 32, 128)
+
+    def photos(self, count: int) -> int:
+        return max(16, count // 8) if self.quick else count
+
+    def baseline(self, count: int) -> int:
+        """Items of a slow contender; a GPU is through with them in no time."""
+        return count * (8 if self.device.type == "cuda" else 1)
+
+    def alternate(self, group: str, title: str, unit: str, contenders: Sequence[Contender]) -> Measurement:
+        def advance(name: str) -> None:
+            self.advance(f"{title}: {name}")
+
+        return alternate(group, title, unit, contenders, self.rounds, self.device, self.limits, advance)

@@ -1,0 +1,82 @@
+"""Measure speed and memory beside the published algorithm and beside what a user would pick instead.
+
+    python -m benchmarks [--device cpu|cuda] [--quick] [--only NAME ...]
+
+Writes benchmarks/RESULTS.md and RESULTS.json. On two CPU cores it takes about half an hour, with --quick five minutes.
+Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipcap.cli import arg, parse
+from clipcap.errors import UserError
+
+HERE = Path(__file__).resolve().parent
+NAMES = (
+    *("folder_greedy", "folder_fp32", "folder_long", "folder_beam", "folder_nucleus", "folder_small", "single_photo"),
+    *("embedding", "clip_batches", "mapping_batches", "decoding_batches", "against_published", "strategies"),
+    *("memory", "predict_memory"),
+)
+
+
+@dataclass
+class Arguments:
+    _argument_group_name = "what to measure"
+
+    only: list[str] | None = arg(None, f"comparisons to run: {', '.join(NAMES)} (default: all)", metavar="NAME")
+    device: str = arg("cpu", "cpu or cuda")
+    rounds: int = arg(5, "turns of each contender; the median counts")
+    quick: bool = arg(False, "fewer photos and batch sizes, 3 rounds")
+    tiny: bool = arg(False, "tiny models, only to see that the benchmark runs")
+    photos: str | None = arg(None, "measure on the photos in this folder (default: noise with their spectrum)")
+    output: str = arg(str(HERE / "RESULTS.md"), "page to write, and a .json beside it (default: RESULTS.md)")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    (args,) = parse(argv, Arguments, description="Measure speed and memory.", example="python -m benchmarks --quick")
+    unknown = sorted(set(args.only or ()) - set(NAMES))
+    if unknown:
+        raise UserError(f"--only {unknown[0]} is no comparison; choose from {', '.join(NAMES)}")
+    if args.rounds < 1:
+        raise UserError(f"--rounds must be at least 1, not {args.rounds}")
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args, Path(folder))
+
+
+def measure(args: Arguments, folder: Path) -> None:
+    from tqdm import tqdm
+
+    from benchmarks import captioning, fine_tuning, memory
+    from benchmarks.machine import describe, measure_limits
+    from benchmarks.plan import Plan
+    from benchmarks.results import Results, write
+    from benchmarks.setting import TINY, Setting, Sizes
+    from clipcap.devices import pick_device
+
+    device = pick_device(args.device)
+    setting = Setting(folder, device, TINY if args.tiny else Sizes(), args.photos)
+    limits = measure_limits(device, args.quick)
+    rounds = min(args.rounds, 3) if args.quick else args.rounds
+    results = Results(device.type, setting.sizes.name, describe(device), limits, rounds, args.quick)
+    names = [name for name in NAMES if name in (args.only or NAMES)]
+    with tqdm(names, "measuring", unit="comparison", file=sys.stderr) as bar:
+        plan = Plan(rounds, args.quick, device, limits, bar.set_postfix_str)
+        for name in bar:
+            if name == "memory":
+                results.memory = {task: memory.peak(task, setting) for task in memory.TASKS}
+            elif name == "predict_memory":
+                counts = (50, 500) if args.quick else (memory.FEW, memory.MANY)
+                results.predict_memory = memory.predict_folders(memory.tiny(setting), *counts)
+            else:
+                module = captioning if hasattr(captioning, name) else fine_tuning
+                for measurement in getattr(module, name)(setting, plan):
+                    results.measurements[measurement.title] = measurement
+            results.photos = setting.describe_photos()
+            write(results, Path(args.output))
+    print(Path(args.output).read_text(encoding="utf-8"))

@@ -1,0 +1,89 @@
+"""Contenders that run by turns in one process, so that whatever slows the machine slows all of them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+
+from benchmarks.machine import Limits, Work
+
+
+@dataclass
+class Contender:
+    """One way to do the work.
+
+    Attributes:
+        name: among the contenders of a comparison.
+        run: does that many items.
+        items: done in each round; a slow contender gets few, and rates are compared.
+        work: the arithmetic and memory traffic that one item cannot do without, where that is known.
+        warm_up: items done before the first round.
+    """
+
+    name: str
+    run: Callable[[int], object]
+    items: int
+    work: Work | None = None
+    warm_up: int = 1
+
+
+@dataclass
+class Measurement:
+    """What a comparison found: items per second of every contender, round by round."""
+
+    group: str
+    title: str
+    unit: str
+    rates: dict[str, list[float]]
+    items: dict[str, int]
+    limits: dict[str, float] = field(default_factory=dict)  # items per second that the machine allows
+    notes: list[str] = field(default_factory=list)
+
+    def rate(self, name: str) -> float:
+        return median(self.rates[name])
+
+    def ratio(self, fast: str, slow: str) -> float:
+        """The median over the rounds of one contender's rate against another's in the same round."""
+        return median(a / b for a, b in zip(self.rates[fast], self.rates[slow], strict=True))
+
+
+def alternate(
+    group: str,
+    title: str,
+    unit: str,
+    contenders: Sequence[Contender],
+    rounds: int,
+    device: torch.device,
+    limits: Limits,
+    advance: Callable[[str], object] = lambda name: None,
+) -> Measurement:
+    """Run the contenders by turns, in opposite order every other round; `advance` is told after each turn."""
+    for contender in contenders:
+        contender.run(min(contender.warm_up, contender.items))
+        advance(contender.name)
+    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for number in range(rounds):
+        for contender in contenders if number % 2 == 0 else reversed(contenders):
+            rates[contender.name].append(contender.items / seconds(contender, device))
+            advance(contender.name)
+    allowed = {c.name: 1 / limits.seconds(c.work) for c in contenders if c.work is not None}
+    return Measurement(group, title, unit, rates, {c.name: c.items for c in contenders}, allowed)
+
+
+def seconds(contender: Contender, device: torch.device) -> float:
+    gc.collect()
+    synchronize(device)
+    start = time.perf_counter()
+    contender.run(contender.items)
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
