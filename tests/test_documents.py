@@ -199,6 +199,7 @@ def test_options_and_files_that_are_named_exist(document: str, capsys: pytest.Ca
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_pictures_are_there(document: str) -> None:
     """Guards against a first screen with a broken picture."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / document).read_text()):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
         if not target.startswith(("http://", "https://", "#")):
             assert (ROOT / target.split("#")[0]).exists(), f"{document}: {target}"
