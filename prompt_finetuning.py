@@ -34,7 +34,7 @@ class StrategyArguments:
 
 
 def build(experiment: Experiment, template: str | None, literal_weights: str | None) -> dict:
-    """Everything trains. Returns the prompts of a split's rows, and how to save the literal captioner with the model."""
+    """Everything trains. Returns how to make the prompts of a split, and how to save the literal captioner too."""
     model = experiment.model
     model.train_only(lambda name: True)
     model.config.prompt = template

@@ -174,7 +174,7 @@ def _sample(session, decoding, steps, stop_token, constrain, streams) -> Caption
         rows = live.rows
         logits = constrain(logits, tokens[rows, :, :step])
         if greedy:
-            token = logits.float().argmax(-1)
+            token = _argmax(logits)
         else:
             token = sample_nucleus(
                 logits.flatten(0, 1),
@@ -207,11 +207,9 @@ def _beam(session, decoding, steps, stop_token, constrain, streams) -> Captions:
     batch = len(session.logits)
     tokens = torch.zeros(batch, width, steps, dtype=torch.long, device=device)
     lengths = torch.ones(batch, width, dtype=torch.long, device=device)
-    scores = torch.zeros(batch, width, device=device)  # summed log-probabilities
     live = Finished(session, batch, device)
-    logits = constrain(session.logits[:, None], tokens[:, :1, :0])[:, 0].float()
-    best, token = logits.topk(width)
-    scores[:] = best - logits.logsumexp(-1, keepdim=True)
+    logits = constrain(session.logits[:, None], tokens[:, :1, :0])[:, 0]
+    scores, token = logits.float().log_softmax(-1).topk(width)  # summed log-probabilities (B, K)
     tokens[:, :, 0] = token
     finished = token == stop_token
     session.reorder(torch.arange(width, device=device).expand(batch, width))
@@ -222,10 +220,9 @@ def _beam(session, decoding, steps, stop_token, constrain, streams) -> Captions:
             if not len(going):
                 break
         rows = live.rows
-        logits = constrain(session.step(token), tokens[rows, :, :step]).float()
-        # A beam's children rank by their logits, so its own best K are all that can survive.
-        best, token = logits.topk(width)
-        gained = best - logits.logsumexp(-1, keepdim=True)  # (B, K, K)
+        logits = constrain(session.step(token), tokens[rows, :, :step])
+        # A beam's children rank by their own log-probability, so its best K are all that can survive.
+        gained, token = logits.float().log_softmax(-1).topk(width)  # (B, K, K)
         gained[finished] = float("-inf")
         gained[..., 0].masked_fill_(finished, 0)
         token[..., 0].masked_fill_(finished, 0)
@@ -245,6 +242,13 @@ def _beam(session, decoding, steps, stop_token, constrain, streams) -> Captions:
 
 
 SEARCHES: dict[str, Callable[..., Captions]] = {"greedy": _sample, "nucleus": _sample, "beam": _beam}
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """(B, K, V) -> (B, K). NumPy's is vectorised; PyTorch's on a CPU is not, and is slowest in bf16."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.float().numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def _uniforms(streams: Tensor, seed: int | None, width: int, steps: int) -> Tensor:
