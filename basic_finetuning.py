@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
 from clipcap.cli import arg, parse, run
-from clipcap.experiment import DataArguments, Experiment, ModelArguments
-from clipcap.training import LoopArguments
+from clipcap.experiment import Experiment
 
 
 @dataclass

@@ -12,11 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
 from clipcap.cli import arg, parse, run
 from clipcap.errors import UserError
-from clipcap.experiment import DataArguments, Experiment, ModelArguments
+from clipcap.experiment import Experiment
 from clipcap.model import ClipCap
-from clipcap.training import LoopArguments
 
 PARTS = {
     "head": r"gpt\.lm_head\.|gpt\.transformer\.ln_f\.",

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
 from clipcap.checkpoint import save_checkpoint
 from clipcap.cli import arg, parse, run
 from clipcap.errors import UserError
-from clipcap.experiment import DataArguments, Experiment, ModelArguments, make_folder
+from clipcap.experiment import Experiment, make_folder
 from clipcap.lora import Base, export_peft, inject, merged, save_adapters
-from clipcap.training import LoopArguments
 
 
 @dataclass

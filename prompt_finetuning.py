@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
 from clipcap.checkpoint import load_checkpoint, save_checkpoint, sha256
 from clipcap.cli import arg, parse, run
 from clipcap.errors import UserError
-from clipcap.experiment import DataArguments, Experiment, ModelArguments
+from clipcap.experiment import Experiment
 from clipcap.literal import literal_captions
 from clipcap.model import ClipCap
 from clipcap.prompts import PROMPTS, check_template, encode_prompts, needs_literal
 from clipcap.published import resolve_weights
-from clipcap.training import LoopArguments
 
 
 @dataclass

@@ -65,7 +65,7 @@ class Captioner:
         """
         device = pick_device(device)
         dtype = pick_dtype(precision, device)
-        model = load_checkpoint(weights, **overrides).to(device=device, dtype=dtype)
+        model = load_checkpoint(weights, **overrides).to(device=device, dtype=dtype).requires_grad_(False)
         config = model.config
         tokenizer = tokenizer_from_json(config.tokenizer) if config.tokenizer else load_tokenizer(config.language_model)
         if not isinstance(clip, ClipEncoder):

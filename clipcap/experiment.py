@@ -1,55 +1,23 @@
-"""What the four fine-tuning scripts share: their arguments, the model they start from, the data they train on."""
+"""What the four fine-tuning scripts share: the model they start from and the data they train on."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcap.cli import arg
+from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
 from clipcap.errors import UserError
-from clipcap.training import LoopArguments, Trainer
+from clipcap.language_model import load_language_model, plain_gpt2_config
+from clipcap.training import Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from clipcap.embeddings import EmbeddingStore
     from clipcap.model import ClipCap
-
-
-@dataclass
-class DataArguments:
-    """Which captions to learn."""
-
-    _argument_group_name = "data"
-
-    data: str | None = arg(None, "dataset folder that load_data.py wrote", metavar="DIR")
-    max_tokens: int = arg(67, "longer captions are cut")
-    limit_train: int | None = arg(None, "use only the first N training captions")
-    demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
-
-
-@dataclass
-class ModelArguments:
-    """Which model to start from."""
-
-    _argument_group_name = "model"
-
-    init: str | None = arg(
-        None, "weights to start from: a file, or coco, conceptual, coco-transformer, ...", metavar="WEIGHTS"
-    )
-    language_model: str | None = arg(
-        None, "without --init: a GPT-2 by hub name or folder (default: gpt2)", metavar="NAME"
-    )
-    mapping: str | None = arg(
-        None, "without --init: the mapping network (default: mlp)", choices=["mlp", "transformer"]
-    )
-    prefix_length: int | None = arg(None, "without --init: prefix tokens (default: 10)")
-    clip_length: int | None = arg(None, "without --init: CLIP tokens of the transformer (default: 10)")
-    normalize: bool = arg(False, "without --init: divide CLIP embeddings by their L2 norm")
 
 
 @dataclass
@@ -171,39 +139,6 @@ def start_model(args: ModelArguments, store: EmbeddingStore) -> ClipCap:
     model = ClipCap(config)
     model.gpt.load_state_dict(gpt.state_dict())
     return model
-
-
-GPT2_FIELDS = (
-    *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function"),
-    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon"),
-    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
-)
-
-
-def plain_gpt2_config(config) -> dict:
-    """The fields of a GPT2Config that make the network, as plain values."""
-    return json.loads(json.dumps({name: getattr(config, name) for name in GPT2_FIELDS}))
-
-
-def load_language_model(name: str):
-    """A GPT-2 family model by hub name (`gpt2`, `distilgpt2`, `gpt2-medium`, ...), folder, or "demo", in float32."""
-    import torch
-    from transformers import AutoConfig, GPT2LMHeadModel
-
-    from clipcap.published import local_files
-
-    source = local_files(name, "gpt2")
-    try:
-        kind = AutoConfig.from_pretrained(source).model_type
-        if kind != "gpt2":
-            raise UserError(f"{name!r} is a {kind} model; the decoder is for the GPT-2 family (gpt2, distilgpt2, ...)")
-        return GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the language model {name!r} could not be loaded ({reason}); give a GPT-2 family model by hub name, or a "
-            "folder that save_pretrained wrote"
-        ) from None
 
 
 def describe(model: ClipCap) -> str:

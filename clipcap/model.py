@@ -168,8 +168,14 @@ class ClipCap(nn.Module):
         return decode(self._cached_gpt2(), self.prefix(clip_embedding), decoding, stop, prompts, streams=clip_embedding)
 
     def _cached_gpt2(self) -> CachedGPT2:
-        """The inference copy of GPT-2, prepared again only when a weight has changed."""
-        state = tuple((weight.data_ptr(), weight._version) for weight in self.gpt.parameters())
+        """The inference copy of GPT-2, prepared again only when a weight has changed.
+
+        Weights that train are compared by their sums too: fused optimizers change them without PyTorch counting it.
+        """
+        weights = list(self.gpt.parameters())
+        state = [(weight.data_ptr(), weight._version) for weight in weights]
+        trained = [weight.detach().sum(dtype=torch.float32) for weight in weights if weight.requires_grad]
+        state += torch.stack(trained).tolist() if trained else []
         if self._cached is None or self._cached[0] != state:
             self._cached = (state, CachedGPT2(self.gpt))
         return self._cached[1]

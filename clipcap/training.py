@@ -27,17 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from clipcap.arguments import LoopArguments
 from clipcap.checkpoint import save_checkpoint
-from clipcap.cli import arg
 from clipcap.data import Batch, BucketSampler, CaptionDataset, in_order, loader
 from clipcap.decoding import Decoding
-from clipcap.devices import PRECISIONS, pick_device, pick_dtype
+from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError
+from clipcap.half import FrozenInHalf
 from clipcap.model import ClipCap
 from clipcap.plots import plot_losses
 from clipcap.tokenizer import tokenizer_from_json
@@ -45,38 +46,6 @@ from clipcap.tokenizer import tokenizer_from_json
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
 SAMPLES = 8  # validation images whose captions are shown at each evaluation
 WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
-
-
-@dataclass
-class LoopArguments:
-    """How long, how fast, and where to."""
-
-    _argument_group_name = "training"
-
-    output_dir: str | None = arg(None, "folder for weights, metrics and state (default: runs/STRATEGY)", metavar="DIR")
-    epochs: int = arg(5, "passes over the training captions")
-    batch_size: int = arg(32, "captions per step and device")
-    accumulate: int = arg(1, "steps whose gradients are added up before the weights move")
-    learning_rate: float = arg(2e-5, "highest learning rate; warms up to it, then falls to 0")
-    warmup: float = arg(0.05, "share of the steps that warm up")
-    weight_decay: float = arg(0.01, "of matrices only")
-    clip_norm: float = arg(1.0, "gradients are scaled down to this norm")
-    evals_per_epoch: int = arg(2, "evaluations per epoch; each may write the weights and writes the state")
-    seed: int = arg(0, "of initialisation, order and dropout")
-    device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg("auto", "bf16 where it is faster", choices=PRECISIONS)
-    report_to: str = arg("none", "where else to send the metrics", choices=["none", "tensorboard", "wandb"])
-    resume: bool = arg(False, "go on from the state in the output folder")
-
-    def check(self) -> None:
-        """Raise a UserError for a value that cannot be meant."""
-        for name in ("epochs", "batch_size", "accumulate", "evals_per_epoch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"--warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
 
 
 @dataclass
@@ -167,6 +136,8 @@ class Trainer:
         self.objective = Objective(model)
         optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.learning_rate, fused=True)
         self.objective, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.frozen = FrozenInHalf(model, self.accelerator.mixed_precision == "bf16" and not sharded)
         world = self.accelerator.num_processes
         self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed, self.accelerator.process_index, world)
         self.epoch_steps = -(-len(self.sampler) // args.accumulate)
@@ -232,24 +203,17 @@ class Trainer:
         batches = iter(loader(self.train_set, self.sampler, self.model.device))
         while group := [batch for _, batch in zip(range(args.accumulate), batches, strict=False)]:
             started = time.perf_counter()
-            for number, batch in enumerate(group, 1):
-                with self._synchronised(number == len(group)):
-                    loss = self.objective(batch.to(self.model.device)) / len(group)
-                    self.accelerator.backward(loss)
-                window += loss.detach()
-            self.accelerator.clip_grad_norm_(self.model.parameters(), args.clip_norm)
-            self.optimizer.step()
-            self.schedule.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            window += self._step(group)
             progress.step += 1
             progress.window_steps += 1
             evaluate = progress.step in self.eval_steps
             if evaluate or progress.step % LOG_EVERY == 0:
-                self._log({"train_loss": window.item() / progress.window_steps, "lr": self.schedule.get_last_lr()[0]})
-                bar.set_postfix(loss=f"{window.item() / progress.window_steps:.3f}", refresh=False)
+                loss = window.item() / progress.window_steps
+                self._log({"train_loss": loss, "lr": self.schedule.get_last_lr()[0]})
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 window.zero_()
                 progress.window_steps = 0
-            progress.window = window.item() if window.device.type == "cpu" else window
+            progress.window = window
             progress.seconds += time.perf_counter() - started
             bar.update(min(sum(len(batch.tokens) for batch in group) * world, bar.total - bar.n))
             if evaluate:
@@ -259,6 +223,21 @@ class Trainer:
                 raise UserError(
                     f"interrupted at step {progress.step} of {self.steps}; the same command with --resume goes on"
                 )
+
+    def _step(self, group: list[Batch]) -> Tensor:
+        """Move the weights by the gradients of some batches; returns their mean loss, still on the device."""
+        total = torch.zeros((), device=self.model.device)
+        with self.frozen.used():
+            for number, batch in enumerate(group, 1):
+                with self._synchronised(number == len(group)):
+                    loss = self.objective(batch.to(self.model.device)) / len(group)
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
         """Gradients of several devices are exchanged once per step."""

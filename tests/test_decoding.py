@@ -123,11 +123,23 @@ def test_constraints_hold_in_every_caption():
             assert len(ids) >= 8 and STOP not in ids[:8]
 
 
-def test_weights_that_change_are_seen_by_the_next_call():
+@pytest.mark.parametrize("fused", [True, False])
+def test_weights_that_an_optimizer_changes_are_seen_by_the_next_call(fused):
     model = tiny_model()
     before = model.generate(embeddings(), METHODS[0])
-    with torch.no_grad():
-        model.gpt.transformer.h[0].mlp.c_proj.weight.neg_()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3, fused=fused)
+    model(embeddings(), torch.ones(6, 3, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    after = model.generate(embeddings(), METHODS[0])
+    assert after != before
+    model._cached = None
+    assert model.generate(embeddings(), METHODS[0]) == after
+
+
+def test_frozen_weights_that_change_in_place_are_seen_too():
+    model = tiny_model().requires_grad_(False)
+    before = model.generate(embeddings(), METHODS[0])
+    model.gpt.transformer.h[0].mlp.c_proj.weight.neg_()
     assert model.generate(embeddings(), METHODS[0]) != before
 
 

@@ -1,0 +1,34 @@
+"""Frozen matrices in bf16 while others train: faster, and what is frozen stays what it was to the bit."""
+
+import torch
+from models import tiny_model
+from test_model import batch_of
+
+from clipcap.half import FrozenInHalf
+
+
+def test_frozen_matrices_are_bf16_inside_and_untouched_outside():
+    model = tiny_model()
+    model.train_only(lambda name: name.startswith("clip_project."))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    frozen = FrozenInHalf(model)
+    with frozen.used():
+        half = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
+        with torch.autocast("cpu", torch.bfloat16):
+            model.loss(batch_of([[5, 9, 3], [4, 8]])).backward()
+    assert half == {name for name, p in model.named_parameters() if name.startswith("gpt.") and p.ndim == 2} - {
+        "gpt.transformer.wpe.weight"
+    }
+    assert all(parameter.grad is not None for parameter in model.clip_project.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_gradients_are_those_of_autocast():
+    gradients = []
+    for enabled in (False, True):
+        model = tiny_model()
+        model.train_only(lambda name: name.startswith("clip_project."))
+        with FrozenInHalf(model, enabled).used(), torch.autocast("cpu", torch.bfloat16):
+            model.loss(batch_of([[5, 9, 3], [4, 8]])).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.clip_project.parameters()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
