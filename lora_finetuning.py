@@ -3,6 +3,7 @@
     python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
 
 Trains one model per rank and writes lora_{rank}_weights.pt, a small file that names the weights it was trained on.
+With several ranks, `--output-dir runs/lora` stands for the folders runs/lora_4, runs/lora_16, ...
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def train_rank(args: StrategyArguments, rank: int, data_args, model_args, loop_a
     several = len(args.rank) > 1
     loop_args = copy.copy(loop_args)
     if loop_args.output_dir and several:
-        loop_args.output_dir = f"{loop_args.output_dir}/lora_{rank}"
+        loop_args.output_dir = f"{loop_args.output_dir}_{rank}"
     experiment = Experiment.prepare(f"lora_{rank}", data_args, model_args, loop_args)
     adapters = build(experiment, args, rank)
 

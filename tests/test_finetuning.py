@@ -129,11 +129,11 @@ def test_a_frozen_part_has_no_optimizer_state(world, tmp_path):
 
 
 def test_lora_writes_a_small_file_per_rank(world, tmp_path):
-    output = train(lora_finetuning, world, tmp_path, "--rank", "2", "4", "--merged", "--freeze-mapping")
+    output = train(lora_finetuning, world, tmp_path / "lora", "--rank", "2", "4", "--merged", "--freeze-mapping")
     base = load_checkpoint(world / "literal.pt")
     embedding, tokens = torch.randn(3, 16), torch.tensor([[4, 5, 6]] * 3)
     for rank in (2, 4):
-        file = output / f"lora_{rank}" / f"lora_{rank}_weights.pt"
+        file = output.with_name(f"lora_{rank}") / f"lora_{rank}_weights.pt"
         assert file.stat().st_size < 0.5 * (world / "literal.pt").stat().st_size
         model = load_checkpoint(file)
         standalone = load_checkpoint(file.with_name(f"lora_{rank}_merged_weights.pt"))
