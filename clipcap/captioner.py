@@ -23,10 +23,11 @@ from clipcap.devices import pick_device, pick_dtype
 from clipcap.encoder import ClipEncoder
 from clipcap.errors import UserError
 from clipcap.images import UnreadableImage, pixel_batches
+from clipcap.literal import LITERAL
 from clipcap.model import ClipCap
 from clipcap.prompts import encode_prompts, needs_literal
 from clipcap.rows import Row
-from clipcap.tokenizer import load_tokenizer, tokenizer_from_json
+from clipcap.tokenizer import tokenizer_of
 
 SEQUENCES = 256  # captions decoded side by side: what a CPU and a GPU are busy with, within a gigabyte of cache
 FIRST = 32  # pictures in the first batch, so that its captions come soon
@@ -67,7 +68,7 @@ class Captioner:
         dtype = pick_dtype(precision, device)
         model = load_checkpoint(weights, **overrides).to(device=device, dtype=dtype).requires_grad_(False)
         config = model.config
-        tokenizer = tokenizer_from_json(config.tokenizer) if config.tokenizer else load_tokenizer(config.language_model)
+        tokenizer = tokenizer_of(config)
         if not isinstance(clip, ClipEncoder):
             if not clip and not config.clip_model:
                 raise UserError(f"{weights} does not say which CLIP it was trained on; name it (clip=, --clip)")
@@ -149,7 +150,7 @@ class Captioner:
             return None
         if self.model.literal_captioner is None:
             raise UserError("these weights want a literal caption in their prompt, and hold no literal captioner")
-        literal = Chooser(self.model.literal_captioner, self.tokenizer, None, clip_embedding, None, Decoding(), Rules())
+        literal = Chooser(self.model.literal_captioner, self.tokenizer, None, clip_embedding, None, LITERAL, Rules())
         return [captions[0] for captions in literal.choose()]
 
     def _caption(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clipcap.errors import UserError
 from clipcap.tokenizer import end_of_text
 
 if TYPE_CHECKING:
@@ -73,6 +74,20 @@ def _cut(encoding: Encoding, max_tokens: int) -> list[int]:
         while length > 1 and encoding.offsets[length][0] < encoding.offsets[length - 1][1]:
             length -= 1
     return encoding.ids[:length]
+
+
+def fit_captions(captions: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], room: int) -> list[Sequence[int]]:
+    """Captions cut so that each prompt and caption take at most `room` tokens together.
+
+    Raises:
+        UserError: a prompt leaves no room for a caption.
+    """
+    longest = max(map(len, prompts), default=0)
+    if longest >= room:
+        raise UserError(
+            f"a prompt of {longest} tokens leaves no room for a caption within {room}: shorten the template"
+        )
+    return [caption[: room - len(prompt)] for caption, prompt in zip(captions, prompts, strict=True)]
 
 
 class CaptionDataset(Dataset):

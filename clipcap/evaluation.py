@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -16,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from clipcap import checkpoint, metrics, published
-from clipcap.data import CaptionDataset, encode_captions
+from clipcap.data import CaptionDataset, encode_captions, fit_captions
 from clipcap.decoding import Decoding
 from clipcap.embeddings import describe_clip
 from clipcap.errors import UserError
+from clipcap.literal import LITERAL, caption_embeddings
 from clipcap.model import ClipCap
 from clipcap.prompts import encode_prompts, needs_literal
 from clipcap.report import FORMAT
-from clipcap.tokenizer import end_of_text, load_tokenizer, tokenizer_from_json
+from clipcap.tokenizer import end_of_text, tokenizer_of
 from clipcap.training import validation_loss
 
 if TYPE_CHECKING:
@@ -60,11 +59,11 @@ def evaluate_model(
     """
     file = published.resolve_weights(weights)
     model = checkpoint.load_checkpoint(file, held_out.device, base=base).to(dtype)
-    tokenizer = _tokenizer(model)
+    tokenizer = tokenizer_of(model.config)
     embeddings = held_out.embeddings(model)
     started = time.perf_counter()
     prompts = _prompts(model, tokenizer, embeddings, batch_size)
-    captions = _captions(model, tokenizer, embeddings, decoding, prompts, batch_size)
+    captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size)
     seconds = time.perf_counter() - started
     if dtype != torch.float32:
         model = checkpoint.load_checkpoint(file, held_out.device, base=base)
@@ -90,30 +89,6 @@ def evaluate_model(
     }
 
 
-def _tokenizer(model: ClipCap) -> Tokenizer:
-    written = model.config.tokenizer
-    return tokenizer_from_json(written) if written else load_tokenizer(model.config.language_model)
-
-
-def _captions(
-    model: ClipCap,
-    tokenizer: Tokenizer,
-    embeddings: np.ndarray,
-    decoding: Decoding,
-    prompts: Sequence[Sequence[int]] | None,
-    batch_size: int,
-) -> list[str]:
-    captions = []
-    with tqdm(total=len(embeddings), unit="captions", leave=False, file=sys.stderr) as bar:
-        for start in range(0, len(embeddings), batch_size):
-            part = slice(start, start + batch_size)
-            batch = torch.from_numpy(embeddings[part]).to(model.device)
-            found = model.generate(batch, decoding, prompts and prompts[part])
-            captions += [tokenizer.decode(ids).strip() for ids in found]
-            bar.update(len(found))
-    return captions
-
-
 def _prompts(model: ClipCap, tokenizer: Tokenizer, embeddings: np.ndarray, batch_size: int) -> list[list[int]] | None:
     """The prompt of each image, for prompted weights; their literal captioner speaks first."""
     if model.config.prompt is None:
@@ -122,7 +97,7 @@ def _prompts(model: ClipCap, tokenizer: Tokenizer, embeddings: np.ndarray, batch
     if needs_literal(model.config.prompt):
         if model.literal_captioner is None:
             raise UserError("its prompt wants a literal caption, and it holds no literal captioner")
-        literals = _captions(model.literal_captioner, tokenizer, embeddings, Decoding(), None, batch_size)
+        literals = caption_embeddings(model.literal_captioner, embeddings, LITERAL, batch_size=batch_size)
     return encode_prompts(tokenizer, model.config.prompt, literals)
 
 
@@ -143,8 +118,7 @@ def _loss(
         captions = [ids[:-1] if ids[-1] == end and len(ids) > 1 else ids for ids in captions]
     if prompts:
         prompts = [prompts[image] for image in image_of]
-        room = model.gpt.config.n_positions - model.config.prefix_length + 1
-        captions = [ids[: room - len(prompt)] for ids, prompt in zip(captions, prompts, strict=True)]
+        captions = fit_captions(captions, prompts, model.room)
     return validation_loss(model, CaptionDataset(embeddings[image_of], captions, prompts), batch_size, progress=True)
 
 

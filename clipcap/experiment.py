@@ -39,7 +39,7 @@ class Experiment:
         import torch
 
         from clipcap.embeddings import EmbeddingStore, check_clip
-        from clipcap.tokenizer import end_of_text, load_tokenizer, tokenizer_from_json
+        from clipcap.tokenizer import end_of_text, tokenizer_of
 
         loop_args.check()
         if data_args.data is None:
@@ -52,26 +52,27 @@ class Experiment:
         torch.manual_seed(loop_args.seed)  # a fresh mapping network, and adapters, start the same when resumed
         model = start_model(model_args, store)
         check_clip(store, model.config)
-        written = model.config.tokenizer
-        tokenizer = tokenizer_from_json(written) if written else load_tokenizer(model.config.language_model)
+        tokenizer = tokenizer_of(model.config)
         model.config.tokenizer = tokenizer.to_str()
         model.config.stop_token = end_of_text(tokenizer)
-        room = model.gpt.config.n_positions - model.config.prefix_length
-        if data_args.max_tokens > room:
+        if data_args.max_tokens > model.room:
             raise UserError(
-                f"--max-tokens {data_args.max_tokens} is more than this GPT-2 has room for after the prefix: {room}"
+                f"--max-tokens {data_args.max_tokens} is more than this GPT-2 has room for after the prefix: {model.room}"
             )
         return cls(model, tokenizer, store, data_args, model_args, loop_args)
 
     def datasets(self, prompts: Callable[[str], list[list[int]]] | None = None) -> tuple:
         """The training and validation data; `prompts` gives the prompt of every row of a split."""
-        from clipcap.data import CaptionDataset, encode_captions
+        from clipcap.data import CaptionDataset, encode_captions, fit_captions
 
         data = []
         for split, limit in (("train", self.data_args.limit_train), ("validation", None)):
             captions = encode_captions(self.tokenizer, self.store.captions(split), self.data_args.max_tokens)
+            prompted = prompts and prompts(split)
+            if prompted:
+                captions = fit_captions(captions, prompted, self.model.room)
             rows = range(min(len(captions), limit or len(captions)))
-            data.append(CaptionDataset(self.store.embeddings(split), captions, prompts and prompts(split), rows))
+            data.append(CaptionDataset(self.store.embeddings(split), captions, prompted, rows))
         return tuple(data)
 
     def train(self, strategy: str, weights: str, prompts: Callable | None = None, **options) -> Path:

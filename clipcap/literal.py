@@ -1,22 +1,48 @@
-"""Literal captions: what a frozen captioner says about each image of a dataset, computed once and kept with it."""
+"""Captions of stored embeddings, and the literal ones among them, which are computed once and kept with the dataset.
+
+Shapes: N rows, C CLIP width.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from clipcap.decoding import Decoding
-from clipcap.tokenizer import load_tokenizer, tokenizer_from_json
+from clipcap.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     from clipcap.embeddings import EmbeddingStore
     from clipcap.model import ClipCap
 
-LITERAL = Decoding(max_tokens=40)
+LITERAL = Decoding()  # how a literal captioner is asked, in training and afterwards
 BATCH = 64
+
+
+def caption_embeddings(
+    model: ClipCap,
+    embeddings: np.ndarray,
+    decoding: Decoding,
+    prompts: Sequence[Sequence[int]] | None = None,
+    batch_size: int = BATCH,
+    description: str = "captions",
+) -> list[str]:
+    """Embeddings (N, C) -> N captions, with a progress bar."""
+    tokenizer = tokenizer_of(model.config)
+    captions: list[str] = []
+    with tqdm(total=len(embeddings), desc=description, unit="captions", leave=False, file=sys.stderr) as bar:
+        for start in range(0, len(embeddings), batch_size):
+            part = slice(start, start + batch_size)
+            batch = torch.tensor(embeddings[part], device=model.device)
+            found = model.generate(batch, decoding, prompts and prompts[part])
+            captions += [tokenizer.decode(ids).strip() for ids in found]
+            bar.update(len(found))
+    return captions
 
 
 def literal_captions(store: EmbeddingStore, split: str, model: ClipCap, weights_sha256: str) -> list[str]:
@@ -28,18 +54,8 @@ def literal_captions(store: EmbeddingStore, split: str, model: ClipCap, weights_
         model: the literal captioner.
         weights_sha256: identity of its weights, under which the captions are stored.
     """
-    stored = store.literal_captions(split, weights_sha256)
-    if stored is not None:
-        return stored
-    written = model.config.tokenizer
-    tokenizer = tokenizer_from_json(written) if written else load_tokenizer(model.config.language_model)
-    embeddings = store.embeddings(split)
-    captions: list[str] = []
-    with tqdm(total=len(embeddings), desc=f"literal captions, {split}", unit="captions", file=sys.stderr) as bar:
-        for start in range(0, len(embeddings), BATCH):
-            clip_embedding = torch.tensor(embeddings[start : start + BATCH]).to(model.device)
-            found = model.generate(clip_embedding, LITERAL)
-            captions += [tokenizer.decode(ids).strip() for ids in found]
-            bar.update(len(found))
-    store.save_literal_captions(split, weights_sha256, captions)
+    captions = store.literal_captions(split, weights_sha256)
+    if captions is None:
+        captions = caption_embeddings(model, store.embeddings(split), LITERAL, description=f"literal captions, {split}")
+        store.save_literal_captions(split, weights_sha256, captions)
     return captions

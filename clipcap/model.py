@@ -87,6 +87,11 @@ class ClipCap(nn.Module):
     def device(self) -> torch.device:
         return self.gpt.transformer.wte.weight.device
 
+    @property
+    def room(self) -> int:
+        """How many tokens GPT-2's positions can hold behind the prefix; the last one needs no position of its own."""
+        return self.gpt.config.n_positions - self.config.prefix_length + 1
+
     def prefix(self, clip_embedding: Tensor) -> Tensor:
         """(B, C) -> (B, P, D)."""
         if clip_embedding.ndim != 2 or clip_embedding.shape[1] != self.config.clip_dim:

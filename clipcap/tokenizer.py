@@ -11,6 +11,8 @@ from clipcap.published import local_files
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from clipcap.model import ClipCapConfig
+
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -38,6 +40,11 @@ def tokenizer_from_json(text: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(text)
+
+
+def tokenizer_of(config: ClipCapConfig) -> Tokenizer:
+    """The tokenizer that a model was trained with: the one in its file, or that of its language model."""
+    return tokenizer_from_json(config.tokenizer) if config.tokenizer else load_tokenizer(config.language_model)
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:

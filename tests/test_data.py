@@ -6,7 +6,16 @@ import torch
 from models import byte_tokenizer, tiny_model
 from tokenizers import Tokenizer
 
-from clipcap.data import IGNORED, BucketSampler, CaptionDataset, collate, encode_captions, in_order
+from clipcap.data import (
+    IGNORED,
+    BucketSampler,
+    CaptionDataset,
+    collate,
+    encode_captions,
+    fit_captions,
+    in_order,
+)
+from clipcap.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,12 @@ def test_labels_are_the_caption_and_nothing_else():
     assert batch.labels.tolist() == [[IGNORED, 1, 2, 3], [IGNORED, IGNORED, 1, IGNORED]]
     assert batch.positions.tolist() == [1, 2, 3, 6] and batch.targets.tolist() == [1, 2, 3, 1]
     assert batch.clip_embedding.dtype == torch.float32
+
+
+def test_prompt_and_caption_fit_together_or_the_prompt_is_refused():
+    assert fit_captions([[1, 2, 3], [4]], [[9, 9], [9]], room=4) == [[1, 2], [4]]
+    with pytest.raises(UserError, match="shorten the template"):
+        fit_captions([[1]], [[9, 9, 9]], room=3)
 
 
 def test_rows_choose_what_is_used():
