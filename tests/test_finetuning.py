@@ -36,7 +36,7 @@ def world(tmp_path_factory) -> Path:
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = tiny_config(clip_model="tiny", tokenizer=tokenizer.to_str(), stop_token=tokenizer.token_to_id("."))
-    config.gpt2 |= {"vocab_size": tokenizer.get_vocab_size(), "n_positions": 256}
+    config.gpt2 |= {"vocab_size": tokenizer.get_vocab_size(), "n_positions": 512}
     model = ClipCap(config)
     save_checkpoint(model, folder / "literal.pt")
     model.gpt.save_pretrained(folder / "gpt2")
@@ -301,7 +301,7 @@ def test_every_script_refuses_bad_input_in_one_sentence(world, tmp_path, script)
         ([*data, *output, "--init", "cocoa"], "known names"),
         ([*init, *data, *output, "--prefix-length", "5"], "leave one of the two out"),
         ([*init, *data, *output, "--epochs", "0"], "--epochs"),
-        ([*init, *data, *output, "--max-tokens", "500"], "room"),
+        ([*init, *data, *output, "--max-tokens", "600"], "room"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             script.main(options)
