@@ -57,7 +57,7 @@ class Experiment:
         model.config.stop_token = end_of_text(tokenizer)
         if data_args.max_tokens > model.room:
             raise UserError(
-                f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: this GPT-2 has room for {model.room}"
+                f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: GPT-2 has room for {model.room}"
             )
         return cls(model, tokenizer, store, data_args, model_args, loop_args)
 
