@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,7 +66,7 @@ class Rules:
 
     def allows(self, text: str) -> bool:
         """Whether a caption holds no banned word."""
-        return not any(_pattern(word).search(text) for word in self.ban)
+        return not any(_holds(text, word) for word in self.ban)
 
     def clean(self, text: str) -> str:
         """The caption without what is ruled out; mostly nothing, since decoding avoids it already."""
@@ -86,13 +86,13 @@ class Rules:
 
     def missing(self, captions: Sequence[str]) -> list[str]:
         """The required words that none of the captions holds."""
-        return [word for word in self.require if not any(_pattern(word).search(caption) for caption in captions)]
+        return [word for word in self.require if not any(_holds(caption, word) for caption in captions)]
 
     def banned_tokens(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
         """Token sequences that begin what is ruled out, for `Decoding.banned`."""
         parts = ["#"] * (self.hashtags == "none") + ["@"] * (self.mentions == "none")
         parts += EMOJI_LEADS if self.emoji == "none" else ()
-        return tuple((token,) for token in _tokens_with(tokenizer, parts)) if parts else ()
+        return tuple((token,) for token in _tokens_with(tokenizer, tuple(parts))) if parts else ()
 
     def banned_words(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
         """The usual spellings of banned words as token sequences.
@@ -119,6 +119,10 @@ def _lines(path: str | Path) -> list[str]:
         raise UserError(f"the file of banned words {str(path)!r} cannot be read ({reason})") from None
 
 
+def _holds(text: str, word: str) -> bool:
+    return _pattern(word).search(unicodedata.normalize("NFC", text)) is not None
+
+
 @lru_cache(maxsize=4096)
 def _pattern(word: str) -> regex.Pattern:
     """The word as a whole word in any case, with the sign of a hashtag or mention and the 's that belong to it."""
@@ -128,12 +132,12 @@ def _pattern(word: str) -> regex.Pattern:
     return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE)
 
 
-def _tokens_with(tokenizer: Tokenizer, parts: Sequence[str]) -> Iterator[int]:
+@lru_cache(maxsize=8)
+def _tokens_with(tokenizer: Tokenizer, parts: tuple[str, ...]) -> tuple[int, ...]:
     """Tokens that hold one of these characters, or the first two bytes of one that is longer."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     spell = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str  # GPT-2's letters for bytes
     leads = {spell(part)[0][0][: 1 if part.isascii() else 2] for part in parts}
-    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        if any(lead in token for lead in leads):
-            yield index
+    vocabulary = tokenizer.get_vocab().items()
+    return tuple(sorted(index for token, index in vocabulary if any(lead in token for lead in leads)))

@@ -37,13 +37,13 @@ def pixel_batches(
     spawned: a script that asks for them keeps its work under `if __name__ == "__main__"`.
 
     Args:
-        workers: processes; None: one per CPU core, at most 8; 0: decode in this process.
+        workers: processes; None: one per CPU core, at most 16; 0: decode in this process.
         first_batch: a smaller size for the first batch, so that something is ready soon.
     """
     sources = iter(sources)
     head = list(islice(sources, FEW + 1))
     sources = chain(head, sources)
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    workers = min(16, os.cpu_count() or 1) if workers is None else workers
     if workers and len(head) > FEW:
         stream = _decode_in_workers(sources, preprocessing, workers, ahead=batch_size)
     else:

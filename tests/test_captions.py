@@ -48,6 +48,7 @@ def test_banned_phrases_accents_and_signs():
     assert not Rules(ban=("straße",)).allows("STRASSE")
     decomposed = "cafe\u0301"
     assert Rules(ban=("café",)).clean(f"a {decomposed} here") == "a here"
+    assert not Rules(ban=("café",)).allows(decomposed) and not Rules(require=("café",)).missing([decomposed])
     assert not Rules(ban=("c++",)).allows("I love C++!")
     assert not Rules(ban=("😀",)).allows("hi😀")
 
