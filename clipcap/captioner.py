@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -24,7 +25,7 @@ from clipcap.encoder import ClipEncoder
 from clipcap.errors import UserError
 from clipcap.images import UnreadableImage, pixel_batches
 from clipcap.literal import LITERAL
-from clipcap.model import ClipCap
+from clipcap.model import ClipCap, ClipCapConfig
 from clipcap.prompts import encode_prompts, needs_literal
 from clipcap.rows import Row
 from clipcap.tokenizer import tokenizer_of
@@ -70,14 +71,7 @@ class Captioner:
         config = model.config
         tokenizer = tokenizer_of(config)
         if not isinstance(clip, ClipEncoder):
-            if not clip and not config.clip_model:
-                raise UserError(f"{weights} does not say which CLIP it was trained on; name it (clip=, --clip)")
-            named = (
-                (str(clip), config.clip_pretrained or "openai") if clip else (config.clip_model, config.clip_pretrained)
-            )
-            if clip and config.clip_model and Path(clip).is_file():  # a file of the CLIP that the weights name
-                named = config.clip_model, str(clip)
-            clip = ClipEncoder.load(*named, device, dtype)
+            clip = ClipEncoder.load(*_clip_name(weights, config, clip), device, dtype)
         if clip.dim != config.clip_dim:
             raise UserError(
                 f"{weights} takes embeddings of {config.clip_dim} numbers (CLIP {config.clip_model}), and CLIP "
@@ -156,11 +150,15 @@ class Captioner:
     def _caption(
         self, pixels: list[np.ndarray], decoding: Decoding, rules: Rules
     ) -> Iterator[tuple[list[str], str | None]]:
-        import torch
-
         starts = range(0, len(pixels), CLIP_BATCH)
-        embeddings = [self.encoder.encode_pixels(np.stack(pixels[start : start + CLIP_BATCH])) for start in starts]
-        return iter(self._choose(torch.cat(embeddings), decoding, rules))
+        try:
+            embeddings = [self.encoder.encode_pixels(np.stack(pixels[start : start + CLIP_BATCH])) for start in starts]
+            return iter(self._choose(torch.cat(embeddings), decoding, rules))
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"a batch of {len(pixels)} pictures does not fit into the memory of {self.model.device}; "
+                "take a smaller one (--batch-size), or fewer beams or captions"
+            ) from None
 
     def _choose(self, clip_embedding: Tensor, decoding: Decoding, rules: Rules) -> list[tuple[list[str], str | None]]:
         """(B, C) -> for each picture its captions, and the literal caption that they started from."""
@@ -172,6 +170,17 @@ class Captioner:
             self.model, self.tokenizer, self.encoder.encode_texts, clip_embedding, prompts, decoding, rules
         )
         return list(zip(chooser.choose(), literals or [None] * len(clip_embedding), strict=True))
+
+
+def _clip_name(weights: str | Path, config: ClipCapConfig, clip: str | Path | None) -> tuple[str, str | None]:
+    """Name and pretrained weights of the CLIP to load: the one asked for, or else the one that the weights name."""
+    if not clip:
+        if not config.clip_model:
+            raise UserError(f"{weights} does not say which CLIP it was trained on; name it (clip=, --clip)")
+        return config.clip_model, config.clip_pretrained
+    if config.clip_model and Path(clip).is_file():  # a file of the CLIP that the weights name
+        return config.clip_model, str(clip)
+    return str(clip), config.clip_pretrained or "openai"
 
 
 def settings(decoding: Decoding | None = None, **options: Any) -> tuple[Decoding, Rules]:
