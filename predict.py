@@ -20,7 +20,7 @@ from clipcap.console import report
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError
 from clipcap.images import find_images
-from clipcap.options import CaptionArguments, DecodingArguments
+from clipcap.options import CaptionArguments, DecodingArguments, settings
 from clipcap.rows import Writer
 from clipcap.writers import EXISTING, Sidecars, open_writer
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not todo:
             print(f"all {found} pictures are captioned already", file=sys.stderr)
             return 0
-        from clipcap.captioner import Captioner, settings
+        from clipcap.captioner import Captioner
 
         chosen = settings(**asdict(decoding_args), **caption_args.given())
         captioner = Captioner.load(model_args.weights, model_args.clip, model_args.device, model_args.precision)

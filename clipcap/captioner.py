@@ -6,7 +6,7 @@ Shapes: B pictures, C CLIP width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from clipcap.errors import UserError
 from clipcap.images import UnreadableImage, pixel_batches
 from clipcap.literal import LITERAL
 from clipcap.model import ClipCap, ClipCapConfig
+from clipcap.options import settings
 from clipcap.prompts import encode_prompts, needs_literal
 from clipcap.rows import Row
 from clipcap.tokenizer import tokenizer_of
@@ -181,23 +182,3 @@ def _clip_name(weights: str | Path, config: ClipCapConfig, clip: str | Path | No
     if config.clip_model and Path(clip).is_file():  # a file of the CLIP that the weights name
         return config.clip_model, str(clip)
     return str(clip), config.clip_pretrained or "openai"
-
-
-def settings(decoding: Decoding | None = None, **options: Any) -> tuple[Decoding, Rules]:
-    """Options by name -> how to search and the rules. Several captions need samples or beams: greedy becomes nucleus.
-
-    Raises:
-        UserError: an option is unknown or has an impossible value.
-    """
-    of_decoding = {field.name for field in fields(Decoding)}
-    of_rules = {field.name for field in fields(Rules)}
-    unknown = sorted(options.keys() - of_decoding - of_rules)
-    if unknown:
-        known = ", ".join(sorted(of_decoding | of_rules))
-        raise UserError(f"unknown option {unknown[0]!r} for captions; known are {known}")
-    decoding = replace(decoding or Decoding(), **{name: options[name] for name in options.keys() & of_decoding})
-    if decoding.num_captions > 1 and decoding.method == "greedy":
-        decoding = replace(decoding, method="nucleus")
-    count = decoding.width if decoding.return_all else decoding.num_captions
-    rules = {name: options[name] for name in options.keys() & of_rules} | {"num_captions": count}
-    return decoding, Rules(**rules)

@@ -1,12 +1,16 @@
-"""The command-line options of decoding and of the captions themselves, for every script that writes captions."""
+"""The options of decoding and of the captions themselves: on the command line, and by name in Python."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from clipcap.captions import KEEP_OR_NONE, RANKS, Rules
 from clipcap.cli import arg
+from clipcap.errors import UserError
+
+if TYPE_CHECKING:
+    from clipcap.decoding import Decoding
 
 
 @dataclass
@@ -43,3 +47,25 @@ class CaptionArguments:
     def given(self) -> dict[str, Any]:
         """The options as `Captioner(...)` takes them."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def settings(decoding: Decoding | None = None, **options: Any) -> tuple[Decoding, Rules]:
+    """Options by name -> how to search and the rules. Several captions need samples or beams: greedy becomes nucleus.
+
+    Raises:
+        UserError: an option is unknown or has an impossible value.
+    """
+    from clipcap.decoding import Decoding
+
+    of_decoding = {field.name for field in fields(Decoding)}
+    of_rules = {field.name for field in fields(Rules)}
+    unknown = sorted(options.keys() - of_decoding - of_rules)
+    if unknown:
+        known = ", ".join(sorted(of_decoding | of_rules))
+        raise UserError(f"unknown option {unknown[0]!r} for captions; known are {known}")
+    decoding = replace(decoding or Decoding(), **{name: options[name] for name in options.keys() & of_decoding})
+    if decoding.num_captions > 1 and decoding.method == "greedy":
+        decoding = replace(decoding, method="nucleus")
+    count = decoding.width if decoding.return_all else decoding.num_captions
+    rules = {name: options[name] for name in options.keys() & of_rules} | {"num_captions": count}
+    return decoding, Rules(**rules)

@@ -7,11 +7,11 @@ from PIL import Image
 from tiny_models import save_tiny_clip, save_tiny_weights
 
 from clipcap import Captioner, Decoding
-from clipcap.captioner import settings
 from clipcap.captions import EMOJI, Rules
 from clipcap.choice import likelihoods
 from clipcap.errors import UserError
 from clipcap.images import UnreadableImage
+from clipcap.options import settings
 from clipcap.rows import Row
 
 SHORT = {"max_tokens": 14}
