@@ -30,6 +30,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+Box = tuple[float, float, float, float]
 
 
 class UnreadableImage(Exception):
@@ -87,8 +88,8 @@ def _walk_folder(folder: str, real_folder: str, seen: set[str]) -> Iterator[Path
             yield Path(entry.path)
 
 
-def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
-    """Any source of a picture -> an upright picture in RGB: the first frame, transparent parts on white.
+def open_image(source: str | Path | Image.Image, min_side: int | None = None) -> Image.Image:
+    """A path or picture -> an upright picture in RGB: the first frame, transparent parts on white.
 
     Args:
         min_side: enough pixels for either side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still
@@ -97,29 +98,14 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
     Raises:
         UnreadableImage: whatever is wrong with the file or the picture.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures that it still opens
-            source = source() if callable(source) else source
-            if isinstance(source, Image.Image):
-                return _rgb(_upright(source))
-            if not isinstance(source, bytes):
-                _expect_file(source)
-            with _open(source) as image:
-                if min_side:
-                    image.draft("RGB", (min_side, min_side))
-                return _rgb(_upright(image))
-    except UnreadableImage:
-        raise
-    except Exception as error:  # decoders raise anything from struct.error to SyntaxError on a broken file
-        raise UnreadableImage(_reason(error)) from error
+    return _decode(source, min_side)[0]
 
 
-def load_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
-    """Any source of a picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
-    image = open_image(source, preprocessing.min_side)
+def load_pixels(source: str | Path | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """A path or picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
+    image, box = _decode(source, preprocessing.min_side)
     try:
-        return preprocessing.pixels(image)
+        return preprocessing.pixels(image, box)
     except (ValueError, MemoryError) as error:
         raise UnreadableImage(_reason(error)) from error
 
@@ -135,6 +121,24 @@ def pixel_batches(
     from clipcap.workers import pixel_batches
 
     return pixel_batches(sources, preprocessing, batch_size, workers, first_batch)
+
+
+def _decode(source: str | Path | Image.Image, min_side: int | None) -> tuple[Image.Image, Box | None]:
+    """The picture, and which part of it counts: half of 645 pixels are 322.5, and come in 323."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures that it still opens
+            if isinstance(source, Image.Image):
+                return _upright(_rgb(source), _orientation(source)), None
+            _expect_file(source)
+            with _open(source) as image:
+                _, box = (min_side and image.draft("RGB", (min_side, min_side))) or (None, None)
+                orientation, size = _orientation(image), image.size
+                return _upright(_rgb(image), orientation), box and _upright_box(box, size, orientation)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise anything from struct.error to SyntaxError on a broken file
+        raise UnreadableImage(_reason(error)) from error
 
 
 def _expect_file(path: str | Path) -> None:
@@ -164,12 +168,24 @@ def _open(source: str | Path | bytes) -> Image.Image:
     return Image.open(file)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(ORIENTATION, 1)
+        return image.getexif().get(ORIENTATION, 1)
     except Exception:  # broken metadata does not spoil the picture
-        orientation = 1
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _upright_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    (left, top, right, bottom), (width, height) = box, size
+    if orientation in (2, 3, 7, 8):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if orientation in (5, 6, 7, 8) else (left, top, right, bottom)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

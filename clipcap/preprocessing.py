@@ -26,20 +26,25 @@ class Preprocessing:
         """No side of a picture needs more pixels than this before it is resized."""
         return max(self.size)
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
+    def pixels(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
         """RGB picture -> uint8 (height, width, 3), not yet normalised. Equal to `open_clip.image_transform`.
+
+        Args:
+            box: left, top, right and bottom of what counts, where a picture decoded at a reduced size ends within a
+                pixel; None: all of it.
 
         Raises:
             ValueError: when the picture is so long and thin that resizing its short side would take gigabytes.
         """
-        width, height = self._resized(*image.size)
-        if width * height > MAX_RESIZED_PIXELS:
+        left, top, right, bottom = box or (0, 0, *image.size)
+        size = self._resized(right - left, bottom - top)
+        if size[0] * size[1] > MAX_RESIZED_PIXELS:
             raise ValueError(f"too long and thin ({image.width} x {image.height} pixels)")
-        if (width, height) != image.size:
-            image = image.resize((width, height), self._filter())
+        if size != (right - left, bottom - top):
+            image = image.resize(size, self._filter(), box)
         return np.asarray(self._centre(image))
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
+    def _resized(self, width: float, height: float) -> tuple[int, int]:
         target_height, target_width = self.size
         if self.resize_mode == "squash":
             return target_width, target_height

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_models import save_tiny_weights
 
 import predict
+from clipcap import ClipCap, ClipCapConfig, ClipEncoder, save_checkpoint
 from clipcap.errors import UserError
+from clipcap.images import open_image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -191,15 +194,13 @@ def test_head_closes_the_pipe_in_peace(weights, photos):
 def test_full_size_models_caption_the_photos(shared, tmp_path, capsys):
     """ViT-B/32 and GPT-2 small with random weights, as big as the real ones, through files and folders."""
     import open_clip
-    import torch
-
-    from clipcap import ClipCap, ClipCapConfig, save_checkpoint
 
     clip = tmp_path / "clip"
     clip.mkdir()
     torch.save(open_clip.create_model("ViT-B-32", force_quick_gelu=True).state_dict(), clip / "weights.pt")
     config = {"model_cfg": open_clip.get_model_config("ViT-B-32") | {"quick_gelu": True}}
     (clip / "open_clip_config.json").write_text(json.dumps(config))
+    check_reduced_jpegs(clip, list((shared / "photos").iterdir()))
     gpt2 = {"n_embd": 768, "n_layer": 12, "n_head": 12}
     model = ClipCap(
         ClipCapConfig(clip_model=str(clip), clip_pretrained=None, language_model=str(tmp_path / "gpt2"), gpt2=gpt2)
@@ -209,6 +210,14 @@ def test_full_size_models_caption_the_photos(shared, tmp_path, capsys):
     del model
     assert run(tmp_path / "weights.pt", shared / "photos", "--output", tmp_path / "out.jsonl") == 0
     assert len(rows(tmp_path / "out.jsonl")) == 14 == len(capsys.readouterr().out.splitlines())
+
+
+def check_reduced_jpegs(clip, photos):
+    """A JPEG decoded at no more than twice the size that CLIP needs gives the embedding of the whole one."""
+    encoder = ClipEncoder.load(clip)
+    pixels = [encoder.preprocessing.pixels(open_image(photo)) for photo in photos]
+    similar = torch.cosine_similarity(encoder.encode_images(photos), encoder.encode_pixels(np.stack(pixels)))
+    assert similar.min() > 0.999
 
 
 def test_help_fits_two_screens(capsys):
