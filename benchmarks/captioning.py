@@ -95,11 +95,28 @@ def _folder(
         contenders += _stages_of_folder(captioner, folder, search)
     found = plan.alternate(END_TO_END, name, "images/s", contenders)
     if dtype == torch.float32:
-        captions = rows(captioner, folder, search, plan.baseline(baseline))
-        theirs = [setting.tokenizer.decode(ids) for ids in one_by_one(loop, folder, tokens, 1, plan.baseline(baseline))]
-        same = sum(a.captions[0] == b for a, b in zip(captions, theirs, strict=True))
-        found.notes.append(f"{same} of {len(theirs)} captions identical to the published loop's")
+        found.notes += _identical(captioner, loop, folder[: plan.baseline(8)], search)
     return found
+
+
+def _identical(
+    captioner: Captioner, loop: published.PublishedClipCap, photos: Sequence[Path], search: Decoding
+) -> list[str]:
+    """How many captions are the published loop's: from the photos themselves, and from the loop's own embeddings."""
+    theirs = one_by_one(loop, photos, search.max_tokens, 1, len(photos))
+    with torch.no_grad():
+        embeddings = torch.cat([loop.embed(photo) for photo in photos])
+    ours = {
+        "photos, which ours decodes at a reduced size": [
+            row.captions[0] for row in captioner.rows(photos, *settings(search))
+        ],
+        "the same embeddings": map(captioner.tokenizer.decode, captioner.model.generate(embeddings, search)),
+    }
+    return [
+        f"{sum(a == captioner.tokenizer.decode(b) for a, b in zip(captions, theirs, strict=True))} of {len(theirs)} "
+        f"captions identical to the published loop's from {origin}"
+        for origin, captions in ours.items()
+    ]
 
 
 def rows(captioner: Captioner, folder: Sequence[Path], search: Decoding, count: int) -> list:

@@ -139,7 +139,7 @@ def test_one_command_measures_every_target(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == page.read_text() + "\n"
     measured = json.loads(page.with_suffix(".json").read_text())["measurements"]
     assert {target.comparison for target in targets.targets("cpu")} - {""} <= measured.keys()
-    assert "4 of 4 captions identical to the published loop's" in page.read_text()
+    assert "8 of 8 captions identical to the published loop's from the same embeddings" in page.read_text()
     assert all(rate > 0 for found in measured.values() for rates in found["rates"].values() for rate in rates)
 
 
