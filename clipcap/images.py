@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from clipcap.colour import rgb
 from clipcap.errors import UserError
+from clipcap.orientation import Box, orientation_of, upright, upright_box
 from clipcap.preprocessing import Preprocessing
 
 # A file, a file's bytes, a picture, or a function that gives one of these: it is called where the picture is decoded.
@@ -20,17 +22,6 @@ EXTENSIONS = frozenset((
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
     ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
-ORIENTATION = 0x0112  # the EXIF tag
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-Box = tuple[float, float, float, float]
 
 
 class UnreadableImage(Exception):
@@ -88,8 +79,8 @@ def _walk_folder(folder: str, real_folder: str, seen: set[str]) -> Iterator[Path
             yield Path(entry.path)
 
 
-def open_image(source: str | Path | Image.Image, min_side: int | None = None) -> Image.Image:
-    """A path or picture -> an upright picture in RGB: the first frame, transparent parts on white.
+def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
+    """Any source of a picture -> an upright picture in RGB: the first frame, transparent parts on white.
 
     Args:
         min_side: enough pixels for either side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still
@@ -101,8 +92,8 @@ def open_image(source: str | Path | Image.Image, min_side: int | None = None) ->
     return _decode(source, min_side)[0]
 
 
-def load_pixels(source: str | Path | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """A path or picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
+def load_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
+    """Any source of a picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
     image, box = _decode(source, preprocessing.min_side)
     try:
         return preprocessing.pixels(image, box)
@@ -123,18 +114,22 @@ def pixel_batches(
     return pixel_batches(sources, preprocessing, batch_size, workers, first_batch)
 
 
-def _decode(source: str | Path | Image.Image, min_side: int | None) -> tuple[Image.Image, Box | None]:
+def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box | None]:
     """The picture, and which part of it counts: half of 645 pixels are 322.5, and come in 323."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures that it still opens
+            source = source() if callable(source) else source
             if isinstance(source, Image.Image):
-                return _upright(_rgb(source), _orientation(source)), None
-            _expect_file(source)
+                if 0 in source.size:
+                    raise UnreadableImage("no pixels")
+                return upright(rgb(source), orientation_of(source)), None
+            if not isinstance(source, bytes):
+                _expect_file(source)
             with _open(source) as image:
                 _, box = (min_side and image.draft("RGB", (min_side, min_side))) or (None, None)
-                orientation, size = _orientation(image), image.size
-                return _upright(_rgb(image), orientation), box and _upright_box(box, size, orientation)
+                orientation, size = orientation_of(image), image.size
+                return upright(rgb(image), orientation), box and upright_box(box, size, orientation)
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise anything from struct.error to SyntaxError on a broken file
@@ -166,46 +161,6 @@ def _open(source: str | Path | bytes) -> Image.Image:
         raise UnreadableImage("HEIC pictures need one more package: pip install pillow-heif") from None
     register_heif_opener()
     return Image.open(file)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # broken metadata does not spoil the picture
-        return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
-
-
-def _upright_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
-    (left, top, right, bottom), (width, height) = box, size
-    if orientation in (2, 3, 7, 8):
-        left, right = width - right, width - left
-    if orientation in (3, 4, 6, 7):
-        top, bottom = height - bottom, height - top
-    return (top, left, bottom, right) if orientation in (5, 6, 7, 8) else (left, top, right, bottom)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if 0 in image.size:
-        raise UnreadableImage("no pixels")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, integer and floating-point grey -> 8 bits: their whole range, not what is left after clipping."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float32))
-    top = 65535.0 if image.mode.startswith("I;16") else float(values.max(initial=0.0))
-    scale = 255.0 / (65535.0 if top > 255 and top <= 65535 else top if top > 65535 or 0 < top <= 1 else 255.0)
-    return Image.fromarray(np.clip(values * scale, 0, 255).round().astype(np.uint8))
 
 
 def _reason(error: Exception) -> str:

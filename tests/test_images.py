@@ -178,6 +178,20 @@ def test_reduced_jpegs_hardly_change_the_pixels(shared):
         assert 10 * np.log10(255**2 / np.mean((fast - plain) ** 2 + 1e-9)) > 36  # decibels; JPEG itself costs as much
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bytes_and_functions_are_pictures_too(tmp_path, workers):
+    """Data sets hold files, not paths; and what is read or drawn late is read or drawn by the workers."""
+    picture(900, 645).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    reads = [(tmp_path / "a.jpg").read_bytes, Path(tmp_path / "a.jpg").resolve, picture(900, 645).copy]
+    sources = [tmp_path / "a.jpg", content, *reads, b"no picture", b""] * 2
+    [batch] = pixel_batches(sources, Preprocessing(), 20, workers)
+    first = batch[0][1]
+    assert all(np.array_equal(pixels, first) for _, pixels in batch[:4])
+    assert np.abs(batch[4][1].astype(int) - first).max() < 9
+    assert all(isinstance(pixels, UnreadableImage) for _, pixels in batch[5:7])
+
+
 def test_folders_are_walked_in_order_once(tmp_path):
     for name in [
         "b.JPG",
