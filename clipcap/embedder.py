@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from clipcap.images import UnreadableImage, pixel_batches
+from clipcap.orientation import Box
 from clipcap.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class WithThumbnail:
     def min_side(self) -> int:
         return self.preprocessing.min_side  # no more, so that the embedding is what it would be without the thumbnail
 
-    def pixels(self, image: Image.Image) -> tuple[np.ndarray, bytes]:
-        pixels = self.preprocessing.pixels(image)
+    def pixels(self, image: Image.Image, box: Box | None = None) -> tuple[np.ndarray, bytes]:
+        pixels = self.preprocessing.pixels(image, box)
         small, file = image.copy(), BytesIO()
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         small.save(file, "JPEG", quality=80)

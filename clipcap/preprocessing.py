@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from clipcap.orientation import Box
+
 MAX_RESIZED_PIXELS = 64_000_000  # a picture 1 pixel high and 60000 wide would be resized to gigabytes
 
 
@@ -26,7 +28,7 @@ class Preprocessing:
         """No side of a picture needs more pixels than this before it is resized."""
         return max(self.size)
 
-    def pixels(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    def pixels(self, image: Image.Image, box: Box | None = None) -> np.ndarray:
         """RGB picture -> uint8 (height, width, 3), not yet normalised. Equal to `open_clip.image_transform`.
 
         Args:
