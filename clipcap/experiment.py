@@ -77,7 +77,6 @@ class Experiment:
 
     def train(self, strategy: str, weights: str, prompts: Callable | None = None, **options) -> Path:
         """Print what trains, train it, and return the file of the best weights."""
-        print(describe(self.model), file=sys.stderr)
         train, validation = self.datasets(prompts)
         arguments = asdict(self.data_args) | asdict(self.model_args) | asdict(self.loop_args)
         record = {
@@ -93,8 +92,11 @@ class Experiment:
         trainer = Trainer(
             self.model, train, validation, self.loop_args, strategy, weights, record, references=references, **options
         )
+        if trainer.accelerator.is_main_process:
+            print(describe(self.model), file=sys.stderr)
         path = trainer.run()
-        print(path)
+        if trainer.accelerator.is_main_process:
+            print(path)
         return path
 
 

@@ -188,11 +188,12 @@ class Trainer:
             for epoch in range(self.progress.step // self.epoch_steps, self.args.epochs):
                 self._epoch(epoch, bar, world, interrupted)
         self.accelerator.end_training()
-        print(
-            f"{self.strategy}: {total} captions in {self.progress.seconds:.0f} s of training "
-            f"({time.perf_counter() - started:.0f} s in all), best validation loss {self.progress.best:.4f}",
-            file=sys.stderr,
-        )
+        if main:
+            print(
+                f"{self.strategy}: {total} captions in {self.progress.seconds:.0f} s of training "
+                f"({time.perf_counter() - started:.0f} s in all), best validation loss {self.progress.best:.4f}",
+                file=sys.stderr,
+            )
         return self.weights
 
     def _epoch(self, epoch: int, bar: tqdm, world: int, interrupted: list) -> None:
