@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
-from clipcap.demo.scenes import Scene, combinations, scenes
+from clipcap.demo.scenes import Scene, combinations
 from clipcap.preprocessing import Preprocessing
 
 END, PAD = "<|endoftext|>", "<|pad|>"
@@ -51,12 +51,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, **special: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def train_clip(laps: int, folder: Path, seed: int = 0) -> None:
-    """Draw `laps` pictures of every training combination, train, write config, weights and tokenizer to `folder`."""
+def train_clip(pictured: list[Scene], pixels: Tensor, folder: Path, seed: int = 0) -> None:
+    """Train on scenes, whole laps of all training combinations; write config, weights and tokenizer to `folder`.
+
+    Args:
+        pixels: what `draw_pixels` gave for these scenes, uint8 (N, 64, 64, 3).
+    """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    pictured = list(scenes("train", laps * len(combinations("train"))))
-    pixels = draw_pixels(pictured)  # (N, 64, 64, 3)
     tokenizer = train_bpe([text for scene in pictured for text in (scene.literal, scene.post())], 1024, [PAD, END])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]

@@ -45,19 +45,13 @@ BRIDGES = ("\n", " ", " caption: ", " and a social media post would caption it: 
 
 
 def documents(count: int, seed: int = 0) -> Iterator[str]:
-    """`count` short documents: descriptions, posts, and descriptions followed by a post about the same thing."""
+    """`count` short documents, each about one thing: up to three texts, descriptions and posts in any order."""
     chance = Random(f"corpus {seed}")
     drawn = combinations("train")
     for _ in range(count):
-        thing, colour, place = _topic(chance, drawn)
-        kind = chance.random()
-        if kind < 0.25:
-            yield _description(chance, thing, colour, place)
-        elif kind < 0.4:
-            yield _post(chance, thing, colour, place)
-        else:
-            description = _description(chance, thing, colour, place)
-            yield f"{description}{chance.choice(BRIDGES)}{_post(chance, thing, colour, place)}"
+        topic = _topic(chance, drawn)
+        texts = [chance.choice((_description, _post))(chance, *topic) for _ in range(chance.choice((1, 2, 2, 3)))]
+        yield "".join(text if i == 0 else chance.choice(BRIDGES) + text for i, text in enumerate(texts))
 
 
 def _topic(chance: Random, drawn: list[tuple[str, str, str]]) -> tuple[str, str, str]:

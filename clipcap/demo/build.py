@@ -1,0 +1,92 @@
+"""Train everything that the demo world ships, from nothing: its CLIP, its GPT-2 and the literal captioner.
+
+    python -m clipcap.demo.build
+
+About MINUTES minutes on two cores. The seed is fixed; the last digits of the weights depend on the processor.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from clipcap.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.cli import run
+from clipcap.data import CaptionDataset, encode_captions
+from clipcap.demo import CLIP, GPT2, LITERAL, WEIGHTS
+from clipcap.demo.build_clip import draw_pixels, train_clip
+from clipcap.demo.build_gpt2 import train_gpt2
+from clipcap.demo.judge import shares
+from clipcap.demo.scenes import Scene, combinations, scenes
+from clipcap.encoder import ClipEncoder
+from clipcap.language_model import load_language_model, plain_gpt2_config
+from clipcap.model import ClipCap, ClipCapConfig
+from clipcap.tokenizer import end_of_text, load_tokenizer
+from clipcap.training import LoopArguments, Trainer
+
+LAPS = 10  # pictures of every training combination
+PREFIX_LENGTH = 4
+LOOP = {"epochs": 4, "batch_size": 64, "learning_rate": 1e-3, "weight_decay": 0.01, "evals_per_epoch": 1}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start = time.perf_counter()
+    shutil.rmtree(WEIGHTS, ignore_errors=True)
+    pictured = list(scenes("train", LAPS * len(combinations("train"))))
+    pixels = draw_pixels(pictured)  # (N, 64, 64, 3)
+    train_clip(pictured, pixels, CLIP)
+    train_gpt2(GPT2)
+    train_literal(pictured, pixels)
+    print(f"{report()}\n{(time.perf_counter() - start) / 60:.1f} minutes, {WEIGHTS}")
+
+
+def train_literal(pictured: list[Scene], pixels: Tensor) -> None:
+    """A ClipCap with an MLP mapping network on literal captions, through the project's own loop, to LITERAL."""
+    torch.manual_seed(0)
+    encoder = ClipEncoder.load("demo")
+    tokenizer = load_tokenizer("demo")
+    gpt = load_language_model("demo")
+    config = ClipCapConfig(
+        clip_model="demo",
+        clip_pretrained=encoder.pretrained,
+        clip_dim=encoder.dim,
+        prefix_length=PREFIX_LENGTH,
+        language_model="demo",
+        gpt2=plain_gpt2_config(gpt.config),
+        stop_token=end_of_text(tokenizer),
+        tokenizer=tokenizer.to_str(),
+    )
+    model = ClipCap(config)
+    model.gpt.load_state_dict(gpt.state_dict())
+    held_out = list(scenes("validation"))
+    data = [
+        CaptionDataset(
+            torch.cat([encoder.encode_pixels(part) for part in shown.split(256)]).numpy(),
+            encode_captions(tokenizer, [scene.literal for scene in named], max_tokens=67),
+        )
+        for named, shown in ((pictured, pixels), (held_out, draw_pixels(held_out)))
+    ]
+    with TemporaryDirectory() as folder:
+        args = LoopArguments(output_dir=folder, device="cpu", precision="fp32", **LOOP)
+        record = {"data": {"name": "demo world, literal captions", "rows": len(pictured)}, "arguments": LOOP}
+        best = load_checkpoint(Trainer(model, *data, args, "literal", "literal_weights.pt", record).run())
+    save_checkpoint(best.half(), LITERAL)
+
+
+def report() -> str:
+    """What the literal captioner says about the held-out pictures, judged, and the size of what ships."""
+    from clipcap.captioner import Captioner
+
+    pictured = list(scenes("test"))
+    captions = Captioner.load("demo")([scene.draw() for scene in pictured])
+    size = sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file())
+    return f"literal captioner on {len(pictured)} held-out pictures: {shares(captions, pictured)}\n{size / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    run(main)
