@@ -26,6 +26,7 @@ from clipcap.errors import UserError
 from clipcap.images import UnreadableImage, pixel_batches
 from clipcap.literal import LITERAL
 from clipcap.model import ClipCap, ClipCapConfig
+from clipcap.network import offline_if_unreachable
 from clipcap.options import settings
 from clipcap.prompts import encode_prompts, needs_literal
 from clipcap.rows import Row
@@ -66,6 +67,7 @@ class Captioner:
         Raises:
             UserError: the weights, their CLIP or their tokenizer cannot be loaded, or do not go together.
         """
+        offline_if_unreachable()
         device = pick_device(device)
         dtype = pick_dtype(precision, device)
         model = load_checkpoint(weights, **overrides).to(device=device, dtype=dtype).requires_grad_(False)

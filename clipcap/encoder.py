@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from clipcap.errors import UserError
 from clipcap.images import load_pixels
+from clipcap.network import offline_if_unreachable
 from clipcap.preprocessing import Preprocessing
 
 OPENAI_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -175,6 +176,7 @@ def _from_registry(name: str, pretrained: str) -> _Parts:
 
 
 def _download(name: str, pretrained: str, tag: dict) -> Path:
+    offline_if_unreachable()
     try:
         return Path(open_clip.download_pretrained(tag))
     except Exception as error:  # each layer below has its own exceptions for "no network"
@@ -185,6 +187,7 @@ def _download(name: str, pretrained: str, tag: dict) -> Path:
 
 
 def _from_hub(name: str) -> _Parts:
+    offline_if_unreachable()
     try:
         model, config = open_clip.create_model(name, require_pretrained=True), open_clip.get_model_config(name)
     except Exception as error:

@@ -12,6 +12,7 @@ from tiny_models import TINY_CLIP, save_tiny_clip
 
 from clipcap.encoder import ClipEncoder, registry_name, uses_quick_gelu
 from clipcap.errors import UserError
+from clipcap.network import PROXIES, offline_if_unreachable
 
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
@@ -190,3 +191,23 @@ def test_no_network_says_which_weights(monkeypatch):
     with pytest.raises(UserError, match="'openai' of CLIP 'RN50x4'.*RN50x4:FILE") as caught:
         ClipEncoder.load("RN50x4", "openai")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("proxy", [None, "http://proxy:3128"])
+def test_without_a_network_the_hub_is_not_asked_again_and_again(monkeypatch, proxy):
+    """Half a minute of retries for every file, even for those in the cache."""
+    import socket
+
+    from huggingface_hub import constants
+
+    def no_name_service(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_name_service)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("https_proxy", proxy)
+    offline_if_unreachable()
+    assert (proxy is None) == constants.HF_HUB_OFFLINE
