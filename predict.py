@@ -43,7 +43,9 @@ class ModelArguments:
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the one that the weights name")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
-    batch_size: int | None = arg(None, "pictures decoded together (default: 256 by 1 beam or sample)")
+    batch_size: int | None = arg(
+        None, "pictures captioned together (default: 256, fewer with beams or several captions)"
+    )
     workers: int | None = arg(None, "processes that read pictures (default: one per CPU core)")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 

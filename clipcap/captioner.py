@@ -128,7 +128,7 @@ class Captioner:
             pixels = [decoded for _, decoded in batch if not isinstance(decoded, UnreadableImage)]
             captioned = self._caption(pixels, decoding, rules) if pixels else iter(())
             for source, decoded in batch:
-                image = "picture" if isinstance(source, Image.Image) else str(source)
+                image = str(source) if isinstance(source, str | Path) else "picture"
                 if isinstance(decoded, UnreadableImage):
                     yield Row(image, error=decoded.reason)
                 else:
