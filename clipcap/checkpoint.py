@@ -147,8 +147,9 @@ def configure(config: ClipCapConfig, overrides: Mapping[str, Any]) -> ClipCapCon
     config = dataclasses.replace(config, **{name: v for name, v in overrides.items() if name in CONFIG_FIELDS})
     if "heads" in overrides:
         config.gpt2 = {**config.gpt2, "n_head": overrides["heads"]}
-    if config.gpt2["n_embd"] % config.gpt2["n_head"]:
-        raise UserError(f"GPT-2's width {config.gpt2['n_embd']} cannot be divided among {config.gpt2['n_head']} heads")
+    width, heads = config.gpt2.get("n_embd", 768), config.gpt2.get("n_head", 12)
+    if width % heads:
+        raise UserError(f"GPT-2's width {width} cannot be divided among {heads} heads")
     return config
 
 
