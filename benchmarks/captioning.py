@@ -46,7 +46,7 @@ def folder_fp32(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
 def folder_long(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """The same at the length where the published code stops."""
-    yield _folder(setting, plan, "folder 67 tokens", "greedy", tokens=67, photos=256, baseline=1)
+    yield _folder(setting, plan, "folder 67 tokens", "greedy", tokens=67, photos=128, baseline=1)
 
 
 def folder_beam(setting: Setting, plan: Plan) -> Iterator[Measurement]:
@@ -90,7 +90,8 @@ def _folder(
         contenders.append(Contender("published", run, plan.baseline(baseline)))
     if dtype == setting.fast:
         run = partial(in_batches, setting.alternative(captioner.model), folder, method, tokens)
-        contenders.append(Contender("alternative", run, min(2 * ALTERNATIVE_BATCH, len(folder)), warm_up=8))
+        batches = 2 if tokens * search.width <= 20 else 1
+        contenders.append(Contender("alternative", run, min(batches * ALTERNATIVE_BATCH, len(folder)), warm_up=8))
     if stages:
         contenders += _stages_of_folder(captioner, folder, search)
     found = plan.alternate(END_TO_END, name, "images/s", contenders)

@@ -107,8 +107,12 @@ def _targets(results: Results) -> Iterable[str]:
             f"| {word} | {target.reason(results)} |"
         )
     if rows:
-        yield "## Targets\n\n| what | target | measured | | limit |\n|---|---|---|---|---|"
-        yield from [*rows, ""]
+        yield "## Targets\n\n| what | target | measured | | what this machine allows |\n|---|---|---|---|---|"
+        yield from rows
+        yield (
+            "\nA machine allows what the products with weights alone would take at its peak, measured above, in the "
+            "precision of ours. Where that is less than the target, no code reaches the target here.\n"
+        )
 
 
 def _rates(title: str, measurements: list[Measurement]) -> Iterable[str]:

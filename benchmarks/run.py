@@ -32,7 +32,7 @@ class Arguments:
     only: list[str] | None = arg(None, f"comparisons to run: {', '.join(NAMES)} (default: all)", metavar="NAME")
     device: str = arg("cpu", "cpu or cuda")
     rounds: int = arg(5, "turns of each contender; the median counts")
-    quick: bool = arg(False, "fewer photos and batch sizes, 3 rounds")
+    quick: bool = arg(False, "2 rounds, fewer photos and batch sizes, no peak memory of each task")
     tiny: bool = arg(False, "tiny models, only to see that the benchmark runs")
     photos: str | None = arg(None, "measure on the photos in this folder (default: noise with their spectrum)")
     output: str = arg(str(HERE / "RESULTS.md"), "page to write, and a .json beside it (default: RESULTS.md)")
@@ -62,9 +62,10 @@ def measure(args: Arguments, folder: Path) -> None:
     device = pick_device(args.device)
     setting = Setting(folder, device, TINY if args.tiny else Sizes(), args.photos)
     limits = measure_limits(device, args.quick)
-    rounds = min(args.rounds, 3) if args.quick else args.rounds
+    rounds = min(args.rounds, 2) if args.quick else args.rounds
     results = Results(device.type, setting.sizes.name, describe(device), limits, rounds, args.quick)
-    names = [name for name in NAMES if name in (args.only or NAMES)]
+    chosen = args.only or [name for name in NAMES if not (args.quick and name == "memory")]
+    names = [name for name in NAMES if name in chosen]
     with tqdm(names, "measuring", unit="comparison", file=sys.stderr) as bar:
         plan = Plan(rounds, args.quick, device, limits, bar.set_postfix_str)
         for name in bar:

@@ -101,7 +101,7 @@ class Setting:
     def describe_photos(self) -> str:
         files = self._different_photos
         size = sum(file.stat().st_size for file in files) / len(files)
-        shapes = f"{self.sizes.photos[0]} to {self.sizes.photos[-1]} pixels"
+        shapes = " to ".join("{} x {}".format(*self.sizes.photos[i]) for i in (0, -1))
         kind = self.own_photos and "the user's own" or f"noise with the spectrum of photographs, {shapes}"
         return f"{len(files)} different, {kind}, {size / 1000:.0f} kB on average"
 

@@ -48,7 +48,7 @@ class Target:
             return ""
         allowed, share = limit / found.rate(self.slow), found.rate(self.fast) / limit
         beyond = ", less than the target" if allowed < self.aim(results.device) else ""
-        return f"the arithmetic alone at this machine's peak: {allowed:.3g}x{beyond}; {share:.0%} of that reached"
+        return f"{allowed:.3g}x{beyond}; {share:.0%} of it reached"
 
 
 @dataclass(frozen=True)

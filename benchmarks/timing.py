@@ -22,7 +22,7 @@ class Contender:
         run: does that many items.
         items: done in each round; a slow contender gets few, and rates are compared.
         work: the arithmetic and memory traffic that one item cannot do without, where that is known.
-        warm_up: items done before the first round.
+        warm_up: items done before the first round; on a GPU, which prepares for shapes, those of a round.
     """
 
     name: str
@@ -64,7 +64,7 @@ def alternate(
 ) -> Measurement:
     """Run the contenders by turns, in opposite order every other round; `advance` is told after each turn."""
     for contender in contenders:
-        contender.run(min(contender.warm_up, contender.items))
+        contender.run(contender.items if device.type == "cuda" else min(contender.warm_up, contender.items))
         advance(contender.name)
     rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):

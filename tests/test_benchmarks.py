@@ -115,7 +115,7 @@ def test_a_missed_target_says_so_and_why(tmp_path: Path) -> None:
     lines = (tmp_path / "RESULTS.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith("| folder, greedy, 20 tokens"))
     assert "at least 80x | 12x | **MISSED**" in row
-    assert "18x, less than the target; 67% of that reached" in row
+    assert "18x, less than the target; 67% of it reached" in row
     assert any("at least 2.5x | 3x | met" in line for line in lines)
     assert any("at most +5.0% | +1.0% | met" in line for line in lines)
     assert not any("single photo" in line for line in lines)
