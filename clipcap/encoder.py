@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipcap.errors import UserError
+from clipcap.fast_vit import FastViT, is_plain_vit
 from clipcap.images import load_pixels
 from clipcap.network import offline_if_unreachable
 from clipcap.preprocessing import Preprocessing
@@ -46,6 +47,7 @@ class ClipEncoder:
     make_tokenizer: Callable[[], Callable[[list[str]], Tensor]]
     device: torch.device
     dtype: torch.dtype
+    fast: FastViT | None = None  # computes what model.encode_image does, where it can
     _tokenizer: Any = None
 
     @property
@@ -82,18 +84,26 @@ class ClipEncoder:
             pretrained = ""
         else:
             parts = _from_registry(name, pretrained)
-        model = parts.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        model = parts.model.eval().requires_grad_(False)
+        plain = type(model) is open_clip.CLIP and is_plain_vit(model.visual)
+        fast = FastViT(model.visual, partial(Tensor.to, device=device, dtype=dtype)) if plain else None
+        model = model.to(device=device, dtype=dtype)
         preprocessing = _preprocessing(model, parts.preprocess_cfg)
         device = torch.device(device)
-        return cls(name, pretrained or None, parts.dim, preprocessing, model, parts.make_tokenizer, device, dtype)
+        return cls(name, pretrained or None, parts.dim, preprocessing, model, parts.make_tokenizer, device, dtype, fast)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 pixels (B, H, W, 3) from `preprocessing` -> float32 (B, C) on the CPU."""
-        images = torch.as_tensor(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)  # (B, 3, H, W)
-        mean, std = torch.tensor([self.preprocessing.mean, self.preprocessing.std], device=self.device).view(2, 3, 1, 1)
-        images = images.sub_(mean).div_(std).to(self.dtype, memory_format=torch.contiguous_format)
-        return self.model.encode_image(images).float().cpu()
+        pixels = torch.as_tensor(pixels)
+        at_once = self.fast.at_once if self.fast and self.device.type == "cpu" else max(1, len(pixels))
+        return torch.cat([self._encode(part) for part in pixels.split(at_once)])
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        mean, std = torch.tensor([self.preprocessing.mean, self.preprocessing.std], device=self.device)
+        images = torch.addcmul(-mean / std, pixels.to(self.device).float(), 1 / (255 * std))  # (B, H, W, 3)
+        images = images.to(self.dtype).permute(0, 3, 1, 2)
+        return (self.fast(images) if self.fast else self.model.encode_image(images.contiguous())).float().cpu()
 
     def encode_images(self, images: Sequence[str | Path | Image.Image], batch_size: int = 64) -> Tensor:
         """Paths or pictures -> float32 (B, C) on the CPU. Raises UnreadableImage for one that cannot be read."""

@@ -30,6 +30,13 @@ def prepare_linear(
     weight = weight if isinstance(getattr(layer, "base_layer", layer), nn.Linear) else weight.t()  # (out, in)
     if isinstance(activation, NewGELUActivation):
         activation = nn.GELU(approximate="tanh")  # the same function in one kernel
+    return prepare_weight(weight, bias, activation, packed)
+
+
+def prepare_weight(
+    weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None, packed: bool = True
+) -> Callable[[Tensor], Tensor]:
+    """The same from a weight (out, in) and a bias (out), which are kept or copied, as is faster."""
     if packed and can_pack(weight):
         return _packed(weight, bias, activation)
     if activation is None:
@@ -66,8 +73,8 @@ def _packing_works(dtype: torch.dtype) -> bool:
 
 def _packed(weight: Tensor, bias: Tensor | None, activation: nn.Module | None) -> Callable[[Tensor], Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    fused = isinstance(activation, nn.GELU)
-    name, algorithm = ("gelu", activation.approximate) if fused else ("none", "")
+    fused = {nn.GELU: "gelu", nn.SiLU: "swish"}.get(type(activation))
+    name, algorithm = fused or "none", getattr(activation, "approximate", "")
 
     def linear(x: Tensor) -> Tensor:
         y = torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -79,22 +80,22 @@ def _decode_in_workers(
 
 
 class _Workers:
-    """A process pool that outlives its processes."""
+    """A process pool that outlives its processes; where none can start, this process decodes."""
 
     def __init__(self, count: int, preprocessing: Preprocessing) -> None:
         self.count, self.preprocessing = count, preprocessing
-        self.pool = _start(count)
+        self.pool: ProcessPoolExecutor | None = _start(count)
 
-    def submit(self, chunk: list[ImageSource]) -> Future:
+    def submit(self, chunk: list[ImageSource]) -> Future | None:
         try:
-            return self.pool.submit(_decode_all, chunk, self.preprocessing)
+            return self.pool.submit(_decode_all, chunk, self.preprocessing) if self.pool else None
         except BrokenProcessPool:
             self.pool = _start(self.count)
             return self.pool.submit(_decode_all, chunk, self.preprocessing)
 
-    def result(self, chunk: list[ImageSource], future: Future) -> list[Decoded]:
+    def result(self, chunk: list[ImageSource], future: Future | None) -> list[Decoded]:
         try:
-            return future.result()
+            return future.result() if future and self.pool else _decode_all(chunk, self.preprocessing)
         except BrokenProcessPool:  # a worker was killed: all chunks in flight are lost, and any picture may be to blame
             return self._one_by_one(chunk)
 
@@ -104,9 +105,11 @@ class _Workers:
             pool = pool or _start(1)
             try:
                 pool.submit(os.getpid).result()
-            except BrokenProcessPool:  # processes cannot even start here
-                decoded.append(_decode(source, self.preprocessing))
-                continue
+            except BrokenProcessPool:
+                print("worker processes cannot start here: pictures are decoded in this process", file=sys.stderr)
+                self.close()
+                self.pool = None
+                return decoded + _decode_all(chunk[len(decoded) :], self.preprocessing)
             try:
                 decoded.append(pool.submit(_decode, source, self.preprocessing).result())
             except BrokenProcessPool:
@@ -117,7 +120,8 @@ class _Workers:
         return decoded
 
     def close(self) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        if self.pool:
+            self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start(count: int) -> ProcessPoolExecutor:

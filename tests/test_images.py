@@ -301,3 +301,17 @@ def test_an_unguarded_script_still_gets_its_pictures(tmp_path):
     )
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."})
     assert run.stdout.strip().endswith("20 True")
+
+
+def test_a_script_on_stdin_tries_worker_processes_once():
+    """They cannot start without a file to run again; each chunk used to try anew, with a traceback per worker."""
+    code = (
+        "from PIL import Image\nfrom clipcap.images import *\n"
+        "sources = [Image.new('RGB', (32, 32), (index, 0, 0)) for index in range(100)]\n"
+        "batches = pixel_batches(sources, Preprocessing(size=(32, 32)), 20, workers=2)\n"
+        "print(*(pixels[0, 0, 0] for batch in batches for _, pixels in batch))"
+    )
+    run = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True)
+    assert run.stdout.split() == [str(index) for index in range(100)]
+    assert run.stderr.count("Traceback") <= 3
+    assert "decoded in this process" in run.stderr
