@@ -7,10 +7,11 @@ INSTALLED := .venv/installed
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo     fine-tune a small captioner on drawn pictures and caption new ones (3 minutes, no downloads)"
+	@echo "make demo     fine-tune a small captioner on drawn pictures and caption new ones (a few minutes)"
 	@echo "make test     check the style and run the tests"
-	@echo "make compare  fine-tune in all four ways on the drawn pictures and write one table (10 minutes)"
+	@echo "make compare  fine-tune in all four ways on the drawn pictures and write one table"
 	@echo "make bench    measure the speed beside the published algorithm, and write benchmarks/RESULTS.md"
+	@echo "make readme   put the pictures and the table of the last \`make compare\` into the README"
 	@echo "make setup    only create .venv and install the packages; PYTHON=python3.12 chooses the Python"
 
 setup: $(INSTALLED)

@@ -59,8 +59,10 @@ def pictures(weights: Path, folder: Path) -> str:
     ]
     before = [f"before: {escape(caption)}" for caption in before]
     after = [f"<b>{escape(caption)}</b>" for caption in after]
-    rows = ["".join(f'<td align="center">{cell}</td>' for cell in cells) for cells in (shown, before, after)]
-    return "\n".join(["<table>", *(f"<tr>{row}</tr>" for row in rows), "</table>"])
+    lines = ["<table>"]
+    for cells in (shown, before, after):
+        lines += ["<tr>", *(f'<td align="center">{cell}</td>' for cell in cells), "</tr>"]
+    return "\n".join([*lines, "</table>"])
 
 
 if __name__ == "__main__":

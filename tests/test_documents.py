@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from clipcap.errors import UserError
 from clipcap.published import WEIGHTS, resolve_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,6 +162,28 @@ def test_python_of_the_readme_runs(folder: Path) -> None:
     """Guards against an example that does not fit the public names."""
     for block in fenced("README.md", "python"):
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_readme_is_filled_from_what_was_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against figures that were typed in, and against a second filling that doubles or eats the text."""
+    spec = importlib.util.spec_from_file_location("fill_readme", ROOT / "docs" / "fill_readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (folder / "docs").mkdir(exist_ok=True)
+    (folder / "README.md").write_bytes((ROOT / "README.md").read_bytes())
+    monkeypatch.setattr(module, "ROOT", folder)
+    module.main([])
+    filled = (folder / "README.md").read_text()
+    module.main([])
+    assert (folder / "README.md").read_text() == filled
+    table = (folder / "runs/demo/report/report.md").read_text().strip()
+    assert filled.count(table) == 1 and filled.count("docs/captioned_1.png") == 1
+    assert (
+        filled.partition("<!-- end of results -->")[2]
+        == (ROOT / "README.md").read_text().partition("<!-- end of results -->")[2]
+    )
+    with pytest.raises(UserError, match="no section"):
+        module.fill("text", "results", table)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
