@@ -45,6 +45,11 @@ class Limits:
         """The least time: of the arithmetic at the peak rate or of the memory traffic, whichever takes longer."""
         return max(work.operations / self.operations[work.dtype], work.bytes / self.bandwidth)
 
+    def best(self, other: Limits) -> Limits:
+        """The higher of each figure: what slowed one measurement may not have slowed the other."""
+        operations = {dtype: max(rate, other.operations[dtype]) for dtype, rate in self.operations.items()}
+        return Limits(operations, max(self.bandwidth, other.bandwidth))
+
 
 def measure_limits(device: torch.device, quick: bool = False) -> Limits:
     """The best of several attempts: square matrix products, and copies that fit in no cache."""

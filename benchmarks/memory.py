@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from benchmarks import captioning, fine_tuning
-from benchmarks.machine import Limits
 from benchmarks.plan import Plan
 from benchmarks.setting import TINY, Setting, Sizes
 from clipcap.checkpoint import save_checkpoint
@@ -65,7 +64,7 @@ TASKS: dict[str, tuple[Callable, object]] = {
 
 
 def _plan(setting: Setting) -> Plan:
-    return Plan(rounds=1, quick=True, device=setting.device, limits=Limits({}, 1.0))
+    return Plan(rounds=1, quick=True, device=setting.device)
 
 
 def peak(task: str, setting: Setting) -> int:

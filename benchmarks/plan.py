@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.machine import Limits
 from benchmarks.timing import Contender, Measurement, alternate
 
 
@@ -23,7 +22,6 @@ class Plan:
     rounds: int
     quick: bool
     device: torch.device
-    limits: Limits
     advance: Callable[[str], object] = lambda name: None
 
     @property
@@ -41,4 +39,4 @@ class Plan:
         def advance(name: str) -> None:
             self.advance(f"{title}: {name}")
 
-        return alternate(group, title, unit, contenders, self.rounds, self.device, self.limits, advance)
+        return alternate(group, title, unit, contenders, self.rounds, self.device, advance)

@@ -43,11 +43,16 @@ class Results:
     memory: dict[str, int] = field(default_factory=dict)
     predict_memory: dict[int, int] = field(default_factory=dict)
 
+    def limit(self, measurement: Measurement, name: str) -> float | None:
+        """Items per second that the machine allows a contender; None where its work is not known."""
+        work = measurement.work.get(name)
+        return work and 1 / self.limits.seconds(work)
+
     def as_json(self) -> str:
         values = asdict(self)
         rates = {str(dtype).removeprefix("torch."): rate for dtype, rate in self.limits.operations.items()}
         values["limits"] = {"operations_per_second": rates, "bytes_per_second": self.limits.bandwidth}
-        return json.dumps(values, indent=1) + "\n"
+        return json.dumps(values, indent=1, default=str) + "\n"
 
 
 def write(results: Results, page: Path) -> None:
@@ -76,7 +81,7 @@ def _page(results: Results) -> Iterable[str]:
     yield from _targets(results)
     measurements = results.measurements.values()
     for group in dict.fromkeys(measurement.group for measurement in measurements):
-        yield from _rates(group, [measurement for measurement in measurements if measurement.group == group])
+        yield from _rates(results, group, [measurement for measurement in measurements if measurement.group == group])
     yield from _memory(results)
 
 
@@ -115,7 +120,7 @@ def _targets(results: Results) -> Iterable[str]:
         )
 
 
-def _rates(title: str, measurements: list[Measurement]) -> Iterable[str]:
+def _rates(results: Results, title: str, measurements: list[Measurement]) -> Iterable[str]:
     yield f"## {title}\n\n| | per second | ratio | share of the limit |\n|---|---|---|---|"
     for measurement in measurements:
         names = list(measurement.rates)
@@ -127,7 +132,8 @@ def _rates(title: str, measurements: list[Measurement]) -> Iterable[str]:
             ratios = ", ".join(f"{a} {measurement.ratio(a, names[0]):.2f}x {names[0]}" for a in fast)
         shares = ", ".join(
             f"{'' if name == 'ours' else name + ' '}{measurement.rate(name) / limit:.0%} of {limit:.3g}"
-            for name, limit in measurement.limits.items()
+            for name in measurement.work
+            if (limit := results.limit(measurement, name))
         )
         yield f"| {measurement.title}, {measurement.unit} | {rates} | {ratios} | {shares} |"
         yield from (f"| | {note} | | |" for note in measurement.notes)

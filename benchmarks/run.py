@@ -61,13 +61,14 @@ def measure(args: Arguments, folder: Path) -> None:
 
     device = pick_device(args.device)
     setting = Setting(folder, device, TINY if args.tiny else Sizes(), args.photos)
-    limits = measure_limits(device, args.quick)
     rounds = min(args.rounds, 2) if args.quick else args.rounds
-    results = Results(device.type, setting.sizes.name, describe(device), limits, rounds, args.quick)
+    results = Results(
+        device.type, setting.sizes.name, describe(device), measure_limits(device, args.quick), rounds, args.quick
+    )
     chosen = args.only or [name for name in NAMES if not (args.quick and name == "memory")]
     names = [name for name in NAMES if name in chosen]
     with tqdm(names, "measuring", unit="comparison", file=sys.stderr) as bar:
-        plan = Plan(rounds, args.quick, device, limits, bar.set_postfix_str)
+        plan = Plan(rounds, args.quick, device, bar.set_postfix_str)
         for name in bar:
             if name == "memory":
                 results.memory = {task: memory.peak(task, setting) for task in memory.TASKS}
@@ -78,6 +79,7 @@ def measure(args: Arguments, folder: Path) -> None:
                 module = captioning if hasattr(captioning, name) else fine_tuning
                 for measurement in getattr(module, name)(setting, plan):
                     results.measurements[measurement.title] = measurement
+            results.limits = results.limits.best(measure_limits(device, args.quick))  # others may have run before
             results.photos = setting.describe_photos()
             write(results, Path(args.output))
     print(Path(args.output).read_text(encoding="utf-8"))

@@ -43,7 +43,7 @@ class Target:
     def reason(self, results: Results) -> str:
         """What this machine allows at all, and how much of it was reached."""
         found = results.measurements[self.comparison]
-        limit = found.limits.get(self.fast)
+        limit = results.limit(found, self.fast)
         if limit is None:
             return ""
         allowed, share = limit / found.rate(self.slow), found.rate(self.fast) / limit

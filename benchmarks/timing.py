@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.machine import Limits, Work
+from benchmarks.machine import Work
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Measurement:
     unit: str
     rates: dict[str, list[float]]
     items: dict[str, int]
-    limits: dict[str, float] = field(default_factory=dict)  # items per second that the machine allows
+    work: dict[str, Work] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def rate(self, name: str) -> float:
@@ -59,7 +59,6 @@ def alternate(
     contenders: Sequence[Contender],
     rounds: int,
     device: torch.device,
-    limits: Limits,
     advance: Callable[[str], object] = lambda name: None,
 ) -> Measurement:
     """Run the contenders by turns, in opposite order every other round; `advance` is told after each turn."""
@@ -71,8 +70,8 @@ def alternate(
         for contender in contenders if number % 2 == 0 else reversed(contenders):
             rates[contender.name].append(contender.items / seconds(contender, device))
             advance(contender.name)
-    allowed = {c.name: 1 / limits.seconds(c.work) for c in contenders if c.work is not None}
-    return Measurement(group, title, unit, rates, {c.name: c.items for c in contenders}, allowed)
+    work = {contender.name: contender.work for contender in contenders if contender.work}
+    return Measurement(group, title, unit, rates, {contender.name: contender.items for contender in contenders}, work)
 
 
 def seconds(contender: Contender, device: torch.device) -> float:
