@@ -8,6 +8,7 @@ prints the bytes that one of TASKS took at most. `predict_folders` watches predi
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,35 +25,37 @@ from benchmarks import captioning, fine_tuning
 from benchmarks.plan import Plan
 from benchmarks.setting import TINY, Setting, Sizes
 from clipcap.checkpoint import save_checkpoint
+from clipcap.model import ClipCap
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS, TOKENS = 64, 20
 FEW, MANY = 500, 10_000
+RESET = Path("/proc/self/clear_refs")  # Linux forgets a process's peak when 5 is written here
 
 
-def _captioning(setting: Setting, name: str) -> None:
+def _captioning(setting: Setting, name: str) -> Callable[[], object]:
     folder = setting.photos(PHOTOS)
     if name == "ours":
         search = captioning.decoding("greedy", TOKENS)
-        captioning.rows(setting.captioner(setting.fast), folder, search, PHOTOS)
-    elif name == "alternative":
+        return partial(captioning.rows, setting.captioner(setting.fast), folder, search, PHOTOS)
+    if name == "alternative":
         pipeline = setting.alternative(setting.model(setting.fast))
-        captioning.in_batches(pipeline, folder, "greedy", TOKENS, PHOTOS)
-    else:
-        captioning.one_by_one(setting.published(setting.model()), folder, TOKENS, 1, 2)
+        return partial(captioning.in_batches, pipeline, folder, "greedy", TOKENS, PHOTOS)
+    return partial(captioning.one_by_one, setting.published(setting.model()), folder, TOKENS, 1, 2)
 
 
-def _training(setting: Setting, choose: Callable) -> None:
-    contender = fine_tuning.ours(setting, _plan(setting), "ours", choose)
-    contender.run(contender.items)
+def _training(setting: Setting, choose: Callable[[ClipCap], None]) -> Callable[[], object]:
+    plan = Plan(rounds=1, quick=True, device=setting.device)
+    contender = fine_tuning.ours(setting, plan, "ours", choose)
+    return partial(contender.run, contender.items)
 
 
-def _published_training(setting: Setting, name: str) -> None:
-    contenders = {contender.name: contender for contender in fine_tuning.published_steps(setting)}
-    contenders[name].run(contenders[name].items)
+def _published_training(setting: Setting, name: str) -> Callable[[], object]:
+    contender = next(step for step in fine_tuning.published_steps(setting) if step.name == name)
+    return partial(contender.run, contender.items)
 
 
-TASKS: dict[str, tuple[Callable, object]] = {
+TASKS: dict[str, tuple[Callable[..., Callable[[], object]], object]] = {
     "captioning, ours": (_captioning, "ours"),
     "captioning, published": (_captioning, "published"),
     "captioning, alternative": (_captioning, "alternative"),
@@ -61,10 +65,6 @@ TASKS: dict[str, tuple[Callable, object]] = {
     "fine-tuning, published with CLIP, batch 16": (_published_training, "published with CLIP"),
     "fine-tuning, published, batch 40": (_published_training, "published"),
 }
-
-
-def _plan(setting: Setting) -> Plan:
-    return Plan(rounds=1, quick=True, device=setting.device)
 
 
 def peak(task: str, setting: Setting) -> int:
@@ -126,13 +126,30 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
-    run, argument = TASKS[args.task]
+    prepare, argument = TASKS[args.task]
     with tempfile.TemporaryDirectory() as folder:
-        run(Setting(Path(folder), device, TINY if args.tiny else Sizes(), args.photos), argument)
+        task = prepare(Setting(Path(folder), device, TINY if args.tiny else Sizes(), args.photos), argument)
+        _forget_peak(device)
+        task()
+    print(_peak(device))
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Leave out what it took to make the weights, which people load."""
+    gc.collect()
     if device.type == "cuda":
-        print(torch.cuda.max_memory_allocated(device))
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        torch.cuda.reset_peak_memory_stats(device)
+    elif RESET.exists():
+        RESET.write_text("5")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if RESET.exists():
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

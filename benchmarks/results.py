@@ -145,7 +145,7 @@ def _rates(results: Results, title: str, measurements: list[Measurement]) -> Ite
 
 def _memory(results: Results) -> Iterable[str]:
     if results.memory:
-        kind = "allocated on the GPU" if results.device == "cuda" else "resident, libraries included"
+        kind = "allocated on the GPU" if results.device == "cuda" else "resident while it works, libraries included"
         yield f"## Peak memory\n\nEach in a process of its own; {kind}.\n\n| | GiB |\n|---|---|"
         yield from (f"| {task} | {size / 2**30:.2f} |" for task, size in results.memory.items())
         yield ""
