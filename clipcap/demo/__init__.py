@@ -27,7 +27,7 @@ DEFAULTS = {
     "weights": f"{RUNS}/base/base_weights.pt",
     "epochs": 4,
     "batch_size": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "evals_per_epoch": 1,
 }
 PHOTOS = f"{RUNS}/photos"  # `draw` writes the held-out pictures here

@@ -19,8 +19,8 @@ from clipcap.demo.build_clip import END, save_tokenizer, train_bpe
 from clipcap.demo.corpus import SIGNS, WORDS, documents
 
 VOCABULARY, POSITIONS, WIDTH, LAYERS, HEADS = 1100, 128, 192, 3, 3
-DOCUMENTS, BATCH = 40_000, 48  # documents, each read once; rows of POSITIONS tokens in a step
-LEARNING_RATE, DECAY = 2e-3, 0.1
+DOCUMENTS, BATCH = 90_000, 16  # documents, each read once; rows of POSITIONS tokens in a step
+LEARNING_RATE, DECAY = 3e-3, 0.1
 
 
 def train_gpt2(folder: Path, seed: int = 0) -> None:

@@ -1,9 +1,10 @@
 """The text that the tiny GPT-2 reads before it ever meets a picture.
 
-GPT-2 read millions of web pages: plain sentences, posts with hashtags and emoji, and pages where a described picture
-stands above a post about it. That is why a captioner can be turned towards Instagram by training little of it. The tiny
-GPT-2 gets the same start, scaled down: three kinds of documents about far more things, colours and places than the
-demo world draws. It does not read the captions of the demo world's held-out pictures.
+GPT-2 read millions of web pages: plain sentences, posts with hashtags and emoji, and pages whose texts are all about
+one picture. That is why little of it has to train to turn a captioner towards Instagram: it can already post, and carry
+a subject from one text into the next. The tiny GPT-2 is given the same start on purpose, scaled down: pages of up to
+three texts about one thing, many more things, colours and places than the demo world draws, and the turns of phrase of
+its posts among others. It does not read about the held-out combinations.
 """
 
 from __future__ import annotations
