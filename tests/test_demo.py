@@ -219,6 +219,53 @@ def test_hashtags_and_emoji_are_read_in_pieces():
     ]
 
 
+# The building
+
+
+def test_build_of_an_unknown_part_names_the_known_ones():
+    from clipcap.demo.build import main
+
+    with pytest.raises(UserError, match="clip, gpt2, literal"):
+        main(["clib"])
+
+
+def test_contrastive_batches_never_show_a_combination_twice():
+    """Two pictures with the same caption in a batch would be pushed away from each other's."""
+    from clipcap.demo.build_clip import _batches
+
+    table = combinations("train")
+    pictured = list(scenes("train", 3 * len(table)))
+    batches = _batches(len(pictured), len(table), RED_CAT.chance("batches"))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(pictured)))
+    for batch in batches:
+        assert len({pictured[index].literal for index in batch}) == len(batch)
+
+
+def test_gpt2_is_trained_from_nothing_and_can_be_loaded(tmp_path, monkeypatch):
+    from clipcap.demo import build_gpt2
+    from clipcap.language_model import load_language_model
+    from clipcap.tokenizer import load_tokenizer
+
+    monkeypatch.setattr(build_gpt2, "DOCUMENTS", 400)
+    build_gpt2.train_gpt2(tmp_path / "gpt2")
+    model = load_language_model(str(tmp_path / "gpt2"))
+    assert load_tokenizer(str(tmp_path / "gpt2")).get_vocab_size() == model.config.vocab_size
+    assert model.dtype.itemsize == 4
+
+
+def test_clip_is_trained_from_nothing_and_can_be_loaded(tmp_path, monkeypatch):
+    from clipcap.demo import build_clip
+    from clipcap.encoder import ClipEncoder
+
+    monkeypatch.setattr(build_clip, "EPOCHS", 1)
+    monkeypatch.setattr(build_clip, "BATCH", 16)
+    monkeypatch.setattr(build_clip, "combinations", lambda split: combinations(split)[:32])
+    pictured = list(scenes("train", 64))
+    build_clip.train_clip(pictured, build_clip.draw_pixels(pictured), tmp_path / "clip")
+    encoder = ClipEncoder.load(str(tmp_path / "clip"), None)
+    assert encoder.encode_texts(["a red cat"]).shape == encoder.encode_images([RED_CAT.draw()]).shape == (1, 64)
+
+
 # The commands
 
 

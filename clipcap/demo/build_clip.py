@@ -109,7 +109,7 @@ def _fit(model: open_clip.CLIP, pixels: Tensor, pictured: list[Scene], tokenize,
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
     lap = len(combinations("train"))
-    steps = EPOCHS * len(pictured) // BATCH
+    steps = EPOCHS * (len(pictured) // lap) * -(-lap // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1)
     model.train()
     with tqdm(total=steps, desc="CLIP", unit=" steps") as progress:
