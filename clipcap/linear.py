@@ -13,7 +13,6 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import NewGELUActivation
 
 
 def prepare_linear(
@@ -28,8 +27,6 @@ def prepare_linear(
     """
     weight, bias = merged_weight(layer), None if layer.bias is None else layer.bias.detach()
     weight = weight if isinstance(getattr(layer, "base_layer", layer), nn.Linear) else weight.t()  # (out, in)
-    if isinstance(activation, NewGELUActivation):
-        activation = nn.GELU(approximate="tanh")  # the same function in one kernel
     return prepare_weight(weight, bias, activation, packed)
 
 

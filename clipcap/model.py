@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import NewGELUActivation
 
 from clipcap.cached_gpt2 import CachedGPT2
 from clipcap.decoding import Decoding, decode
@@ -75,6 +76,9 @@ class ClipCap(nn.Module):
                 f"a prefix of {config.prefix_length} does not fit into the {gpt2.n_positions} positions of GPT-2"
             )
         self.gpt = GPT2LMHeadModel(gpt2)
+        for block in self.gpt.transformer.h:
+            if isinstance(block.mlp.act, NewGELUActivation):
+                block.mlp.act = nn.GELU(approximate="tanh")  # the same function in one kernel
         sizes = [config.clip_dim, width, config.prefix_length]
         if config.mapping == "transformer":
             sizes += [config.clip_length, config.mapping_layers, config.mapping_heads]

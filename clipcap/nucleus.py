@@ -3,8 +3,8 @@
 The nucleus of a row is the smallest set of most probable tokens whose mass reaches `top_p`. Sorting 50,257
 probabilities to find it costs more than the rest of a decoding step, so that is the last resort:
 
-- on a CPU, the 64 best tokens mostly hold the nucleus. Where they do not, a token drawn from the whole distribution
-  is accepted when the mass of the more probable tokens stays under `top_p`, that is, when it is in the nucleus.
+- on a CPU, a token drawn from the whole distribution is accepted when the mass of the more probable tokens stays under
+  `top_p`, that is, when it is in the nucleus. At least `top_p` of the draws are.
 - on other devices, where branching would wait for the device, the smallest probability inside is found by bisection
   over the bit patterns of floats, which are ordered as the floats are.
 
@@ -16,8 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HEAD = 64  # tokens tried first
-TRIES = 8  # draws from the whole distribution before the row is sorted
+TRIES = 8  # draws from the whole distribution before a row is sorted
 UNIFORMS = TRIES + 1  # random numbers that one call needs for each row
 
 
@@ -61,21 +60,19 @@ def _from_sorted(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor
 
 
 def _by_rejection(probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    best, tokens = probabilities.topk(min(HEAD, probabilities.shape[-1]))
-    drawn = tokens.gather(1, _from_sorted(best, uniforms[:, 0], top_p)[:, None])[:, 0]
-    rows = (best.sum(-1) < top_p).nonzero()[:, 0]  # rows whose nucleus is wider
+    drawn = torch.empty(len(probabilities), dtype=torch.long)
+    rows = torch.arange(len(probabilities))  # rows still without a token
     for attempt in range(TRIES):
-        if not len(rows):
-            return drawn
         wide = probabilities if len(rows) == len(probabilities) else probabilities[rows]
         proposal = _inverse_cdf(wide, uniforms[rows, attempt])
-        mass_above = torch.where(wide > wide.gather(1, proposal[:, None]), wide, 0).sum(-1)
-        accepted = mass_above < top_p
+        more_probable = torch.gt(wide, wide.gather(1, proposal[:, None]), out=torch.empty_like(wide))
+        accepted = more_probable.mul_(wide).sum(-1) < top_p
         drawn[rows[accepted]] = proposal[accepted]
         rows = rows[~accepted]
-    if len(rows):
-        ordered, tokens = probabilities[rows].sort(dim=-1, descending=True)
-        drawn[rows] = tokens.gather(1, _from_sorted(ordered, uniforms[rows, TRIES], top_p)[:, None])[:, 0]
+        if not len(rows):
+            return drawn
+    ordered, tokens = probabilities[rows].sort(dim=-1, descending=True)
+    drawn[rows] = tokens.gather(1, _from_sorted(ordered, uniforms[rows, TRIES], top_p)[:, None])[:, 0]
     return drawn
 
 
