@@ -4,7 +4,8 @@
 
 Ten to fifteen minutes on two cores. The seed is fixed; the last digits of the weights depend on the processor. Single
 parts, each of which builds on those before it, are trained anew by name:
-`python -m clipcap.demo.build clip gpt2 literal`.
+
+    python -m clipcap.demo.build gpt2 literal
 """
 
 from __future__ import annotations
