@@ -41,6 +41,7 @@ class ModelArguments:
 
     weights: str | None = arg(None, "a file, or coco, conceptual, coco-transformer, ...", metavar="WEIGHTS")
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the one that the weights name")
+    base: str | None = arg(None, "what LoRA weights were trained on, if it has moved", metavar="FILE")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int | None = arg(
@@ -72,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from clipcap.captioner import Captioner
 
         chosen = settings(**asdict(decoding_args), **caption_args.given())
-        captioner = Captioner.load(model_args.weights, model_args.clip, model_args.device, model_args.precision)
+        captioner = Captioner.load(
+            *(model_args.weights, model_args.clip, model_args.device, model_args.precision), base=model_args.base
+        )
         rows = captioner.rows(wanted(given.images, outputs), *chosen, model_args.batch_size, model_args.workers)
         if not output_args.show_literal:
             rows = (replace(row, literal=None) for row in rows)

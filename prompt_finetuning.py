@@ -14,6 +14,7 @@ from pathlib import Path
 from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
 from clipcap.checkpoint import load_checkpoint, save_checkpoint, sha256
 from clipcap.cli import arg, parse, run
+from clipcap.embeddings import check_clip
 from clipcap.errors import UserError
 from clipcap.experiment import Experiment
 from clipcap.literal import literal_captions
@@ -43,8 +44,7 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
         if not literal_weights:
             raise UserError("the prompt holds a literal caption: say who writes it with --literal-weights or --init")
         literal = load_checkpoint(literal_weights).requires_grad_(False)
-        if literal.config.clip_dim != model.config.clip_dim:
-            raise UserError(f"--literal-weights {literal_weights} are for another CLIP than the model's")
+        check_clip(experiment.store, literal.config)
         identity = sha256(resolve_weights(literal_weights))
 
     def prompts(split: str) -> list[list[int]] | None:

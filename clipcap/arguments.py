@@ -67,6 +67,9 @@ class LoopArguments:
         for name in ("epochs", "batch_size", "accumulate", "evals_per_epoch"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        for name in ("seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
         if not 0 <= self.warmup < 1:

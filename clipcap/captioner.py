@@ -147,7 +147,9 @@ class Captioner:
             return None
         if self.model.literal_captioner is None:
             raise UserError("these weights want a literal caption in their prompt, and hold no literal captioner")
-        literal = Chooser(self.model.literal_captioner, self.tokenizer, None, clip_embedding, None, LITERAL, Rules())
+        captioner = self.model.literal_captioner
+        tokenizer = tokenizer_of(captioner.config)
+        literal = Chooser(captioner, tokenizer, None, clip_embedding, None, LITERAL, Rules())
         return [captions[0] for captions in literal.choose()]
 
     def _caption(

@@ -154,6 +154,9 @@ def configure(config: ClipCapConfig, overrides: Mapping[str, Any]) -> ClipCapCon
 
 
 def _from_own(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:
+    known = isinstance(content.get("config"), Mapping) and content["config"].keys() <= CONFIG_FIELDS
+    if not known or not isinstance(content.get("tensors"), Mapping):
+        raise UserError("its config or its tensors are missing or not those of this version")
     literal = content.get("literal_captioner")
     model = build(
         configure(ClipCapConfig(**content["config"]), overrides),

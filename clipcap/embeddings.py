@@ -138,4 +138,4 @@ def describe_clip(model: str, pretrained: str | None, dim: int) -> str:
 def _comparable(clip: tuple[str, str | None, int]) -> tuple[str, str, int]:
     """OpenAI writes ViT-B/32 and open_clip ViT-B-32."""
     model, pretrained, dim = clip
-    return model.replace("/", "-").replace("@", "-").removesuffix("px").lower(), pretrained or "", dim
+    return (model or "").replace("/", "-").replace("@", "-").removesuffix("px").lower(), pretrained or "", dim

@@ -44,6 +44,8 @@ class Experiment:
         loop_args.check()
         if data_args.data is None:
             raise UserError("no data given: say --data FOLDER, a dataset written by load_data.py, or --demo")
+        if data_args.limit_train is not None and data_args.limit_train < 1:
+            raise UserError(f"--limit-train must be at least 1, not {data_args.limit_train}")
         if data_args.max_tokens < 2:
             raise UserError(f"--max-tokens must be at least 2, not {data_args.max_tokens}")
         loop_args.output_dir = loop_args.output_dir or f"runs/{'demo/' if data_args.demo else ''}{strategy}"
@@ -154,12 +156,9 @@ def describe(model: ClipCap) -> str:
         total += parameter.numel()
         if parameter.requires_grad:
             trained += parameter.numel()
-            part = ".".join(name.split(".")[:3])
+            words = name.removeprefix("gpt.transformer.").removeprefix("gpt.").split(".")
+            part = f"{words[2]} of the blocks" if words[0] == "h" else words[0]
             part = "LoRA adapters" if ".lora_" in name else "mapping network" if "clip_project" in name else part
             parts[part] = parts.get(part, 0) + parameter.numel()
-    if len(parts) > 12:
-        parts = {"GPT-2": sum(n for part, n in parts.items() if part != "mapping network")} | (
-            {"mapping network": parts["mapping network"]} if "mapping network" in parts else {}
-        )
     shown = ", ".join(f"{part} {count:,}" for part, count in parts.items())
     return f"training {trained:,} of {total:,} parameters ({trained / total:.1%}): {shown}"

@@ -33,9 +33,14 @@ def load_language_model(name: str) -> GPT2LMHeadModel:
         kind = AutoConfig.from_pretrained(source).model_type
         if kind != "gpt2":
             raise UserError(f"{name!r} is a {kind} model; the decoder is for the GPT-2 family (gpt2, distilgpt2, ...)")
-        return GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        model, found = GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        if found["missing_keys"]:
+            raise UserError(f"the language model {name!r} lacks {sorted(found['missing_keys'])[0]}: save it again")
+        return model
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its reader likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the language model {name!r} could not be loaded ({reason}); give a GPT-2 family model by hub name, or a "
             "folder that save_pretrained wrote"

@@ -28,6 +28,12 @@ def check_template(template: str) -> None:
     if unknown:
         shown = ", ".join("{" + name + "}" for name in unknown)
         raise UserError(f"the prompt template {template!r} holds {shown}; the only field is {{literal}}")
+    try:
+        template.format(literal="a dog")
+    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"the prompt template {template!r} cannot be filled ({error}); write plain {{literal}}"
+        ) from None
 
 
 def needs_literal(template: str | None) -> bool:

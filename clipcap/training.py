@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import platform
 import resource
 import shutil
@@ -43,6 +44,7 @@ from clipcap.model import ClipCap
 from clipcap.plots import plot_losses
 from clipcap.tokenizer import tokenizer_from_json
 
+RUN = "run.json"  # in a state: what must be the same for a run to go on from it
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
 SAMPLES = 8  # validation images whose captions are shown at each evaluation
 WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
@@ -59,7 +61,6 @@ class Progress:
     window_steps: int = 0
     rows: list[dict] = field(default_factory=list)
     samples: list[dict] = field(default_factory=list)
-    run: dict[str, Any] = field(default_factory=dict)  # what must be the same for a state to be gone on from
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -145,8 +146,14 @@ class Trainer:
         warmup = int(self.steps * args.warmup)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer.optimizer, warmup, self.steps)
         same = ("epochs", "batch_size", "accumulate", "learning_rate", "warmup", "weight_decay", "clip_norm", "seed")
-        self.run_identity = {name: getattr(args, name) for name in same} | {"rows": len(train), "processes": world}
-        self.progress = Progress(run=self.run_identity)
+        self.run_identity = {name: getattr(args, name) for name in (*same, "evals_per_epoch")} | {
+            "rows": len(train),
+            "processes": world,
+            "precision": self.accelerator.mixed_precision,
+            "data": record.get("data", {}).get("identity"),
+            "trained parameters": sorted(name for name, p in model.named_parameters() if p.requires_grad),
+        }
+        self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         every = self.epoch_steps / args.evals_per_epoch
         self.eval_steps = {round(number * every) for number in range(1, args.epochs * args.evals_per_epoch + 1)}
@@ -176,7 +183,8 @@ class Trainer:
         if self.args.resume:
             self._load_state()
         else:
-            shutil.rmtree(self.folder / "state", ignore_errors=True)
+            for state in ("state", "state.old", "state.new"):
+                shutil.rmtree(self.folder / state, ignore_errors=True)
         self._write_rows()
         main = self.accelerator.is_main_process
         world = self.accelerator.num_processes
@@ -324,6 +332,7 @@ class Trainer:
         self.accelerator.save_state(str(new), safe_serialization=False)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            (new / RUN).write_text(json.dumps(self.run_identity))
             shutil.rmtree(old, ignore_errors=True)
             if state.exists():
                 state.rename(old)
@@ -331,17 +340,25 @@ class Trainer:
             shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _check_same_run(self) -> None:
+    def _check_same_run(self, state: Path) -> None:
+        run = state / RUN
+        begun = json.loads(run.read_text()) if run.is_file() else {}
         for name, value in self.run_identity.items():
-            begun = self.progress.run[name]
-            if begun != value:
-                raise UserError(f"{self.folder} was begun with {name} {begun}, not {value}: use the same to --resume")
+            if begun.get(name) != value:
+                told = "" if isinstance(value, list) else f" {begun.get(name)}, not {value}"
+                raise UserError(f"{self.folder} was begun with other {name}{told}: use the same to --resume")
 
     def _load_state(self) -> None:
         for state in (self.folder / "state", self.folder / "state.old"):
             if state.is_dir():
-                self.accelerator.load_state(str(state))
-                self._check_same_run()
+                self._check_same_run(state)
+                try:
+                    self.accelerator.load_state(str(state))
+                except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+                    raise UserError(
+                        f"the state in {state} is damaged or of another model ({str(error).splitlines()[0]}): "
+                        "start anew without --resume"
+                    ) from None
                 return
         print(f"no state in {self.folder} yet: starting from the beginning", file=sys.stderr)
 
