@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -286,7 +287,11 @@ def test_prompt_none_is_full_fine_tuning(world, tmp_path):
 
 
 def test_unknown_braces_in_a_template_are_refused(world, tmp_path):
-    for template, message in (("{caption}", r"\{caption\}.*\{literal\}"), ("{", "cannot be read")):
+    for template, message in (
+        ("{caption}", r"\{caption\}.*\{literal\}"),
+        ("{", "cannot be read"),
+        ("{literal:d}", "cannot be filled"),
+    ):
         with pytest.raises(UserError, match=message):
             train(prompt_finetuning, world, tmp_path, "--template", template)
 
@@ -304,6 +309,8 @@ def test_every_script_refuses_bad_input_in_one_sentence(world, tmp_path, script)
         ([*data, *output, "--init", "cocoa"], "known names"),
         ([*init, *data, *output, "--prefix-length", "5"], "leave one of the two out"),
         ([*init, *data, *output, "--epochs", "0"], "--epochs"),
+        ([*init, *data, *output, "--limit-train", "-1"], "--limit-train"),
+        ([*init, *data, *output, "--seed", "-1"], "--seed"),
         ([*init, *data, *output, "--max-tokens", "600"], "room"),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -336,3 +343,20 @@ def test_two_processes_train_one_model(world, tmp_path):
     captions = json.loads((world / "data" / "dataset.json").read_text())["splits"]["train"]
     assert rows[-1]["step"] == -(-captions // 8) // 2
     load_checkpoint(tmp_path / "base_weights.pt")
+
+
+def test_a_run_is_not_resumed_with_another_part_or_a_damaged_state(world, tmp_path):
+    train(basic_finetuning, world, tmp_path)
+    with pytest.raises(UserError, match="other trained parameters"):
+        train(basic_finetuning, world, tmp_path, "--resume", "--freeze-language-model")
+    (tmp_path / "state" / "pytorch_model.bin").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="damaged"):
+        train(basic_finetuning, world, tmp_path, "--resume")
+
+
+def test_a_damaged_language_model_is_one_sentence(world, tmp_path):
+    folder = tmp_path / "gpt2"
+    shutil.copytree(world / "gpt2", folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-500])
+    with pytest.raises(UserError, match="could not be loaded"):
+        train(basic_finetuning, world, tmp_path / "run", "--language-model", str(folder))
