@@ -58,7 +58,7 @@ def evaluate_model(
         UserError: the weights cannot be used on this data.
     """
     file = published.resolve_weights(weights)
-    model = checkpoint.load_checkpoint(file, held_out.device, base=base).to(dtype)
+    model = checkpoint.load_checkpoint(file, held_out.device, base=base).to(dtype).requires_grad_(False)
     tokenizer = tokenizer_of(model.config)
     embeddings = held_out.embeddings(model)
     started = time.perf_counter()
