@@ -22,8 +22,9 @@ from clipcap.decoding import Decoding
 from clipcap.embedder import embed_shards, to_rows
 from clipcap.encoder import ClipEncoder
 from clipcap.examples import Example
-from clipcap.images import load_pixels, pixel_batches
+from clipcap.images import load_pixels
 from clipcap.shards import cut_shards
+from clipcap.workers import pixel_batches
 
 END_TO_END, STAGES = "Captioning, end to end", "Stages alone"
 NO_STOP = -1  # no caption ends early: all contenders decode the same number of tokens

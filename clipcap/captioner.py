@@ -23,7 +23,7 @@ from clipcap.decoding import Decoding
 from clipcap.devices import pick_device, pick_dtype
 from clipcap.encoder import ClipEncoder
 from clipcap.errors import UserError
-from clipcap.images import UnreadableImage, pixel_batches
+from clipcap.images import UnreadableImage
 from clipcap.literal import LITERAL
 from clipcap.model import ClipCap, ClipCapConfig
 from clipcap.network import offline_if_unreachable
@@ -31,6 +31,7 @@ from clipcap.options import settings
 from clipcap.prompts import encode_prompts, needs_literal
 from clipcap.rows import Row
 from clipcap.tokenizer import tokenizer_of
+from clipcap.workers import pixel_batches
 
 SEQUENCES = 256  # captions decoded side by side: what a CPU and a GPU are busy with, within a gigabyte of cache
 FIRST = 32  # pictures in the first batch, so that its captions come soon

@@ -47,9 +47,6 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         kind = getattr(action.type, "__name__", "")
         return {"int": "N", "float": "X"}.get(kind, action.option_strings[-1].lstrip("-").upper().replace("_", "-"))
 
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return super()._format_args(action, default_metavar)
-
     def _get_help_string(self, action: argparse.Action) -> str:
         shown = action.default not in (None, argparse.SUPPRESS, False, "") and not isinstance(action.default, list)
         return (

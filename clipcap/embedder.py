@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from clipcap.images import UnreadableImage, pixel_batches
+from clipcap.images import UnreadableImage
 from clipcap.orientation import Box
 from clipcap.preprocessing import Preprocessing
+from clipcap.workers import pixel_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa

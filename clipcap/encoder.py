@@ -21,6 +21,7 @@ from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from torch import Tensor, nn
 
+from clipcap.demo import CLIP
 from clipcap.errors import UserError
 from clipcap.fast_vit import FastViT, is_plain_vit
 from clipcap.images import load_pixels
@@ -28,7 +29,6 @@ from clipcap.network import offline_if_unreachable
 from clipcap.preprocessing import Preprocessing
 
 OPENAI_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
-DEMO = Path(__file__).parent / "demo" / "weights" / "clip"
 CONFIGS = ("open_clip_config.json", "config.json")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
@@ -76,7 +76,7 @@ class ClipEncoder:
         """
         name, pretrained = _split(str(name), str(pretrained or ""))
         if name == "demo" or Path(name).is_dir():
-            folder = DEMO if name == "demo" else Path(name).resolve()
+            folder = CLIP if name == "demo" else Path(name).resolve()
             parts = _from_folder(folder)
             name, pretrained = name if name == "demo" else str(folder), ""
         elif name.startswith("hf-hub:"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from clipcap.embeddings import EmbeddingStore
     from clipcap.model import ClipCap
+
+SAMPLES = 8  # validation images whose captions are shown at each evaluation
 
 
 @dataclass
@@ -85,12 +88,8 @@ class Experiment:
             "data": {"path": str(self.data_args.data), "identity": self.store.identity, "rows": len(train)},
             "arguments": arguments,
         }
-        references = [
-            {"image": image, "reference": caption}
-            for image, caption, _ in zip(
-                self.store.split("validation")["image_id"], self.store.captions("validation"), range(8), strict=False
-            )
-        ]
+        shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
+        references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
         trainer = Trainer(
             self.model, train, validation, self.loop_args, strategy, weights, record, references=references, **options
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,19 +99,6 @@ def load_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray
         return preprocessing.pixels(image, box)
     except (ValueError, MemoryError) as error:
         raise UnreadableImage(_reason(error)) from error
-
-
-def pixel_batches(
-    sources: Iterable[ImageSource],
-    preprocessing: Preprocessing,
-    batch_size: int,
-    workers: int | None = None,
-    first_batch: int | None = None,
-) -> Iterator[list[tuple[ImageSource, np.ndarray | UnreadableImage]]]:
-    """Decode pictures in worker processes, in order, one batch ahead of the caller; see `clipcap.workers`."""
-    from clipcap.workers import pixel_batches
-
-    return pixel_batches(sources, preprocessing, batch_size, workers, first_batch)
 
 
 def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box | None]:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from clipcap.errors import UserError
-from clipcap.published import local_files
+from clipcap.published import language_model_source
 
 if TYPE_CHECKING:
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -28,7 +28,7 @@ def load_language_model(name: str) -> GPT2LMHeadModel:
     import torch
     from transformers import AutoConfig, GPT2LMHeadModel
 
-    source = local_files(name, "gpt2")
+    source = language_model_source(name)
     try:
         kind = AutoConfig.from_pretrained(source).model_type
         if kind != "gpt2":

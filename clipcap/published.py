@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipcap.demo import GPT2, LITERAL
 from clipcap.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ LORA_ALPHA = 16
 HEAD_WIDTH = 64  # of every published GPT-2
 CLIP_OF_WIDTH = {512: "ViT-B/32", 640: "RN50x4", 768: "ViT-L/14", 1024: "RN50"}
 OLD_BUFFER = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # causal masks of GPT-2 until 2023
-DEMO = Path(__file__).parent / "demo" / "weights"
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def names() -> list[str]:
     return [*WEIGHTS, *INSTAGRAM, "demo"]
 
 
-def local_files(name: str, part: str) -> str:
-    """A model's name, with "demo" replaced by the folder of the shipped demo files: `part` is "gpt2" or "clip"."""
-    return str(DEMO / part) if name == "demo" else name
+def language_model_source(name: str) -> str:
+    """A GPT-2's hub name or folder, with "demo" replaced by the folder of the one that is shipped."""
+    return str(GPT2) if name == "demo" else name
 
 
 def cache_folder() -> Path:
@@ -78,7 +78,7 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     if name == "demo":
-        return DEMO / "literal_weights.pt"
+        return LITERAL
     if name not in names():
         kind = "a folder, not a file of weights" if path.is_dir() else "neither a file nor a known name"
         raise UserError(f"weights {name!r} are {kind}; the known names are {', '.join(names())}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcap.errors import UserError
-from clipcap.published import local_files
+from clipcap.published import language_model_source
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -23,7 +23,7 @@ def load_tokenizer(name: str = "gpt2") -> Tokenizer:
     """
     from transformers import GPT2TokenizerFast
 
-    source = local_files(name, "gpt2")
+    source = language_model_source(name)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise UserError(f"no tokenizer in {source}: it needs tokenizer.json, or vocab.json and merges.txt")
     try:

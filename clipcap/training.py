@@ -46,7 +46,6 @@ from clipcap.tokenizer import tokenizer_from_json
 
 RUN = "run.json"  # in a state: what must be the same for a run to go on from it
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
-SAMPLES = 8  # validation images whose captions are shown at each evaluation
 WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
 
 
@@ -281,16 +280,17 @@ class Trainer:
         self._save_state()
 
     def _sample(self) -> None:
-        references = list(self.references)[:SAMPLES]
-        if not references:
+        if not self.references:
             return
-        rows = [self.validation[index] for index in range(len(references))]
+        rows = [self.validation[index] for index in range(len(self.references))]
         embeddings = torch.from_numpy(np.stack([embedding for embedding, _, _ in rows])).float()
         prompts = [list(prompt) for _, prompt, _ in rows]
         found = self.model.generate(embeddings.to(self.model.device), Decoding(max_tokens=40), prompts)
         tokenizer = tokenizer_from_json(self.model.config.tokenizer)
         captions = [tokenizer.decode(ids).strip() for ids in found]
-        shown = [{**reference, "caption": caption} for reference, caption in zip(references, captions, strict=True)]
+        shown = [
+            {**reference, "caption": caption} for reference, caption in zip(self.references, captions, strict=True)
+        ]
         self.progress.samples.append({"step": self.progress.step, "captions": shown})
         with (self.folder / "samples.jsonl").open("a") as file:
             file.write(json.dumps(self.progress.samples[-1], ensure_ascii=False) + "\n")

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from clipcap.errors import UserError
-from clipcap.images import UnreadableImage, find_images, load_pixels, open_image, pixel_batches
+from clipcap.images import UnreadableImage, find_images, load_pixels, open_image
 from clipcap.preprocessing import Preprocessing
+from clipcap.workers import pixel_batches
 
 
 def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
@@ -294,7 +295,7 @@ def test_an_unguarded_script_still_gets_its_pictures(tmp_path):
     """Spawned workers run the main script again; without the usual guard they cannot start at all."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from PIL import Image\nfrom clipcap.images import *\n"
+        "from PIL import Image\nfrom clipcap.workers import *\n"
         "sources = [Image.new('RGB', (32, 32))] * 20\n"
         "batches = list(pixel_batches(sources, Preprocessing(size=(32, 32)), 20, 1))\n"
         "print(len(batches[0]), all(isinstance(pixels, np.ndarray) for _, pixels in batches[0]))"
@@ -306,7 +307,7 @@ def test_an_unguarded_script_still_gets_its_pictures(tmp_path):
 def test_a_script_on_stdin_tries_worker_processes_once():
     """They cannot start without a file to run again; each chunk used to try anew, with a traceback per worker."""
     code = (
-        "from PIL import Image\nfrom clipcap.images import *\n"
+        "from PIL import Image\nfrom clipcap.workers import *\n"
         "sources = [Image.new('RGB', (32, 32), (index, 0, 0)) for index in range(100)]\n"
         "batches = pixel_batches(sources, Preprocessing(size=(32, 32)), 20, workers=2)\n"
         "print(*(pixels[0, 0, 0] for batch in batches for _, pixels in batch))"
