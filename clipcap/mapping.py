@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipcap.large_weights import LargeLinear
+
 
 class MLP(nn.Module):
     """Two linear layers with a tanh between: (B, C) -> (B, P, D)."""
@@ -19,7 +21,7 @@ class MLP(nn.Module):
     def __init__(self, clip_dim: int, dim: int, prefix_length: int) -> None:
         super().__init__()
         width = dim * prefix_length
-        self.model = nn.Sequential(nn.Linear(clip_dim, width // 2), nn.Tanh(), nn.Linear(width // 2, width))
+        self.model = nn.Sequential(nn.Linear(clip_dim, width // 2), nn.Tanh(), LargeLinear(width // 2, width))
         self.prefix_length = prefix_length
 
     def forward(self, clip_embedding: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from transformers.activations import NewGELUActivation
 from clipcap.cached_gpt2 import CachedGPT2
 from clipcap.decoding import Decoding, decode
 from clipcap.errors import UserError
+from clipcap.large_weights import Vocabulary
 from clipcap.mapping import MAPPINGS
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class ClipCap(nn.Module):
         self.clip_project = MAPPINGS[config.mapping](*sizes)
         self.literal_captioner = literal_captioner
         self.record: dict = {}
+        self.vocabulary = Vocabulary()
         self._cached: tuple | None = None
 
     @property
@@ -113,7 +115,7 @@ class ClipCap(nn.Module):
         Padding stands on the right, where the causal mask hides it from every caption token: no mask is needed.
         """
         prefix = self.prefix(clip_embedding)
-        embedded = self.gpt.transformer.wte(tokens[:, :-1])
+        embedded = self.vocabulary.embed(self.gpt.transformer.wte, tokens[:, :-1])
         states = self.gpt.transformer(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
         return states.last_hidden_state[:, self.config.prefix_length - 1 :]
 
@@ -125,7 +127,7 @@ class ClipCap(nn.Module):
         """Cross-entropy (N,), in nats, of every caption token: prompt and padding have no logits at all."""
         states = self.hidden_states(batch.clip_embedding, batch.tokens)
         states = states.flatten(0, 1).index_select(0, batch.positions)  # (N, D)
-        return F.cross_entropy(self.gpt.lm_head(states).float(), batch.targets, reduction="none")
+        return self.vocabulary.losses(states, self.gpt.lm_head, batch.targets)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy per caption token, a scalar in nats."""

@@ -38,6 +38,7 @@ from clipcap.checkpoint import save_checkpoint
 from clipcap.data import Batch, BucketSampler, CaptionDataset, in_order, loader
 from clipcap.decoding import Decoding
 from clipcap.devices import pick_device, pick_dtype
+from clipcap.dropout import replace_dropout
 from clipcap.errors import UserError
 from clipcap.half import FrozenInHalf
 from clipcap.model import ClipCap
@@ -133,6 +134,7 @@ class Trainer:
         self.folder = Path(args.output_dir)
         self.weights = self.folder / weights
         self.accelerator = self._accelerator()
+        replace_dropout(model)
         self.objective = Objective(model)
         optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.learning_rate, fused=True)
         self.objective, self.optimizer = self.accelerator.prepare(self.objective, optimizer)

@@ -1,0 +1,109 @@
+"""Losses and gradients of the large weights against those of autograd, which serves where several processes train."""
+
+import pytest
+import torch
+from models import tiny_model
+from test_model import batch_of
+
+from clipcap import large_weights
+from clipcap.large_weights import LargeLinear
+
+BATCHES = [batch_of([[5, 9, 3], [4, 8]]), batch_of([[5, 5, 5, 7, 1], [4, 8, 5, 5], [200, 3]])]
+
+
+def gradients(model, precision: torch.dtype = torch.float32) -> tuple[list, dict]:
+    """Two batches' losses, and the gradients of their sum, computed as the training loop accumulates them."""
+    losses = []
+    model.zero_grad(set_to_none=True)
+    for batch in BATCHES:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = model.loss(batch)
+        loss.backward()
+        losses.append(loss.item())
+    return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def by_autograd(monkeypatch):
+    def gradients_of(*args):
+        with monkeypatch.context() as plain:
+            plain.setattr(large_weights, "_takes_over", lambda *args, **options: False)
+            return gradients(*args)
+
+    return gradients_of
+
+
+def trains(kind: str, model) -> None:
+    if kind == "head alone":
+        model.untie_head()
+    parts = {"everything": "", "head alone": "gpt.lm_head.", "embedding and head": "gpt.transformer.wte."}
+    model.train_only(lambda name: name.startswith(parts.get(kind, "clip_project.")))
+
+
+@pytest.mark.parametrize("rows", [2, large_weights.ROWS], ids=["some rows at a time", "all rows at once"])
+@pytest.mark.parametrize("kind", ["everything", "head alone", "embedding and head", "mapping network"])
+def test_gradients_are_those_of_autograd(kind, rows, by_autograd, monkeypatch):
+    monkeypatch.setattr(large_weights, "ROWS", rows)
+    model = tiny_model()
+    trains(kind, model)
+    expected_losses, expected = by_autograd(model)
+    for _ in range(2):  # again, in the memory that was kept
+        losses, found = gradients(model)
+        assert losses == pytest.approx(expected_losses, rel=1e-6)
+        assert found.keys() == expected.keys() and found
+        for name in expected:
+            assert torch.allclose(found[name], expected[name], atol=1e-6 * expected[name].abs().max()), name
+
+
+@pytest.mark.parametrize("kind", ["everything", "head alone", "mapping network"])
+def test_in_bf16_they_differ_by_rounding_only(kind, by_autograd):
+    model = tiny_model()
+    trains(kind, model)
+    _, exact = gradients(model)
+    _, expected = by_autograd(model, torch.bfloat16)
+    _, found = gradients(model, torch.bfloat16)
+    for name, true in exact.items():
+        assert found[name].dtype == torch.float32
+        assert (found[name] - true).norm() <= 2 * (expected[name] - true).norm() + 1e-3 * true.norm(), name
+
+
+def test_frozen_weights_get_no_gradient():
+    model = tiny_model()
+    trains("mapping network", model)
+    assert all(name.startswith("clip_project.") for name in gradients(model)[1])
+
+
+def test_a_second_loss_before_the_first_goes_backwards_does_not_disturb_it():
+    """Guards against gradients computed in memory that another loss has written to meanwhile."""
+    model = tiny_model()
+    expected = gradients(model)[1]
+    model.zero_grad()
+    sum(model.loss(batch) for batch in BATCHES).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, expected[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_going_backwards_twice_is_an_error():
+    model = tiny_model()
+    loss = model.loss(BATCHES[0])
+    loss.backward(retain_graph=True)
+    with pytest.raises((RuntimeError, AttributeError)):
+        loss.backward()
+
+
+def test_the_kept_memory_holds_nothing_of_an_earlier_step():
+    model = tiny_model()
+    first = gradients(model)[1]
+    gradients(model)
+    model.zero_grad(set_to_none=True)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in gradients(model)[1].items())
+
+
+def test_a_large_layer_is_a_linear_one():
+    layer = LargeLinear(8, 3)
+    x = torch.randn(4, 8, requires_grad=True)
+    found = torch.autograd.grad(layer(x).square().sum(), x)[0]
+    expected = torch.autograd.grad(torch.nn.functional.linear(x, layer.weight, layer.bias).square().sum(), x)[0]
+    assert torch.allclose(found, expected, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
