@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipcap import cuda_graph
 from clipcap.cached_gpt2 import CachedGPT2, Session
 from clipcap.errors import UserError
 from clipcap.nucleus import UNIFORMS, sample_nucleus
+
+CPU_ROWS = 32  # rows of logits that a token is chosen for at a time
 
 
 @dataclass(frozen=True)
@@ -137,25 +140,30 @@ class Finished:
     """Which images are still being decoded, so that the others leave the batch.
 
     Leaving copies the cache, so a few finished images stay until they are a quarter of the batch. A CUDA device is
-    asked only every 16 tokens, since the question waits for it.
+    asked only every 16 tokens, since the question waits for it, and halves the batch: few shapes, few captured steps.
     """
 
     def __init__(self, session: Session, batch: int, device: torch.device) -> None:
         self.session = session
         self.rows = torch.arange(batch, device=device)  # of the whole batch, those still in the session
-        self.patience = 16 if device.type == "cuda" else 1
+        self.halves = cuda_graph.captures(device)
 
     def leave(self, step: int, done: Tensor) -> Tensor | None:
         """After a step, done (B',) for the rows in the session: the indices to go on with, or None for all of them."""
-        if step % self.patience:
+        if self.halves and step % 16:
             return None
-        live = (~done).nonzero()[:, 0]
-        if len(live) > 0.75 * len(done):
+        going = (~done).nonzero()[:, 0]
+        if len(going) and self.halves:
+            size = len(done)
+            while size >= 2 * len(going):
+                size = -(-size // 2)
+            going = torch.cat((going, done.nonzero()[: size - len(going), 0]))
+        if len(going) > 0.75 * len(done):
             return None
-        self.rows = self.rows[live]
-        if len(live):
-            self.session.keep(live)
-        return live
+        self.rows = self.rows[going]
+        if len(going):
+            self.session.keep(going)
+        return going
 
 
 def _sample(session, decoding, steps, stop_token, constrain, streams) -> Captions:
@@ -173,16 +181,7 @@ def _sample(session, decoding, steps, stop_token, constrain, streams) -> Caption
     for step in range(steps):
         rows = live.rows
         logits = constrain(logits, tokens[rows, :, :step])
-        if greedy:
-            token = _argmax(logits)
-        else:
-            token = sample_nucleus(
-                logits.flatten(0, 1),
-                uniforms[rows, :, step].flatten(0, 1),
-                decoding.temperature,
-                decoding.top_p,
-                decoding.top_k,
-            ).view(-1, width)
+        token = _argmax(logits) if greedy else _draw(logits, uniforms[rows, :, step], decoding)
         if width > 1:
             gained = logits.float().log_softmax(-1).gather(-1, token[..., None])[..., 0]
             scores[rows] += gained.masked_fill(finished, 0)
@@ -209,7 +208,7 @@ def _beam(session, decoding, steps, stop_token, constrain, streams) -> Captions:
     lengths = torch.ones(batch, width, dtype=torch.long, device=device)
     live = Finished(session, batch, device)
     logits = constrain(session.logits[:, None], tokens[:, :1, :0])[:, 0]
-    scores, token = logits.float().log_softmax(-1).topk(width)  # summed log-probabilities (B, K)
+    scores, token = _best(logits, width)  # summed log-probabilities (B, K)
     tokens[:, :, 0] = token
     finished = token == stop_token
     session.reorder(torch.arange(width, device=device).expand(batch, width))
@@ -222,7 +221,7 @@ def _beam(session, decoding, steps, stop_token, constrain, streams) -> Captions:
         rows = live.rows
         logits = constrain(session.step(token), tokens[rows, :, :step])
         # A beam's children rank by their own log-probability, so its best K are all that can survive.
-        gained, token = logits.float().log_softmax(-1).topk(width)  # (B, K, K)
+        gained, token = _best(logits, width)  # (B, K, K)
         gained[finished] = float("-inf")
         gained[..., 0].masked_fill_(finished, 0)
         token[..., 0].masked_fill_(finished, 0)
@@ -244,11 +243,33 @@ def _beam(session, decoding, steps, stop_token, constrain, streams) -> Captions:
 SEARCHES: dict[str, Callable[..., Captions]] = {"greedy": _sample, "nucleus": _sample, "beam": _beam}
 
 
+def _some_rows(x: Tensor) -> Sequence[Tensor]:
+    """(..., V) -> matrices (R, V) of the rows in order: on a CPU few at a time, which stay in its cache."""
+    rows = x.flatten(0, -2)
+    return rows.split(CPU_ROWS) if rows.device.type == "cpu" else (rows,)
+
+
 def _argmax(logits: Tensor) -> Tensor:
     """(B, K, V) -> (B, K). NumPy's is vectorised; PyTorch's on a CPU is not, and is slowest in bf16."""
-    if logits.device.type == "cpu":
-        return torch.from_numpy(logits.float().numpy().argmax(-1))
-    return logits.argmax(-1)
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    found = [torch.from_numpy(rows.float().numpy().argmax(-1)) for rows in _some_rows(logits)]
+    return torch.cat(found).view(logits.shape[:-1])
+
+
+def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(..., V) -> log-probabilities and ids of the `count` most probable tokens, (..., count) each."""
+    found = [rows.float().log_softmax(-1).topk(count) for rows in _some_rows(logits)]
+    shape = (*logits.shape[:-1], count)
+    return torch.cat([best for best, _ in found]).view(shape), torch.cat([ids for _, ids in found]).view(shape)
+
+
+def _draw(logits: Tensor, uniforms: Tensor, decoding: Decoding) -> Tensor:
+    """(B, K, V) and random numbers (B, K, UNIFORMS) -> tokens (B, K) from the nuclei."""
+    limits = decoding.temperature, decoding.top_p, decoding.top_k
+    parts = zip(_some_rows(logits), _some_rows(uniforms), strict=True)
+    found = [sample_nucleus(rows, numbers, *limits) for rows, numbers in parts]
+    return torch.cat(found).view(logits.shape[:-1])
 
 
 def _uniforms(streams: Tensor, seed: int | None, width: int, steps: int) -> Tensor:

@@ -33,7 +33,9 @@ def sample_nucleus(logits: Tensor, uniforms: Tensor, temperature: float, top_p: 
     Returns:
         (R,) token ids.
     """
-    logits = logits.float() / temperature
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         best, tokens = logits.topk(top_k)
         return tokens.gather(1, _from_sorted(best.softmax(-1), uniforms[:, 0], top_p)[:, None])[:, 0]
