@@ -239,7 +239,7 @@ def mapping_batches(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
 def decoding_batches(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """Embeddings -> captions of 20 tokens, beside Hugging Face's `generate` in the same precision."""
-    model, tokens = setting.model(setting.fast), 20
+    model, tokens = setting.decoder(setting.fast), 20
     theirs = Alternative(torch.nn.Identity(), torch.nn.Identity(), model.clip_project, model.gpt)
     for method in ("greedy", "nucleus", "beam"):
         search = decoding(method, tokens)

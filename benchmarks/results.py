@@ -116,7 +116,9 @@ def _targets(results: Results) -> Iterable[str]:
         yield from rows
         yield (
             "\nA machine allows what the products with weights alone would take at its peak, measured above, in the "
-            "precision of ours. Where that is less than the target, no code reaches the target here.\n"
+            "precision of ours, or what reading the weights takes where that is longer. Where that is less than the "
+            "target, no code reaches the target here. How much of its time ours spends in these products is read from "
+            "the profile of a further turn; the rest is photos, attention, choosing tokens, the optimizer, and so on.\n"
         )
 
 

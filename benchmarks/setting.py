@@ -138,7 +138,11 @@ class Setting:
         return ClipEncoder.load(self.clip_folder, None, self.device, dtype)
 
     def captioner(self, dtype: torch.dtype) -> Captioner:
-        return Captioner(self.model(dtype), self.encoder(dtype), self.tokenizer)
+        return Captioner(self.decoder(dtype), self.encoder(dtype), self.tokenizer)
+
+    def decoder(self, dtype: torch.dtype) -> ClipCap:
+        """A model as `Captioner.load` leaves it: nothing in it trains."""
+        return self.model(dtype).requires_grad_(False)
 
     def published(self, model: ClipCap) -> PublishedClipCap:
         """The baseline, on the weights of a float32 model and with its GPT-2."""

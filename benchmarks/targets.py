@@ -48,7 +48,11 @@ class Target:
             return ""
         allowed, share = limit / found.rate(self.slow), found.rate(self.fast) / limit
         beyond = ", less than the target" if allowed < self.aim(results.device) else ""
-        return f"{allowed:.3g}x{beyond}; {share:.0%} of it reached"
+        reason = f"{allowed:.3g}x{beyond}; {share:.0%} of it reached"
+        products = found.products.get(self.fast)
+        if products:
+            reason += f": {products:.0%} of the time is those products, at {share / products:.0%} of that limit"
+        return reason
 
 
 @dataclass(frozen=True)

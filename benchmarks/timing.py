@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import Work
+
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::_linear_pointwise"}  # what multiplies with weights
 
 
 @dataclass
@@ -34,7 +37,12 @@ class Contender:
 
 @dataclass
 class Measurement:
-    """What a comparison found: items per second of every contender, round by round."""
+    """What a comparison found: items per second of every contender, round by round.
+
+    Attributes:
+        work: of the contenders of which it is known.
+        products: the share of their time, on a CPU, that products with weights take.
+    """
 
     group: str
     title: str
@@ -42,6 +50,7 @@ class Measurement:
     rates: dict[str, list[float]]
     items: dict[str, int]
     work: dict[str, Work] = field(default_factory=dict)
+    products: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def rate(self, name: str) -> float:
@@ -70,8 +79,23 @@ def alternate(
         for contender in contenders if number % 2 == 0 else reversed(contenders):
             rates[contender.name].append(contender.items / seconds(contender, device))
             advance(contender.name)
-    work = {contender.name: contender.work for contender in contenders if contender.work}
-    return Measurement(group, title, unit, rates, {contender.name: contender.items for contender in contenders}, work)
+    items = {contender.name: contender.items for contender in contenders}
+    found = Measurement(group, title, unit, rates, items)
+    for contender in contenders:
+        if contender.work:
+            found.work[contender.name] = contender.work
+            if device.type == "cpu":
+                found.products[contender.name] = share_of_products(contender)
+    return found
+
+
+def share_of_products(contender: Contender) -> float:
+    """How much of a further, profiled turn is spent in products with weights."""
+    start = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        contender.run(contender.items)
+        taken = time.perf_counter() - start
+    return sum(op.self_cpu_time_total for op in profiled.key_averages() if op.key in PRODUCTS) / 1e6 / taken
 
 
 def seconds(contender: Contender, device: torch.device) -> float:

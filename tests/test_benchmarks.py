@@ -14,7 +14,7 @@ from benchmarks.alternative import Alternative
 from benchmarks.machine import Limits, Work
 from benchmarks.results import Results, write
 from benchmarks.setting import noise_photo
-from benchmarks.timing import Contender, Measurement, alternate
+from benchmarks.timing import Contender, Measurement, alternate, share_of_products
 from clipcap.decoding import Decoding
 from clipcap.errors import UserError
 from clipcap.model import ClipCap
@@ -91,10 +91,17 @@ def test_contenders_take_turns() -> None:
     contenders = [Contender(name, lambda count, name=name: turns.append((name, count)), 4) for name in "ab"]
     contenders[0].work = Work(2e6)
     found = alternate("group", "title", "images/s", contenders, 3, CPU)
-    assert [name for name, _ in turns] == [*"ab", *"ab", *"ba", *"ab"]
-    assert [count for _, count in turns] == [1, 1, *[4] * 6]  # a warm-up, then the rounds
+    assert [name for name, _ in turns] == [*"ab", *"ab", *"ba", *"ab", "a"]
+    assert [count for _, count in turns] == [1, 1, *[4] * 7]  # a warm-up, then the rounds, then the profile of one
     assert [len(rates) for rates in found.rates.values()] == [3, 3]
-    assert found.work == {"a": Work(2e6)}
+    assert found.work == {"a": Work(2e6)} and found.products.keys() == {"a"}
+
+
+def test_the_share_of_products_is_that_of_the_time() -> None:
+    """Guards against a reason for a missed target that was not measured."""
+    a = torch.randn(400, 400)
+    assert share_of_products(Contender("sums", lambda count: a.sum(), 4)) == 0
+    assert 0 < share_of_products(Contender("products", lambda count: [torch.mm(a, a) for _ in range(count)], 9)) <= 1
 
 
 def test_ratio_is_the_median_of_the_rounds() -> None:
