@@ -168,7 +168,7 @@ class Session:
         padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device).long()
         x = torch.cat((prefix, gpt.embedding[padded]), dim=1)  # (B, S, D), prompts padded on the right
         self.end = x.shape[1]
-        room = self.end + width * (steps - 1)
+        room = self.end + width * max(steps - 1, 1)  # for the one step of a capture, too
         few_shapes = cuda_graph.captures(device)
         room = -(-room // GROWTH) * GROWTH if few_shapes else min(room, self.end + width * GROWTH)
         alike = width == 1 and min(map(len, prompts)) == longest

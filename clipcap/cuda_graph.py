@@ -11,9 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WARM_UPS = 2  # runs before the capture, in which libraries choose kernels and allocate their workspaces
-
-
 def captures(device: torch.device) -> bool:
     """Whether steps are captured here."""
     return device.type == "cuda"
@@ -23,15 +20,14 @@ def capture(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Ten
     """A function that does what `run` does, on the same memory, and returns the same tensor at every call.
 
     What `run` reads and writes must stay where it is, and nothing in it may depend on values that Python holds. It is
-    run a few times here, so whatever it changes must be set afterwards.
+    run once here, so whatever it changes must be set afterwards.
     """
     try:
         with torch.cuda.device(device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                for _ in range(WARM_UPS):
-                    run()
+                run()  # libraries choose kernels and allocate their workspaces
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):

@@ -119,6 +119,8 @@ def _find(base: Base, file: Path, given: str | None) -> Path:
         try:
             path = published.resolve_weights(place if given or place != recorded else base.weights)
         except UserError:
+            if base.weights in published.names():  # what is wrong is the download, and the message says what to do
+                raise
             continue
         found = checkpoint.sha256(path)
         if found == base.sha256:

@@ -43,7 +43,6 @@ def captured(monkeypatch):
     recordings = []
 
     def capture(run, device):
-        run()
         with Recording() as recording:
             result = run()
         recordings.append(recording)
@@ -96,6 +95,12 @@ def test_a_batch_that_empties_is_halved(captured):
 def batch(recording):
     """The images of a recorded step: the rows of its logits."""
     return next(len(result) for _, _, _, result in reversed(recording.operations) if result.ndim == 3)
+
+
+def test_one_token_of_many_samples_has_room_to_be_captured(captured):
+    """Guards against the one step of a capture that writes beyond the cache: an error that ends a CUDA process."""
+    decoding = Decoding(method="nucleus", num_captions=40, max_tokens=1, stop_token=-1, return_all=True)
+    assert [len(samples) for samples in tiny_model().generate(embeddings(), decoding)] == [40] * 6
 
 
 def test_few_shapes_are_kept(captured):

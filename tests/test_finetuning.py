@@ -224,6 +224,18 @@ def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
         load_checkpoint(tmp_path / "lora.pt", base=str(tmp_path / "other.pt"))
 
 
+def test_a_base_that_cannot_be_downloaded_says_where_to_get_it(world, tmp_path, monkeypatch):
+    """Guards against a message that asks for a file without its address."""
+    from clipcap.lora import Base, save_adapters
+
+    monkeypatch.setenv("CLIPCAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    model, settings = trained_adapters(world)
+    save_adapters(model, tmp_path / "lora.pt", Base("coco", "0" * 64), settings)
+    with pytest.raises(UserError, match="https://drive.google.com/"):
+        load_checkpoint(tmp_path / "lora.pt")
+
+
 def test_lora_refuses_what_it_cannot_do(world, tmp_path):
     for options, message in (
         (["--rank", "0"], "at least 1, not 0"),
