@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+
 def captures(device: torch.device) -> bool:
     """Whether steps are captured here."""
     return device.type == "cuda"

@@ -1,21 +1,34 @@
-"""Put what the project itself wrote into the README: the captioned pictures, and the table of `make compare`.
+"""Put what the project itself wrote into the README: the captioned pictures, the tables of `make compare` and of speed.
 
     python docs/fill_readme.py
 
-Reads the weights and the report that `make compare` leaves in runs/demo/.
+Reads the weights and the report that `make compare` leaves in runs/demo/, and what `make bench` measured.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from clipcap.cli import run
 from clipcap.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = Path("runs/demo")
+MEASURED = ROOT / "benchmarks" / "RESULTS.json"
 SHOWN = 3  # the first of the held-out pictures, whatever is said about them
+
+SPEED = {  # in words: its title among the measurements
+    "a folder of photos, captions of 20 tokens": "folder",
+    "the same in fp32": "folder fp32",
+    "the same with captions of 67 tokens": "folder 67 tokens",
+    "the same with beam search": "folder beam 5",
+    "a single photo": "single photo",
+    "embedding a folder": "embedding",
+    "full fine-tuning": "full fine-tuning",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = readme.read_text(encoding="utf-8")
     text = fill(text, "pictures", pictures(COMPARED / "base" / "base_weights.pt", ROOT / "docs"))
     text = fill(text, "results", table(COMPARED / "report" / "report.md"))
+    text = fill(text, "speed", speed(json.loads(MEASURED.read_text(encoding="utf-8"))))
     readme.write_text(text, encoding="utf-8")
 
 
@@ -40,6 +54,24 @@ def table(report: Path) -> str:
     if not report.is_file():
         raise UserError(f"there is no {report}: run `make compare` first")
     return report.read_text(encoding="utf-8")
+
+
+def speed(results: dict) -> str:
+    """Rates of ours, and how many times the published code's and the alternative's they are."""
+    rows = [
+        f"On {results['machine']['CPU']}, medians of {results['rounds']} rounds:\n",
+        "| | this project | published code | open_clip and `generate` |\n|---|---:|---:|---:|",
+    ]
+    for what, title in SPEED.items():
+        measured = results["measurements"][title]
+        ours = measured["rates"]["ours"]
+        cells = [f"{median(ours):.3g} {measured['unit']}"]
+        for others in (("published", "published with CLIP"), ("alternative",)):
+            name = next((name for name in others[::-1] if name in measured["rates"]), None)
+            ratio = name and median(a / b for a, b in zip(ours, measured["rates"][name], strict=True))
+            cells.append(f"{ratio:.3g} times faster" if name else "")
+        rows.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def pictures(weights: Path, folder: Path) -> str:
