@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import Limits
+from benchmarks.machine import Limits, Work
 from benchmarks.timing import Measurement
+from clipcap.errors import UserError
 
 REFERENCES = ("published with CLIP", "published", "alternative")  # what "ours" is compared with
 
@@ -30,6 +31,7 @@ class Results:
         measurements: by title.
         memory: task -> peak bytes.
         predict_memory: number of photos -> peak bytes of predict.py.
+        runs: of the command that measured all of it, on the same machine.
     """
 
     device: str
@@ -42,6 +44,7 @@ class Results:
     measurements: dict[str, Measurement] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     predict_memory: dict[int, int] = field(default_factory=dict)
+    runs: int = 1
 
     def limit(self, measurement: Measurement, name: str) -> float | None:
         """Items per second that the machine allows a contender; None where its work is not known."""
@@ -55,6 +58,37 @@ class Results:
         return json.dumps(values, indent=1, default=str) + "\n"
 
 
+def add_to(page: Path, new: Results) -> Results:
+    """What an earlier run wrote, for a new one to go on with.
+
+    Raises:
+        UserError: there is nothing, or it was measured otherwise or on another machine.
+    """
+    file = page.with_suffix(".json")
+    if not file.is_file():
+        raise UserError(f"there is no {file} to add to: leave out --add")
+    values = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("device", "models", "machine", "rounds", "quick"):
+        if values[name] != getattr(new, name):
+            raise UserError(f"{file} was measured with other {name}: leave out --add to begin anew")
+    for found in values["measurements"].values():
+        works = found["work"].items()
+        found["work"] = {name: Work(**(work | {"dtype": _dtype(work["dtype"])})) for name, work in works}
+    limits = values["limits"]
+    operations = {_dtype(name): rate for name, rate in limits["operations_per_second"].items()}
+    return Results(
+        **{name: values[name] for name in ("device", "models", "machine", "rounds", "quick", "photos", "memory")},
+        limits=Limits(operations, limits["bytes_per_second"]).best(new.limits),
+        measurements={title: Measurement(**found) for title, found in values["measurements"].items()},
+        predict_memory={int(count): size for count, size in values["predict_memory"].items()},
+        runs=values.get("runs", 1) + 1,
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    return getattr(torch, name.removeprefix("torch."))
+
+
 def write(results: Results, page: Path) -> None:
     """Write the page and, beside it, the same as JSON with every single round."""
     page.with_suffix(".json").write_text(results.as_json(), encoding="utf-8")
@@ -63,10 +97,11 @@ def write(results: Results, page: Path) -> None:
 
 def _page(results: Results) -> Iterable[str]:
     yield "# Speed and memory\n"
+    run = "that run" if results.runs == 1 else f"{results.runs} runs (--add) on this machine"
     yield (
-        f"Written by `python -m benchmarks{' --quick' if results.quick else ''}`; every figure was measured in that "
-        f"run, on {results.models}, with random weights and no stop token. Contenders took turns in one process; "
-        f"rates are medians of {results.rounds} rounds, ratios medians of each round's ratio.\n"
+        f"Written by `python -m benchmarks{' --quick' if results.quick else ''}`; every figure was measured in {run}, "
+        f"on {results.models}, with random weights and no stop token. Contenders took turns in one process; rates are "
+        f"medians of {results.rounds} rounds, ratios medians of each round's ratio.\n"
     )
     yield "- **ours**: this project, in the precision that it chooses (bf16 where the device multiplies it fast)."
     yield (

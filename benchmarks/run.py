@@ -1,8 +1,8 @@
 """Measure speed and memory beside the published algorithm and beside what a user would pick instead.
 
-    python -m benchmarks [--device cpu|cuda] [--quick] [--only NAME ...]
+    python -m benchmarks [--device cpu|cuda] [--quick] [--only NAME ...] [--add]
 
-Writes benchmarks/RESULTS.md and RESULTS.json. On two CPU cores it takes about half an hour, with --quick five minutes.
+Writes benchmarks/RESULTS.md and RESULTS.json. On two CPU cores it takes about 45 minutes, with --quick five.
 Nothing else should run on the machine meanwhile.
 """
 
@@ -35,6 +35,7 @@ class Arguments:
     quick: bool = arg(False, "2 rounds, fewer photos and batch sizes, no peak memory of each task")
     tiny: bool = arg(False, "tiny models, only to see that the benchmark runs")
     photos: str | None = arg(None, "measure on the photos in this folder (default: noise with their spectrum)")
+    add: bool = arg(False, "to what the page holds already, measured on this machine")
     output: str = arg(str(HERE / "RESULTS.md"), "page to write, and a .json beside it (default: RESULTS.md)")
 
 
@@ -55,7 +56,7 @@ def measure(args: Arguments, folder: Path) -> None:
     from benchmarks import captioning, fine_tuning, memory
     from benchmarks.machine import describe, measure_limits
     from benchmarks.plan import Plan
-    from benchmarks.results import Results, write
+    from benchmarks.results import Results, add_to, write
     from benchmarks.setting import TINY, Setting, Sizes
     from clipcap.devices import pick_device
 
@@ -65,6 +66,8 @@ def measure(args: Arguments, folder: Path) -> None:
     results = Results(
         device.type, setting.sizes.name, describe(device), measure_limits(device, args.quick), rounds, args.quick
     )
+    if args.add:
+        results = add_to(Path(args.output), results)
     chosen = args.only or [name for name in NAMES if not (args.quick and name == "memory")]
     names = [name for name in NAMES if name in chosen]
     with tqdm(names, "measuring", unit="comparison", file=sys.stderr) as bar:

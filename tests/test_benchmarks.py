@@ -150,6 +150,23 @@ def test_one_command_measures_every_target(tmp_path: Path, capsys: pytest.Captur
     assert all(rate > 0 for found in measured.values() for rates in found["rates"].values() for rate in rates)
 
 
+def test_a_run_adds_to_what_another_measured(tmp_path: Path) -> None:
+    """Guards against a page that mixes machines, or that loses or changes what it held."""
+    page = tmp_path / "RESULTS.md"
+    command = ["--tiny", "--quick", "--rounds", "1", "--output", str(page), "--only"]
+    with pytest.raises(UserError, match="leave out --add"):
+        run.main([*command, "mapping_batches", "--add"])
+    run.main([*command, "strategies"])
+    first = json.loads(page.with_suffix(".json").read_text())
+    run.main([*command, "mapping_batches", "--add"])
+    both = json.loads(page.with_suffix(".json").read_text())
+    assert both["measurements"].items() > first["measurements"].items() and both["runs"] == 2
+    assert "2 runs" in page.read_text() and "head-only" in page.read_text() and "mapping, batch 8" in page.read_text()
+    page.with_suffix(".json").write_text(json.dumps(both | {"machine": {"CPU": "another"}}))
+    with pytest.raises(UserError, match="other machine"):
+        run.main([*command, "mapping_batches", "--add"])
+
+
 def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     """Guards against a peak that is that of an earlier measurement."""
     from benchmarks import memory
