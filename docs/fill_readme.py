@@ -60,7 +60,7 @@ def speed(results: dict) -> str:
     """Rates of ours, and how many times the published code's and the alternative's they are."""
     rows = [
         f"On {results['machine']['CPU']}, medians of {results['rounds']} rounds:\n",
-        "| | this project | published code | open_clip and `generate` |\n|---|---:|---:|---:|",
+        "| | this project | against the published code | against open_clip and `generate` |\n|---|---:|---:|---:|",
     ]
     for what, title in SPEED.items():
         measured = results["measurements"][title]
