@@ -81,7 +81,7 @@ def add_to(page: Path, new: Results) -> Results:
         limits=Limits(operations, limits["bytes_per_second"]).best(new.limits),
         measurements={title: Measurement(**found) for title, found in values["measurements"].items()},
         predict_memory={int(count): size for count, size in values["predict_memory"].items()},
-        runs=values.get("runs", 1) + 1,
+        runs=values["runs"] + 1,
     )
 
 

@@ -35,7 +35,7 @@ class Arguments:
     quick: bool = arg(False, "2 rounds, fewer photos and batch sizes, no peak memory of each task")
     tiny: bool = arg(False, "tiny models, only to see that the benchmark runs")
     photos: str | None = arg(None, "measure on the photos in this folder (default: noise with their spectrum)")
-    add: bool = arg(False, "to what the page holds already, measured on this machine")
+    add: bool = arg(False, "keep what the page holds already, measured on this machine")
     output: str = arg(str(HERE / "RESULTS.md"), "page to write, and a .json beside it (default: RESULTS.md)")
 
 

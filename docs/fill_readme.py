@@ -64,12 +64,12 @@ def speed(results: dict) -> str:
     ]
     for what, title in SPEED.items():
         measured = results["measurements"][title]
-        ours = measured["rates"]["ours"]
+        rates = measured["rates"]
+        ours = rates["ours"]
         cells = [f"{median(ours):.3g} {measured['unit']}"]
-        for others in (("published", "published with CLIP"), ("alternative",)):
-            name = next((name for name in others[::-1] if name in measured["rates"]), None)
-            ratio = name and median(a / b for a, b in zip(ours, measured["rates"][name], strict=True))
-            cells.append(f"{ratio:.3g} times faster" if name else "")
+        for theirs in (rates.get("published with CLIP", rates.get("published")), rates.get("alternative")):
+            ratio = theirs and median(a / b for a, b in zip(ours, theirs, strict=True))
+            cells.append(f"{ratio:.3g} times faster" if theirs else "")
         rows.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
