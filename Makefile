@@ -32,10 +32,10 @@ $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 demo: $(INSTALLED)
 	$(RUN) load_data.py --demo
 	$(RUN) basic_finetuning.py --demo
-	$(RUN) -m clipcap.demo.draw
+	$(RUN) -m demo.draw
 	@rm -f runs/demo/captions.jsonl  # of an earlier run: predict.py would keep them
 	$(RUN) predict.py --demo runs/demo/photos --output runs/demo/captions.jsonl
-	$(RUN) -m clipcap.demo.show
+	$(RUN) -m demo.show
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check .

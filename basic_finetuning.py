@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
 from clipcap.cli import arg, parse, run
-from clipcap.experiment import Experiment
+from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
+from clipcap.training.experiment import Experiment
+from clipcap.world.shipped import FINE_TUNING
 
 
 @dataclass
@@ -27,13 +28,14 @@ class StrategyArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    strategy_args, data_args, model_args, loop_args = parse(
+    strategy_args, data_args, start_args, loop_args = parse(
         argv,
-        *(StrategyArguments, DataArguments, ModelArguments, LoopArguments),
+        *(StrategyArguments, DataArguments, StartArguments, LoopArguments),
         description="Full fine-tuning of ClipCap on captions people wrote.",
         example="python basic_finetuning.py --data instagram_data --init coco --output-dir runs/base",
+        demo=FINE_TUNING,
     )
-    experiment = Experiment.prepare("base", data_args, model_args, loop_args)
+    experiment = Experiment.prepare("base", data_args, start_args, loop_args)
     mapping_alone = strategy_args.freeze_language_model
     experiment.model.train_only(lambda name: name.startswith("clip_project.") or not mapping_alone)
     experiment.train("mapping" if mapping_alone else "full", "base_weights.pt")

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from clipcap.captioning.options import DecodingArguments
 from clipcap.cli import arg, parse, run
 from clipcap.devices import PRECISIONS
-from clipcap.errors import UserError
-from clipcap.options import DecodingArguments
+from clipcap.errors import UserError, at_least, first_line
+from clipcap.world.shipped import EVALUATE
 
 
 @dataclass
@@ -39,6 +40,7 @@ class EvaluationArguments:
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(PRECISIONS))
+    fast: bool = arg(True, "use what clipcap/fast makes sooner; the captions are the same without")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
 
@@ -49,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Compare models on one split: a table, and a page with every caption beside its picture.",
         example="python evaluate.py --data instagram_data runs/*/*_weights.pt coco --output report/",
         positional=("models", {"nargs": "*", "help": "weights: files, or coco, conceptual, coco-transformer, ..."}),
+        demo=EVALUATE,
     )
-    from clipcap.report import text_table
+    from clipcap.evaluation.report import text_table
 
     folder = Path(args.output)
     if args.ratings:
@@ -64,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rate(args: EvaluationArguments, models: Sequence[str], folder: Path) -> dict:
     """Add what people thought to an existing report."""
-    from clipcap.ratings import add_ratings
-    from clipcap.report import read_report, rewrite_tables
+    from clipcap.evaluation.ratings import add_ratings
+    from clipcap.evaluation.report import read_report, rewrite_tables
 
     if models:
         raise UserError(f"--ratings go into the report that is already in {folder}: leave the models out")
@@ -81,17 +84,16 @@ def compare(args: EvaluationArguments, decoding_args: DecodingArguments, models:
         raise UserError("no models given: name files of weights, or published ones such as coco")
     if args.data is None:
         raise UserError("no data given: say --data FOLDER, a dataset written by load_data.py, or --demo")
-    for name, least in (("limit", 1), ("batch_size", 1), ("pictures", 0)):
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
-    from clipcap.decoding import Decoding
+    at_least(1, option=True, limit=args.limit, batch_size=args.batch_size)
+    at_least(0, option=True, pictures=args.pictures)
+    from clipcap.data.store import EmbeddingStore
+    from clipcap.decoding.options import Decoding
     from clipcap.devices import pick_device, pick_dtype
-    from clipcap.embeddings import EmbeddingStore
-    from clipcap.evaluation import evaluate_model, settings
-    from clipcap.experiment import make_folder
-    from clipcap.held_out import HeldOut, make_judge
-    from clipcap.java_metrics import java_scorer
-    from clipcap.report import write_report
+    from clipcap.evaluation.held_out import HeldOut, make_judge
+    from clipcap.evaluation.java_metrics import java_scorer
+    from clipcap.evaluation.report import write_report
+    from clipcap.evaluation.scores import evaluate_model, new_report
+    from clipcap.files import make_folder
 
     decoding = Decoding(**asdict(decoding_args))
     device = pick_device(args.device)
@@ -100,15 +102,15 @@ def compare(args: EvaluationArguments, decoding_args: DecodingArguments, models:
     shown = held_out.pictures(args.pictures)
     more = {name: java_scorer(name) for name in args.metrics}
     judge = make_judge(held_out, args.clip_prompt)
-    report = settings(held_out, decoding, judge)
+    report = new_report(held_out, decoding, judge)
     for name, weights in names(models):
         print(f"{name}: {weights}", file=sys.stderr)
         try:
             dtype = pick_dtype(args.precision, device)
-            settled = (held_out, decoding, judge, dtype, args.batch_size, more, args.base)
+            settled = (held_out, decoding, judge, dtype, args.batch_size, more, args.base, args.fast)
             report["models"].append({"name": name, **evaluate_model(weights, *settled)})
         except (UserError, RuntimeError) as error:  # RuntimeError: out of memory, above all
-            report["failed"][name] = str(error).strip().splitlines()[0]
+            report["failed"][name] = first_line(error)
             print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)
         if report["models"]:
             write_report(report, folder, shown)

@@ -12,11 +12,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
 from clipcap.cli import arg, parse, run
 from clipcap.errors import UserError
-from clipcap.experiment import Experiment
-from clipcap.model import ClipCap
+from clipcap.model.clipcap import ClipCap
+from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
+from clipcap.training.experiment import Experiment
+from clipcap.world.shipped import FINE_TUNING
 
 PARTS = {
     "head": r"gpt\.lm_head\.|gpt\.transformer\.ln_f\.",
@@ -72,9 +73,10 @@ def build(model: ClipCap, parts: Sequence[str]) -> dict[str, int]:
 def main(argv: Sequence[str] | None = None) -> None:
     strategy_args, *arguments = parse(
         argv,
-        *(StrategyArguments, DataArguments, ModelArguments, FrozenLoopArguments),
+        *(StrategyArguments, DataArguments, StartArguments, FrozenLoopArguments),
         description="Fine-tuning of one part of ClipCap on captions people wrote.",
         example="python frozen_finetuning.py --data instagram_data --init coco --train head",
+        demo=FINE_TUNING,
     )
     experiment = Experiment.prepare("frozen", *arguments)
     build(experiment.model, strategy_args.train)

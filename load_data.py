@@ -19,22 +19,25 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from clipcap.cleaning import Cleaner, Cleaning
 from clipcap.cli import arg, parse, run
+from clipcap.clip.names import ClipIdentity
+from clipcap.clip.workers import MOST_WORKERS
+from clipcap.data.cleaning import Cleaner, Cleaning
+from clipcap.data.embed import embed_shards, to_rows
+from clipcap.data.examples import Example, Source, carve_splits, limit_examples
+from clipcap.data.shards import IMAGES_PER_SHARD, DatasetWriter, Shard, claim_folder, cut_shards
+from clipcap.data.sources import SOURCES, SourceArguments, open_source
+from clipcap.data.store import EmbeddingStore
 from clipcap.devices import PRECISIONS, pick_device, pick_dtype
-from clipcap.embedder import embed_shards, to_rows
-from clipcap.embeddings import EmbeddingStore, describe_clip
-from clipcap.errors import UserError
-from clipcap.examples import Example, Source, carve_splits, limit_examples
-from clipcap.shards import IMAGES_PER_SHARD, DatasetWriter, Shard, claim_folder, cut_shards
-from clipcap.sources import SOURCES, SourceArguments, open_source
+from clipcap.errors import UserError, at_least
+from clipcap.world.shipped import LOAD_DATA
 
 if TYPE_CHECKING:
-    from clipcap.encoder import ClipEncoder
+    from clipcap.clip.encoder import ClipEncoder
 
 
 @dataclass
-class OutputArguments:
+class DatasetArguments:
     _argument_group_name = "the dataset and its embeddings"
 
     output: str | None = arg(None, "folder to write, new or empty, or begun by the same command", metavar="DIR")
@@ -45,33 +48,30 @@ class OutputArguments:
     device: str = arg("auto", "where CLIP runs: cpu, cuda, ...")
     precision: str = arg("auto", "of CLIP's weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int = arg(128, "images in one pass of CLIP")
-    workers: int | None = arg(None, "processes that decode images (default: one per CPU core, at most 8)")
+    workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
+    fast: bool = arg(True, "use what clipcap/fast makes sooner; the embeddings are the same without")
 
-    def check(self) -> None:
+    def check(self, folder: Path) -> None:
         """Find out, before anything that takes long, what cannot work. Raises UserError."""
-        for name, least in (("batch_size", 1), ("workers", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; give {least} or more")
+        at_least(1, option=True, batch_size=self.batch_size)
+        at_least(0, option=True, workers=self.workers)
         pick_device(self.device)
-        claim_folder(Path(self.output))
+        claim_folder(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     source_args, cleaning, out = parse(
         argv,
-        *(SourceArguments, Cleaning, OutputArguments),
+        *(SourceArguments, Cleaning, DatasetArguments),
         description="Turn images and captions into a dataset with CLIP embeddings.\n\nsources:\n"
         + "\n".join(f"  {f'{name} {kind.where}':22}{kind.help}" for name, kind in SOURCES.items()),
         example="python load_data.py --source instagram --output instagram_data",
+        demo=LOAD_DATA,
     )
-    if source_args.demo:
-        from clipcap.demo import DEFAULTS
-
-        source_args.source, out.output = source_args.source or ["demo"], out.output or DEFAULTS["data"]
     if not source_args.source or not out.output:
         raise UserError("say where the data comes from and goes: --source NAME [WHERE] --output DIR, or --demo")
-    out.check()
     folder = Path(out.output)
+    out.check(folder)
     source = open_source(source_args.source, source_args, out.clip)
     examples, cleaned = select(source.examples, cleaning, source_args)
     encoder, clip = load_clip(source, out)
@@ -108,21 +108,21 @@ def select(examples: list[Example], cleaning: Cleaning, args: SourceArguments) -
     return carve_splits(kept, {"validation": args.val_fraction, "test": args.test_fraction}, args.seed), clean.counts
 
 
-def load_clip(source: Source, out: OutputArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
+def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
     """The CLIP that embeds the images, or None where the embeddings come along; and its identity."""
     given = source.examples[0].clip_embedding
     if given is not None:
         return None, {"model": source.clip, "pretrained": out.pretrained, "dim": len(given)}
-    from clipcap.encoder import ClipEncoder
+    from clipcap.clip.encoder import ClipEncoder
 
     device = pick_device(out.device)
     name = out.clip or source.clip or "ViT-B/32"
-    encoder = ClipEncoder.load(name, out.pretrained, device, pick_dtype(out.precision, device))
+    encoder = ClipEncoder.load(name, out.pretrained, device, pick_dtype(out.precision, device), out.fast)
     return encoder, encoder.identity
 
 
 def embed(
-    writer: DatasetWriter, shards: list[Shard], encoder: ClipEncoder | None, width: int, out: OutputArguments
+    writer: DatasetWriter, shards: list[Shard], encoder: ClipEncoder | None, width: int, out: DatasetArguments
 ) -> None:
     """Fill the shards that an earlier run has not written, with a progress bar."""
     missing = writer.missing(shards)
@@ -146,7 +146,7 @@ def summary(store: EmbeddingStore) -> str:
     info = store.info
     lines = [
         f"{store.path}: {', '.join(f'{split} {rows}' for split, rows in info['splits'].items())} captions",
-        f"CLIP: {describe_clip(**store.clip)}",
+        f"CLIP: {ClipIdentity(**store.clip)}",
         f"cleaning: {', '.join(f'{step} {count}' for step, count in info['cleaning'].items()) or 'none'}",
         f"images that could not be read: {info['skipped']}",
     ]

@@ -12,13 +12,17 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
-from clipcap.checkpoint import save_checkpoint
 from clipcap.cli import arg, parse, run
-from clipcap.errors import UserError
-from clipcap.experiment import Experiment, make_folder
-from clipcap.lora import Base, export_peft, inject, merged, save_adapters
+from clipcap.errors import UserError, at_least
+from clipcap.files import make_folder
+from clipcap.model.clipcap import ClipCap
+from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
+from clipcap.training.experiment import Experiment
+from clipcap.weights.checkpoint import save_checkpoint
+from clipcap.weights.lora import Base, export_peft, inject, merged, save_adapters
+from clipcap.world.shipped import FINE_TUNING
 
 
 @dataclass
@@ -43,23 +47,26 @@ class LoRALoopArguments(LoopArguments):
     learning_rate: float = arg(5e-4, "highest learning rate; warms up to it, then falls to 0")
 
 
-def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict:
+def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[str, Any]:
     """Adapters of this rank in GPT-2; they and the mapping network train. Returns how to save them."""
     settings = inject(experiment.model, rank, args.alpha, args.dropout, args.target)
     mapping = not args.freeze_mapping
     experiment.model.train_only(lambda name: ".lora_" in name or (mapping and name.startswith("clip_project.")))
-    return {"base": Base.of(experiment.model_args.init), "settings": settings}
+    return {"base": Base.of(experiment.start_args.init or ""), "settings": settings}
 
 
-def train_rank(args: StrategyArguments, rank: int, data_args, model_args, loop_args) -> None:
+def train_rank(
+    args: StrategyArguments, rank: int, data_args: DataArguments, start_args: StartArguments, loop_args: LoopArguments
+) -> None:
+    """One of the runs; of several, each has a folder of its own."""
     several = len(args.rank) > 1
     loop_args = copy.copy(loop_args)
     if loop_args.output_dir and several:
         loop_args.output_dir = f"{loop_args.output_dir}_{rank}"
-    experiment = Experiment.prepare(f"lora_{rank}", data_args, model_args, loop_args)
+    experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args)
     adapters = build(experiment, args, rank)
 
-    def save(model, path: Path) -> None:
+    def save(model: ClipCap, path: Path) -> None:
         save_adapters(model, path, **adapters)
         if args.merged:
             save_checkpoint(merged(model), path.with_name(f"lora_{rank}_merged_weights.pt"))
@@ -72,14 +79,14 @@ def train_rank(args: StrategyArguments, rank: int, data_args, model_args, loop_a
 def main(argv: Sequence[str] | None = None) -> None:
     strategy_args, *arguments = parse(
         argv,
-        *(StrategyArguments, DataArguments, ModelArguments, LoRALoopArguments),
+        *(StrategyArguments, DataArguments, StartArguments, LoRALoopArguments),
         description="LoRA fine-tuning of ClipCap on captions people wrote.",
         example="python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64",
+        demo=FINE_TUNING,
     )
     if not arguments[1].init:
         raise UserError("LoRA adapts trained weights: say which with --init (coco, conceptual, or a file)")
-    if min(strategy_args.rank) < 1:
-        raise UserError(f"a LoRA rank must be at least 1, not {min(strategy_args.rank)}")
+    at_least(1, option=True, rank=min(strategy_args.rank))
     if strategy_args.export_peft:
         make_folder(strategy_args.export_peft)
     for rank in strategy_args.rank:

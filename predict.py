@@ -15,14 +15,17 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from clipcap.captioning.console import write_out
+from clipcap.captioning.options import CaptionArguments, DecodingArguments, decoding_and_rules
+from clipcap.captioning.rows import Writer
+from clipcap.captioning.writers import EXISTING, Sidecars, open_writer
 from clipcap.cli import arg, parse, run
-from clipcap.console import report
+from clipcap.clip.images import find_images
+from clipcap.clip.workers import MOST_WORKERS
+from clipcap.decoding.options import SEQUENCES
 from clipcap.devices import PRECISIONS
-from clipcap.errors import UserError
-from clipcap.images import find_images
-from clipcap.options import CaptionArguments, DecodingArguments, settings
-from clipcap.rows import Writer
-from clipcap.writers import EXISTING, Sidecars, open_writer
+from clipcap.errors import UserError, at_least
+from clipcap.world.shipped import PREDICT
 
 
 @dataclass
@@ -45,9 +48,10 @@ class ModelArguments:
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int | None = arg(
-        None, "pictures captioned together (default: 256, fewer with beams or several captions)"
+        None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )
-    workers: int | None = arg(None, "processes that read pictures (default: one per CPU core)")
+    workers: int | None = arg(None, f"processes that read pictures (default: one per CPU core, at most {MOST_WORKERS})")
+    fast: bool = arg(True, "use what clipcap/fast makes sooner; the captions are the same without")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
 
@@ -58,28 +62,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Caption photos. Prints path<TAB>caption as each caption exists.",
         example="python predict.py --weights coco photos/ --output captions.jsonl",
         positional=("images", {"nargs": "*", "help": "picture files, and folders of them"}),
+        demo=PREDICT,
     )
     if not given.images or not model_args.weights:
         raise UserError("give weights and pictures, like: python predict.py --weights coco photos/")
-    for name in ("batch_size", "workers"):
-        if (value := getattr(model_args, name)) is not None and value < (name == "batch_size"):
-            raise UserError(f"--{name.replace('_', '-')} is {value}; give a positive number")
+    at_least(1, option=True, batch_size=model_args.batch_size)
+    at_least(0, option=True, workers=model_args.workers)
     with ExitStack() as stack:
         outputs = [stack.enter_context(closing(output)) for output in open_outputs(output_args)]
         found, todo = count(given.images, outputs)
         if not todo:
             print(f"all {found} pictures are captioned already", file=sys.stderr)
             return 0
-        from clipcap.captioner import Captioner
+        from clipcap.captioning.captioner import Captioner
 
-        chosen = settings(**asdict(decoding_args), **caption_args.given())
+        chosen = decoding_and_rules(**asdict(decoding_args), **caption_args.given())
         captioner = Captioner.load(
-            *(model_args.weights, model_args.clip, model_args.device, model_args.precision), base=model_args.base
+            *(model_args.weights, model_args.clip, model_args.device, model_args.precision, model_args.fast),
+            base=model_args.base,
         )
         rows = captioner.rows(wanted(given.images, outputs), *chosen, model_args.batch_size, model_args.workers)
         if not output_args.show_literal:
             rows = (replace(row, literal=None) for row in rows)
-        return report(rows, todo, outputs, skipped=found - todo)
+        return write_out(rows, todo, outputs, skipped=found - todo)
 
 
 def open_outputs(args: OutputArguments) -> list[Writer | Sidecars]:

@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcap.arguments import DataArguments, LoopArguments, ModelArguments
-from clipcap.checkpoint import load_checkpoint, save_checkpoint, sha256
 from clipcap.cli import arg, parse, run
-from clipcap.embeddings import check_clip
+from clipcap.data.store import EmbeddingStore, check_clip
 from clipcap.errors import UserError
-from clipcap.experiment import Experiment
-from clipcap.literal import literal_captions
-from clipcap.model import ClipCap
-from clipcap.prompts import PROMPTS, check_template, encode_prompts, needs_literal
-from clipcap.published import resolve_weights
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.prompts import LITERAL, PROMPTS, caption_embeddings, check_template, needs_literal, prompts_for
+from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
+from clipcap.training.experiment import Experiment
+from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.format import sha256
+from clipcap.weights.published import resolve_weights
+from clipcap.world.shipped import FINE_TUNING
 
 
 @dataclass
@@ -48,11 +49,8 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
         identity = sha256(resolve_weights(literal_weights))
 
     def prompts(split: str) -> list[list[int]] | None:
-        if template is None:
-            return None
-        rows = experiment.store.info["splits"][split]
-        captions = literal_captions(experiment.store, split, literal, identity) if literal else [""] * rows
-        return encode_prompts(experiment.tokenizer, template, captions)
+        literals = literal and literal_captions(experiment.store, split, literal, identity)
+        return prompts_for(model, experiment.tokenizer, experiment.store.info["splits"][split], literals)
 
     def save(model: ClipCap, path: Path) -> None:
         model.literal_captioner = literal
@@ -62,17 +60,33 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
     return {"prompts": prompts, "save": save}
 
 
+def literal_captions(store: EmbeddingStore, split: str, model: ClipCap, identity: str) -> list[str]:
+    """One literal caption for every row of a split: read where they were computed before, else computed and stored.
+
+    Args:
+        model: the literal captioner.
+        identity: SHA-256 of its weights, under which the captions are stored.
+    """
+    captions = store.literal_captions(split, identity)
+    if captions is None:
+        progress = f"literal captions, {split}"
+        captions = caption_embeddings(model, store.embeddings(split), LITERAL, progress=progress)
+        store.save_literal_captions(split, identity, captions)
+    return captions
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     strategy_args, *arguments = parse(
         argv,
-        *(StrategyArguments, DataArguments, ModelArguments, LoopArguments),
+        *(StrategyArguments, DataArguments, StartArguments, LoopArguments),
         description="Prompted fine-tuning of ClipCap on captions people wrote.",
         example="python prompt_finetuning.py --data instagram_data --init coco",
+        demo=FINE_TUNING,
     )
     template = strategy_args.template if strategy_args.template is not None else PROMPTS[strategy_args.prompt]
     check_template(template or "")
     experiment = Experiment.prepare("prompted", *arguments)
-    options = build(experiment, template, strategy_args.literal_weights or experiment.model_args.init)
+    options = build(experiment, template, strategy_args.literal_weights or experiment.start_args.init)
     experiment.train("prompted", "prompted_weights.pt", **options)
 
 

@@ -17,14 +17,15 @@ from benchmarks.alternative import Alternative
 from benchmarks.plan import Plan
 from benchmarks.setting import Setting
 from benchmarks.timing import Contender, Measurement
-from clipcap.captioner import CLIP_BATCH, SEQUENCES, Captioner, settings
-from clipcap.decoding import Decoding
-from clipcap.embedder import embed_shards, to_rows
-from clipcap.encoder import ClipEncoder
-from clipcap.examples import Example
-from clipcap.images import load_pixels
-from clipcap.shards import cut_shards
-from clipcap.workers import pixel_batches
+from clipcap.captioning.captioner import CLIP_BATCH, Captioner
+from clipcap.captioning.options import decoding_and_rules
+from clipcap.clip.encoder import ClipEncoder
+from clipcap.clip.images import load_pixels
+from clipcap.clip.workers import pixel_batches
+from clipcap.data.embed import embed_shards, to_rows
+from clipcap.data.examples import Example
+from clipcap.data.shards import cut_shards
+from clipcap.decoding.options import SEQUENCES, Decoding
 
 END_TO_END, STAGES = "Captioning, end to end", "Stages alone"
 NO_STOP = -1  # no caption ends early: all contenders decode the same number of tokens
@@ -110,7 +111,7 @@ def _identical(
         embeddings = torch.cat([loop.embed(photo) for photo in photos])
     ours = {
         "photos, which ours decodes at a reduced size": [
-            row.captions[0] for row in captioner.rows(photos, *settings(search))
+            row.captions[0] for row in captioner.rows(photos, *decoding_and_rules(search))
         ],
         "the same embeddings": map(captioner.tokenizer.decode, captioner.model.generate(embeddings, search)),
     }
@@ -123,7 +124,7 @@ def _identical(
 
 def rows(captioner: Captioner, folder: Sequence[Path], search: Decoding, count: int) -> list:
     """What predict.py does with a folder."""
-    return list(captioner.rows(folder[:count], *settings(search)))
+    return list(captioner.rows(folder[:count], *decoding_and_rules(search)))
 
 
 def one_by_one(

@@ -14,10 +14,12 @@ from benchmarks import floors, published
 from benchmarks.plan import Plan
 from benchmarks.setting import Setting
 from benchmarks.timing import Contender, Measurement
-from clipcap.data import BucketSampler, CaptionDataset
-from clipcap.lora import inject
-from clipcap.model import ClipCap
-from clipcap.training import LoopArguments, Progress, Trainer
+from clipcap.model.clipcap import ClipCap
+from clipcap.training.arguments import LoopArguments
+from clipcap.training.loader import BucketSampler, CaptionDataset
+from clipcap.training.state import Progress
+from clipcap.training.trainer import Trainer
+from clipcap.weights.lora import inject
 
 BATCH, PUBLISHED_BATCH = 16, 40
 CAPTIONS = 1024  # one pool of 64 batches
@@ -28,7 +30,7 @@ MOST_TOKENS = 67
 class Loop(Trainer):
     """The training loop without what it does at an evaluation: validation, samples, weights and state on disk."""
 
-    def _evaluate(self) -> None:
+    def evaluate(self) -> None:
         pass
 
 
@@ -119,6 +121,6 @@ def ours(setting: Setting, plan: Plan, name: str, choose: Callable[[ClipCap], No
 
 
 def _run(loop: Loop, count: int) -> None:
-    loop.progress = Progress()
+    loop.progress.load_state_dict(Progress().state_dict())  # begin anew
     with redirect_stderr(io.StringIO()):
         loop.run()

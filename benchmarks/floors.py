@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.machine import Work
 from benchmarks.setting import Sizes
-from clipcap.model import ClipCap
+from clipcap.model.clipcap import ClipCap
 
 OPTIMIZER_BYTES = 28  # AdamW reads a float32, its gradient and two moments, and writes all but the gradient
 

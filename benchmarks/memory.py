@@ -24,8 +24,8 @@ import torch
 from benchmarks import captioning, fine_tuning
 from benchmarks.plan import Plan
 from benchmarks.setting import TINY, Setting, Sizes
-from clipcap.checkpoint import save_checkpoint
-from clipcap.model import ClipCap
+from clipcap.model.clipcap import ClipCap
+from clipcap.weights.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS, TOKENS = 64, 20

@@ -6,14 +6,14 @@ The public names are imported when first used, so that a command pays only for w
 from importlib import import_module
 
 _HOMES = {
-    "Captioner": "captioner",
-    "ClipCap": "model",
-    "ClipCapConfig": "model",
-    "ClipEncoder": "encoder",
-    "Decoding": "decoding",
+    "Captioner": "captioning.captioner",
+    "ClipCap": "model.clipcap",
+    "ClipCapConfig": "model.config",
+    "ClipEncoder": "clip.encoder",
+    "Decoding": "decoding.options",
     "UserError": "errors",
-    "load_checkpoint": "checkpoint",
-    "save_checkpoint": "checkpoint",
+    "load_checkpoint": "weights.checkpoint",
+    "save_checkpoint": "weights.checkpoint",
 }
 __all__ = list(_HOMES)
 

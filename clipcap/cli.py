@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field
 from typing import Any
 
@@ -41,17 +41,26 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         option = action.option_strings[-1].replace("_", "-")
-        return option if action.nargs in (0, "?") else f"{option} {self._format_args(action, self._metavar(action))}"
+        if action.nargs == "?":  # of a flag that is on unless it is negated
+            return f"--[no-]{option.removeprefix('--')}"
+        return option if action.nargs == 0 else f"{option} {self._format_args(action, self._metavar(action))}"
+
+    def _format_action(self, action: argparse.Action) -> str:
+        negated = isinstance(action, argparse._StoreFalseAction)  # the line of the flag itself shows it too
+        return "" if negated else super()._format_action(action)
 
     def _metavar(self, action: argparse.Action) -> str:
         kind = getattr(action.type, "__name__", "")
         return {"int": "N", "float": "X"}.get(kind, action.option_strings[-1].lstrip("-").upper().replace("_", "-"))
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, argparse.SUPPRESS, False, "") and not isinstance(action.default, list)
-        return (
-            f"{action.help} (default: %(default)s)" if shown and "default" not in (action.help or "") else action.help
-        )
+        """The help text, with the default where it does not speak of one itself."""
+        help = action.help or ""
+        default = action.default
+        # False and 0 are equal and not the same: a flag that is off needs no mention, a limit of 0 does.
+        shown = default is not None and default is not argparse.SUPPRESS and default is not False and default != ""
+        plain = shown and not isinstance(default, list) and "default" not in help
+        return f"{help} (default: {'on' if default is True else '%(default)s'})" if plain else help
 
 
 def parse(
@@ -59,12 +68,17 @@ def parse(
     *dataclasses: type,
     description: str,
     example: str,
-    positional: tuple[str, dict] | None = None,
-) -> tuple:
+    positional: tuple[str, dict[str, Any]] | None = None,
+    demo: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
     """Command line -> one instance per dataclass, then (with `positional`) a namespace with the positional arguments.
 
-    Each dataclass becomes a group of the help, titled by its `_argument_group_name`. `--demo`, where a script has it,
-    replaces the defaults by those of the demo world.
+    Each dataclass becomes a group of the help, titled by its `_argument_group_name`.
+
+    Args:
+        argv: the command line without the program's name; None: that of this process.
+        positional: name and argparse keywords of the arguments without a name.
+        demo: the defaults that `--demo` sets, for a script that has it.
 
     Raises:
         SystemExit: with status 2 when the command line cannot be read, as argparse does.
@@ -80,11 +94,8 @@ def parse(
     )
     if positional:
         parser.add_argument(positional[0], **positional[1])
-    if "--demo" in (sys.argv[1:] if argv is None else argv):
-        from clipcap.demo import DEFAULTS
-
-        known = {action.dest for action in parser._actions}
-        parser.set_defaults(**{name: value for name, value in DEFAULTS.items() if name in known})
+    if demo and "--demo" in (sys.argv[1:] if argv is None else argv):
+        parser.set_defaults(**demo)
     return parser.parse_args_into_dataclasses(args=list(argv) if argv is not None else None, look_for_args_file=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipcap.errors import UserError
+from clipcap.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +22,9 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {str(device)!r} cannot be used here ({reason}); try --device auto or cpu") from None
+        raise UserError(
+            f"device {str(device)!r} cannot be used here ({first_line(error)}); try --device auto or cpu"
+        ) from None
     return chosen
 
 

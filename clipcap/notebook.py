@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipcap.evaluation.ratings import summary
 from clipcap.page import escape, picture_uri
-from clipcap.ratings import summary
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -21,7 +21,7 @@ RATINGS = range(6)  # 0 does not suit the picture at all, 5 suits it perfectly
 
 def sample_images(count: int = 4) -> list[Image]:
     """Pictures that come with the project: drawn scenes that its demo weights were never trained on."""
-    from clipcap.demo.scenes import scenes
+    from clipcap.world.scenes import scenes
 
     return [scene.draw() for scene in scenes("test", count)]
 

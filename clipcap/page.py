@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,3 +70,19 @@ def picture_uri(image: str | Path | bytes | Image.Image, longest: int = 320) -> 
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture_page(rows: Iterable[Mapping], path: str | Path, title: str) -> None:
+    """Write one self-contained HTML page: each picture with its captions.
+
+    Args:
+        rows: `{"image": path | PIL image | JPEG bytes, "captions": {who: caption, ...}}`; all text is escaped.
+    """
+    Path(path).write_text(page(title, f'<main class="pictures">{"".join(map(_card, rows))}</main>'), encoding="utf-8")
+
+
+def _card(row: Mapping) -> str:
+    image: str | Path | bytes | Image.Image = row["image"]
+    captions = "".join(f"<dt>{escape(who)}</dt><dd>{escape(text)}</dd>" for who, text in row["captions"].items())
+    picture = f'<img src="{picture_uri(image)}" alt="">'
+    return f'<figure class="card">{picture}<figcaption><dl>{captions}</dl></figcaption></figure>'

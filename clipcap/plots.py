@@ -12,11 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from clipcap.page import escape, page, picture_uri
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL import Image
 
 # Okabe & Ito (2008): told apart by colour-blind readers; without the black and yellow that vanish on one background.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -87,19 +84,3 @@ def _smoothed(steps: Sequence[int], losses: Sequence[float]) -> tuple[list[int],
     window, stride = max(1, len(losses) // 20), max(1, len(losses) // 400)
     kept = range(0, len(losses), stride)
     return [steps[i] for i in kept], [fmean(losses[max(0, i - window + 1) : i + 1]) for i in kept]
-
-
-def picture_page(rows: Iterable[Mapping], path: str | Path, title: str) -> None:
-    """Write one self-contained HTML page: each picture with its captions.
-
-    Args:
-        rows: `{"image": path | PIL image | JPEG bytes, "captions": {who: caption, ...}}`; all text is escaped.
-    """
-    Path(path).write_text(page(title, f'<main class="pictures">{"".join(map(_card, rows))}</main>'), encoding="utf-8")
-
-
-def _card(row: Mapping) -> str:
-    image: str | Path | bytes | Image.Image = row["image"]
-    captions = "".join(f"<dt>{escape(who)}</dt><dd>{escape(text)}</dd>" for who, text in row["captions"].items())
-    picture = f'<img src="{picture_uri(image)}" alt="">'
-    return f'<figure class="card">{picture}<figcaption><dl>{captions}</dl></figcaption></figure>'

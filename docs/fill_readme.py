@@ -77,8 +77,8 @@ def speed(results: dict) -> str:
 def pictures(weights: Path, folder: Path) -> str:
     """Held-out pictures as PNGs, in a row, each with what was said before and after fine-tuning beneath."""
     from clipcap import Captioner
-    from clipcap.demo.scenes import scenes
     from clipcap.page import escape
+    from clipcap.world.scenes import scenes
 
     held_out = list(scenes("test", SHOWN))
     images = [scene.draw() for scene in held_out]

@@ -10,6 +10,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(params=[True, False], ids=["fast", "plain"])
+def fast(request) -> bool:
+    """Both ways of computing one thing: by `clipcap.fast`, and by plain PyTorch alone."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference data kept beside the repository; a clone without it skips these tests."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import STOP, tiny_model
+from tiny import STOP, tiny_model
 from torch import nn
 
 from benchmarks import published, run, targets
@@ -15,9 +15,9 @@ from benchmarks.machine import Limits, Work
 from benchmarks.results import Results, write
 from benchmarks.setting import noise_photo
 from benchmarks.timing import Contender, Measurement, alternate, share_of_products
-from clipcap.decoding import Decoding
+from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
-from clipcap.model import ClipCap
+from clipcap.model.clipcap import ClipCap
 
 CPU = torch.device("cpu")
 LIMITS = Limits({torch.float32: 1e9, torch.bfloat16: 2e9}, 1e9)

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import save_tiny_clip, save_tiny_weights
+from tiny import save_tiny_clip, save_tiny_weights
 
 from clipcap import Captioner, Decoding
-from clipcap.captions import EMOJI, Rules
-from clipcap.choice import likelihoods
+from clipcap.captioning.candidates import likelihoods
+from clipcap.captioning.options import decoding_and_rules
+from clipcap.captioning.rows import Row
+from clipcap.captioning.rules import Rules
+from clipcap.clip.images import UnreadableImage
 from clipcap.errors import UserError
-from clipcap.images import UnreadableImage
-from clipcap.options import settings
-from clipcap.rows import Row
+from clipcap.model.prompts import literal_captions
+from clipcap.text import EMOJI
 
 SHORT = {"max_tokens": 14}
 
@@ -81,7 +83,7 @@ def test_several_captions_are_distinct(captioner, pictures, method, temperature)
 
 @pytest.mark.parametrize("method", ["nucleus", "beam"])
 def test_the_likeliest_comes_first(captioner, pictures, method):
-    chosen = settings(num_captions=3, method=method, **SHORT)
+    chosen = decoding_and_rules(num_captions=3, method=method, **SHORT)
     embeddings = captioner.encoder.encode_images(pictures)
     for row, captions in enumerate(captioner.caption_embeddings(embeddings, *chosen[:1], num_captions=3)):
         scores = [score(captioner, embeddings[row], caption) for caption in captions]
@@ -135,7 +137,9 @@ def test_lengths_hold(captioner, pictures):
 
 @pytest.mark.parametrize("options", [{}, {"num_captions": 3}, {"num_captions": 3, "method": "beam", "rank": "clip"}])
 def test_required_words_are_there(captioner, pictures, options):
-    rows = list(captioner.rows(pictures, *settings(require=["dog", "golden hour"], **options, **SHORT), workers=0))
+    rows = list(
+        captioner.rows(pictures, *decoding_and_rules(require=["dog", "golden hour"], **options, **SHORT), workers=0)
+    )
     for row in rows:
         assert not row.missing and not Rules(require=("dog", "golden hour")).missing(row.captions)
         assert len(row.captions) == options.get("num_captions", 1)
@@ -143,7 +147,7 @@ def test_required_words_are_there(captioner, pictures, options):
 
 def test_a_word_that_cannot_be_had_is_named(captioner, pictures):
     """Six letters do not fit into three tokens."""
-    chosen = settings(require="xylophonist", max_tokens=3)
+    chosen = decoding_and_rules(require="xylophonist", max_tokens=3)
     for row in captioner.rows(pictures, *chosen, workers=0):
         assert row.missing == ["xylophonist"] and row.captions and "xylophonist" in row.note
 
@@ -152,8 +156,8 @@ def test_prompted_weights_start_from_their_literal_caption(tmp_path, pictures):
     captioner = Captioner.load(save_tiny_weights(tmp_path, literal=True, prompt=" it is {literal}: "))
     captioner.model.config.prompt = " it is {literal}: "
     embeddings = captioner.encoder.encode_images(pictures)
-    rows = list(captioner.rows(pictures, *settings(**SHORT), workers=0))
-    literals = captioner.literal_captions(embeddings)
+    rows = list(captioner.rows(pictures, *decoding_and_rules(**SHORT), workers=0))
+    literals = literal_captions(captioner.model, embeddings)
     assert [row.literal for row in rows] == literals
     prompts = [captioner.tokenizer.encode(f" it is {text.removesuffix('.')}: ").ids for text in literals]
     ids = captioner.model.generate(embeddings, Decoding(**SHORT), prompts)
@@ -166,7 +170,7 @@ def test_a_picture_that_cannot_be_read_is_named(captioner, pictures, tmp_path):
     (tmp_path / "a.jpg").write_text("no picture")
     with pytest.raises(UnreadableImage, match="a.jpg: not a picture"):
         captioner([pictures[0], tmp_path / "a.jpg"])
-    rows = list(captioner.rows([tmp_path / "a.jpg", pictures[0]], *settings(**SHORT)))
+    rows = list(captioner.rows([tmp_path / "a.jpg", pictures[0]], *decoding_and_rules(**SHORT)))
     assert rows[0] == Row(str(tmp_path / "a.jpg"), error="not a picture, or a format that is not supported")
     assert rows[1].captions
 

@@ -1,9 +1,9 @@
 """Guards the rules for captions: they hold on every text, whatever the spelling, the case or the emoji."""
 
 import pytest
-from tiny_models import tiny_tokenizer
+from tiny import tiny_tokenizer
 
-from clipcap.captions import Rules
+from clipcap.captioning.rules import Rules
 from clipcap.errors import UserError
 
 EMOJI = ["😀", "❤", "❤️", "☀️", "✨", "👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇫🇷", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "1️⃣", "#️⃣", "👩🏿‍🚀", "⛱", "🫠", "©️", "‼️", "🅰️"]
@@ -84,7 +84,7 @@ def test_required_words_may_be_spread_over_captions():
 
 
 def test_tokens_that_begin_what_is_ruled_out(shared):
-    from clipcap.tokenizer import load_tokenizer
+    from clipcap.model.gpt2 import load_tokenizer
 
     tokenizer = load_tokenizer(str(shared / "gpt2_tokenizer"))
     banned = {token for (token,) in Rules(hashtags="none", emoji="none", mentions="none").banned_tokens(tokenizer)}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from clipcap.cleaning import Cleaner, Cleaning
+from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.errors import UserError
 
 OFF = Cleaning(unescape_html=False, strip_links=False, trim=False, drop_empty=False, drop_duplicates="none")

@@ -3,19 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from models import byte_tokenizer, tiny_model
+from tiny import byte_tokenizer, tiny_model
 from tokenizers import Tokenizer
 
-from clipcap.data import (
-    IGNORED,
-    BucketSampler,
-    CaptionDataset,
-    collate,
-    encode_captions,
-    fit_captions,
-    in_order,
-)
 from clipcap.errors import UserError
+from clipcap.model.batches import IGNORED, collate, encode_captions, fit_captions
+from clipcap.training.loader import BucketSampler, CaptionDataset, in_order
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +31,8 @@ def test_long_captions_are_cut_between_characters(tokenizer):
 
 
 def test_published_token_ids_of_all_instagram_captions(shared):
-    from clipcap.published_embeddings import read_pickle
-    from clipcap.tokenizer import load_tokenizer
+    from clipcap.data.pickles import read_pickle
+    from clipcap.model.gpt2 import load_tokenizer
 
     captions = [
         row["caption"] for row in read_pickle(shared / "instagram_100" / "embeddings_RN50x4_train.pkl")["captions"]

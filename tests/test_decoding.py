@@ -1,13 +1,15 @@
 """Every decoder against the published code and against plain recomputation; a batch against its rows alone."""
 
+import copy
+
 import pytest
 import torch
-from models import STOP, golden, tiny_model
+from tiny import STOP, golden, tiny_model
 
-from clipcap import linear
-from clipcap.cached_gpt2 import CachedGPT2
-from clipcap.decoding import Decoding
+from clipcap.decoding.cached_gpt2 import CachedGPT2
+from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
+from clipcap.fast import linear
 
 GOLDEN = ["mlp_a", "transformer_a"]
 PROMPTS = [[1, 2, 3], [5], [], [7, 8], [9, 9, 9, 9, 9], [4]]
@@ -24,15 +26,17 @@ def embeddings(rows: int = 6) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_greedy_is_the_published_one_token_for_token(shared, tmp_path, name):
+def test_greedy_is_the_published_one_token_for_token(shared, tmp_path, name, fast):
     figures, model = golden(shared, name, tmp_path)
+    model.use_fast(fast)
     decoding = Decoding(max_tokens=figures["config"]["gen"])
     assert model.generate(figures["clip_embedding"], decoding) == figures["greedy"]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_all_five_beams_are_the_published_ones(shared, tmp_path, name):
+def test_all_five_beams_are_the_published_ones(shared, tmp_path, name, fast):
     figures, model = golden(shared, name, tmp_path)
+    model.use_fast(fast)
     decoding = Decoding(method="beam", beams=5, max_tokens=figures["config"]["gen"], return_all=True)
     assert model.generate(figures["clip_embedding"], decoding) == figures["beam5"]
     best = model.generate(
@@ -41,8 +45,9 @@ def test_all_five_beams_are_the_published_ones(shared, tmp_path, name):
     assert best == [beams[0] for beams in figures["beam5"]]
 
 
-def test_greedy_is_the_argmax_of_the_uncached_model():
+def test_greedy_is_the_argmax_of_the_uncached_model(fast):
     model = tiny_model()
+    model.use_fast(fast)
     prompts = torch.tensor([PROMPTS[0]] * 6)
     generated = model.generate(embeddings(), Decoding(max_tokens=12, stop_token=-1), prompts.tolist())
     tokens = prompts
@@ -56,8 +61,9 @@ def test_greedy_is_the_argmax_of_the_uncached_model():
 @by_method
 @pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["no prompt", "prompts of many lengths"])
 @pytest.mark.parametrize("mapping", ["mlp", "transformer"])
-def test_a_caption_of_a_batch_is_the_one_decoded_alone(decoding, prompts, mapping):
+def test_a_caption_of_a_batch_is_the_one_decoded_alone(decoding, prompts, mapping, fast):
     model = tiny_model(mapping)
+    model.use_fast(fast)
     together = model.generate(embeddings(), decoding, prompts)
     for row in range(6):
         alone = model.generate(embeddings()[row : row + 1], decoding, prompts and prompts[row : row + 1])
@@ -65,8 +71,9 @@ def test_a_caption_of_a_batch_is_the_one_decoded_alone(decoding, prompts, mappin
 
 
 @by_method
-def test_captions_end_at_the_stop_token_and_keep_it(decoding):
+def test_captions_end_at_the_stop_token_and_keep_it(decoding, fast):
     model = tiny_model()
+    model.use_fast(fast)
     captions = model.generate(embeddings(40), decoding)
     flat = [ids for row in captions for ids in row] if decoding.return_all else captions
     assert all(STOP not in ids[:-1] and (ids[-1] == STOP or len(ids) == 20) for ids in flat)
@@ -94,9 +101,10 @@ def test_finished_rows_leave_the_batch(monkeypatch):
     assert sum(sizes) <= sum(lengths) / 0.75 + 64
 
 
-def test_samples_differ_between_seeds_and_not_between_calls():
+def test_samples_differ_between_seeds_and_not_between_calls(fast):
     """Published top-p is followed by argmax: every call returns the same caption."""
     model = tiny_model()
+    model.use_fast(fast)
     samples = [model.generate(embeddings(), Decoding(method="nucleus", seed=seed, max_tokens=12)) for seed in (0, 0, 1)]
     assert samples[0] == samples[1] != samples[2]
     free = Decoding(method="nucleus", seed=None, max_tokens=12)
@@ -111,8 +119,9 @@ def test_images_that_look_alike_to_the_model_still_get_samples_of_their_own():
     assert len({tuple(ids) for ids in samples}) > 1
 
 
-def test_constraints_hold_in_every_caption():
+def test_constraints_hold_in_every_caption(fast):
     model = tiny_model()
+    model.use_fast(fast)
     free = model.generate(embeddings(), Decoding(max_tokens=20, stop_token=-1))
     word, pair = free[0][2], tuple(free[1][3:5])
     for method in ("greedy", "nucleus", "beam"):
@@ -132,12 +141,13 @@ def test_weights_that_an_optimizer_changes_are_seen_by_the_next_call(fused):
     optimizer.step()
     after = model.generate(embeddings(), METHODS[0])
     assert after != before
-    model._cached = None
-    assert model.generate(embeddings(), METHODS[0]) == after
+    afresh = copy.deepcopy(model).requires_grad_(False)
+    assert afresh.generate(embeddings(), METHODS[0]) == after
 
 
-def test_frozen_weights_that_change_in_place_are_seen_too():
+def test_frozen_weights_that_change_in_place_are_seen_too(fast):
     model = tiny_model().requires_grad_(False)
+    model.use_fast(fast)
     before = model.generate(embeddings(), METHODS[0])
     model.gpt.transformer.h[0].mlp.c_proj.weight.neg_()
     assert model.generate(embeddings(), METHODS[0]) != before
@@ -171,7 +181,7 @@ def test_bf16_differs_from_fp32_only_where_the_best_logits_tie():
 def test_packed_and_public_linear_layers_agree(activation):
     layer = torch.nn.Linear(64, 96).bfloat16()
     x = torch.randn(5, 3, 64).bfloat16()
-    packed, public = (linear.prepare_linear(layer, activation, packed=packed)(x) for packed in (True, False))
+    packed, public = (linear.prepare_linear(layer, activation, fast=fast)(x) for fast in (True, False))
     assert packed.shape == public.shape == (5, 3, 96)
     assert torch.allclose(packed.float(), public.float(), atol=0.02, rtol=0.02)
 

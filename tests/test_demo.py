@@ -8,14 +8,14 @@ from itertools import combinations as pairs
 
 import pytest
 
-from clipcap.demo import CLIP, GPT2, LITERAL, WEIGHTS
-from clipcap.demo.captions import EMOJI, KINDS, MOODS, OPENINGS, PLACES, TAGS
-from clipcap.demo.corpus import documents
-from clipcap.demo.judge import is_instagram, judge, shares
-from clipcap.demo.scenes import COLOURS, SPLITS, Scene, combinations, scenes
-from clipcap.demo.settings import SETTINGS
-from clipcap.demo.subjects import SUBJECTS
 from clipcap.errors import UserError
+from clipcap.world.captions import EMOJI, KINDS, MOODS, OPENINGS, PLACES, TAGS
+from clipcap.world.judge import is_instagram, judge, shares
+from clipcap.world.scenes import COLOURS, SPLITS, Scene, combinations, scenes
+from clipcap.world.settings import SETTINGS
+from clipcap.world.shipped import CLIP, GPT2, LITERAL, WEIGHTS
+from clipcap.world.subjects import SUBJECTS
+from demo.corpus import documents
 
 RED_CAT = Scene("test", 0, "cat", "red", "beach")
 
@@ -32,7 +32,7 @@ def pictures(held_out):
 
 @pytest.fixture(scope="module")
 def encoder():
-    from clipcap.encoder import ClipEncoder
+    from clipcap.clip.encoder import ClipEncoder
 
     return ClipEncoder.load("demo")
 
@@ -72,7 +72,7 @@ def test_scenes_continue_where_they_stopped():
 def test_drawing_and_captions_are_the_same_in_every_process(held_out):
     """Data drawn in worker processes must not depend on hash seeds or on what was drawn before."""
     code = (
-        "import hashlib; from clipcap.demo.scenes import scenes\n"
+        "import hashlib; from clipcap.world.scenes import scenes\n"
         "print(*(hashlib.sha256(s.draw().tobytes() + s.post().encode()).hexdigest() for s in scenes('test', 2, 5)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -82,7 +82,7 @@ def test_drawing_and_captions_are_the_same_in_every_process(held_out):
 
 def test_drawing_needs_no_torch():
     """Worker processes draw: torch would cost each of them seconds and hundreds of megabytes."""
-    code = "import sys, clipcap.demo.judge, clipcap.demo.scenes as s; next(s.scenes('test')).draw(); "
+    code = "import sys, clipcap.world.judge, clipcap.world.scenes as s; next(s.scenes('test')).draw(); "
     code += "print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
@@ -183,8 +183,8 @@ def test_clip_prefers_the_post_of_the_picture(encoder, held_out, pictures):
 
 
 def test_literal_captioner_names_what_it_sees_and_posts_nothing(encoder, held_out, pictures):
-    from clipcap.checkpoint import load_checkpoint
-    from clipcap.tokenizer import tokenizer_from_json
+    from clipcap.model.gpt2 import tokenizer_from_json
+    from clipcap.weights.checkpoint import load_checkpoint
 
     model = load_checkpoint("demo")
     tokenizer = tokenizer_from_json(model.config.tokenizer)
@@ -195,8 +195,7 @@ def test_literal_captioner_names_what_it_sees_and_posts_nothing(encoder, held_ou
 
 
 def test_gpt2_is_a_language_model_that_transformers_loads():
-    from clipcap.language_model import load_language_model
-    from clipcap.tokenizer import end_of_text, load_tokenizer
+    from clipcap.model.gpt2 import end_of_text, load_language_model, load_tokenizer
 
     tokenizer, model = load_tokenizer("demo"), load_language_model("demo")
     assert tokenizer.get_vocab_size() == model.config.vocab_size
@@ -207,7 +206,7 @@ def test_gpt2_is_a_language_model_that_transformers_loads():
 
 def test_hashtags_and_emoji_are_read_in_pieces():
     """One token for "#redcat" would have to be learned anew for every colour and thing."""
-    from clipcap.tokenizer import load_tokenizer
+    from clipcap.model.gpt2 import load_tokenizer
 
     tokenizer = load_tokenizer("demo")
     assert [tokenizer.decode([token]) for token in tokenizer.encode(" 🌊❤️ #redcat").ids] == [
@@ -223,7 +222,7 @@ def test_hashtags_and_emoji_are_read_in_pieces():
 
 
 def test_build_of_an_unknown_part_names_the_known_ones():
-    from clipcap.demo.build import main
+    from demo.build import main
 
     with pytest.raises(UserError, match="clip, gpt2, literal"):
         main(["clib"])
@@ -231,7 +230,7 @@ def test_build_of_an_unknown_part_names_the_known_ones():
 
 def test_contrastive_batches_never_show_a_combination_twice():
     """Two pictures with the same caption in a batch would be pushed away from each other's."""
-    from clipcap.demo.build_clip import _batches
+    from demo.build_clip import _batches
 
     table = combinations("train")
     pictured = list(scenes("train", 3 * len(table)))
@@ -242,9 +241,8 @@ def test_contrastive_batches_never_show_a_combination_twice():
 
 
 def test_gpt2_is_trained_from_nothing_and_can_be_loaded(tmp_path, monkeypatch):
-    from clipcap.demo import build_gpt2
-    from clipcap.language_model import load_language_model
-    from clipcap.tokenizer import load_tokenizer
+    from clipcap.model.gpt2 import load_language_model, load_tokenizer
+    from demo import build_gpt2
 
     monkeypatch.setattr(build_gpt2, "DOCUMENTS", 400)
     build_gpt2.train_gpt2(tmp_path / "gpt2")
@@ -254,8 +252,8 @@ def test_gpt2_is_trained_from_nothing_and_can_be_loaded(tmp_path, monkeypatch):
 
 
 def test_clip_is_trained_from_nothing_and_can_be_loaded(tmp_path, monkeypatch):
-    from clipcap.demo import build_clip
-    from clipcap.encoder import ClipEncoder
+    from clipcap.clip.encoder import ClipEncoder
+    from demo import build_clip
 
     monkeypatch.setattr(build_clip, "EPOCHS", 1)
     monkeypatch.setattr(build_clip, "BATCH", 16)
@@ -272,7 +270,7 @@ def test_clip_is_trained_from_nothing_and_can_be_loaded(tmp_path, monkeypatch):
 def test_draw_writes_the_held_out_pictures(tmp_path, held_out):
     from PIL import Image
 
-    from clipcap.demo.draw import main, photo
+    from demo.draw import main, photo
 
     main([str(tmp_path / "photos")])
     assert len(list((tmp_path / "photos").iterdir())) == SPLITS["test"]
@@ -281,7 +279,7 @@ def test_draw_writes_the_held_out_pictures(tmp_path, held_out):
 
 
 def test_draw_into_a_file_is_one_sentence(tmp_path):
-    from clipcap.demo.draw import main
+    from demo.draw import main
 
     (tmp_path / "photos").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
@@ -289,7 +287,8 @@ def test_draw_into_a_file_is_one_sentence(tmp_path):
 
 
 def test_show_prints_captions_figures_and_places(tmp_path, monkeypatch, capsys, held_out):
-    from clipcap.demo import CAPTIONS, PAGE, PHOTOS, draw, show
+    from clipcap.world.shipped import CAPTIONS, PAGE, PHOTOS
+    from demo import draw, show
 
     monkeypatch.chdir(tmp_path)
     draw.main([])
@@ -308,7 +307,7 @@ def test_show_prints_captions_figures_and_places(tmp_path, monkeypatch, capsys, 
 
 
 def test_show_without_captions_says_what_to_run(tmp_path, monkeypatch):
-    from clipcap.demo import show
+    from demo import show
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="make demo"):

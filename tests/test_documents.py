@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from clipcap.errors import UserError
-from clipcap.published import WEIGHTS, resolve_weights
+from clipcap.weights.published import WEIGHTS, resolve_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
@@ -57,7 +57,7 @@ def made(target: str) -> list[str]:
 def script_of(words: list[str]) -> str | None:
     """The script or module that a Python command runs; None for `python -m` of a tool from elsewhere."""
     if words[1] == "-m":
-        return words[2] if words[2].startswith(("clipcap", "benchmarks")) else None
+        return words[2] if words[2].startswith(("clipcap", "demo", "benchmarks")) else None
     return words[1]
 
 
@@ -90,7 +90,7 @@ def expanded(words: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with photos, captioned photos, and published weights as if they had been downloaded before."""
-    from clipcap.demo.scenes import scenes
+    from clipcap.world.scenes import scenes
 
     folder = tmp_path_factory.mktemp("documents")
     for name in ("photos", "my_photos", "cache"):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from clipcap.dropout import Dropout, replace_dropout
+from clipcap.fast.dropout import Dropout
+from clipcap.fast.exchange import speed_up
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
@@ -50,7 +51,7 @@ def test_nothing_is_dropped_in_evaluation_or_at_rate_0():
 
 def test_every_dropout_of_a_model_is_replaced():
     model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"a": nn.Dropout(0.1)}))).eval()
-    replace_dropout(model)
+    speed_up(model)
     found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     assert [(type(module), module.p) for module in found] == [(Dropout, 0.2), (Dropout, 0.1)]
     assert not any(module.training for module in found)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcap.embedder import embed_shards, to_rows
-from clipcap.embeddings import EmbeddingStore, check_clip
+from clipcap.clip.preprocessing import Preprocessing
+from clipcap.data.embed import embed_shards, to_rows
+from clipcap.data.examples import Example
+from clipcap.data.shards import DatasetWriter, claim_folder, cut_shards
+from clipcap.data.store import EmbeddingStore, check_clip
 from clipcap.errors import UserError
-from clipcap.examples import Example
-from clipcap.preprocessing import Preprocessing
-from clipcap.shards import DatasetWriter, claim_folder, cut_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = {"model": "ViT-B/32", "pretrained": "openai", "dim": 4}
@@ -267,7 +267,7 @@ def test_literal_captions_are_kept_by_weights_and_split(tmp_path: Path) -> None:
 )
 def test_training_with_another_clip_is_refused(tmp_path: Path, changes: dict, sentence: str | None) -> None:
     """Guards against weights of one CLIP fed with the embeddings of another, of the same width or not."""
-    from clipcap.model import ClipCapConfig
+    from clipcap.model.config import ClipCapConfig
 
     config = ClipCapConfig(**({"clip_model": "ViT-B/32", "clip_pretrained": "openai", "clip_dim": 4} | changes))
     store = EmbeddingStore(tmp_path, {"clip": CLIP})

@@ -8,11 +8,12 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from PIL import Image
-from tiny_models import TINY_CLIP, save_tiny_clip
+from tiny import TINY_CLIP, save_tiny_clip
 
-from clipcap.encoder import ClipEncoder, registry_name, uses_quick_gelu
+from clipcap.clip.encoder import ClipEncoder
+from clipcap.clip.loading import registry_name, uses_quick_gelu
 from clipcap.errors import UserError
-from clipcap.network import PROXIES, offline_if_unreachable
+from clipcap.offline import PROXIES, offline_if_unreachable
 
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
@@ -74,19 +75,19 @@ def test_every_tag_agrees_with_open_clip():
 
 
 def test_every_openai_name_is_known():
-    from clipcap.encoder import OPENAI_NAMES
+    from clipcap.clip.names import WIDTHS
 
-    for name in OPENAI_NAMES:
+    for name in WIDTHS:
         assert open_clip.get_pretrained_cfg(registry_name(name), "openai")
 
 
-def test_embeddings_equal_open_clips(folder):
+def test_embeddings_equal_open_clips(folder, fast):
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     images = [Image.fromarray(pixels) for pixels in NOISE]
     with torch.no_grad():
         wanted = model.eval().encode_image(torch.stack([transform(image) for image in images]))
         text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["a dog", "two cats"]))
-    encoder = ClipEncoder.load(str(folder))
+    encoder = ClipEncoder.load(str(folder), fast=fast)
     torch.testing.assert_close(encoder.encode_images(images, batch_size=2), wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(encoder.encode_pixels(NOISE), wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(encoder.encode_texts(["a dog", "two cats"]), text, atol=1e-5, rtol=1e-4)

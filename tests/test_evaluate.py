@@ -5,16 +5,15 @@ import random
 
 import pytest
 import torch
-from models import tiny_config
 from PIL import Image
-from tiny_models import save_tiny_clip
+from tiny import save_tiny_clip, tiny_config
 
 import evaluate
 import load_data
-from clipcap import checkpoint
 from clipcap.errors import UserError
-from clipcap.model import ClipCap
-from clipcap.report import read_report
+from clipcap.evaluation.report import read_report
+from clipcap.model.clipcap import ClipCap
+from clipcap.weights import checkpoint
 
 WORDS = ["sunset", "beach", "dog", "coffee", "love", "happy", "☀️", "😍", "#sun", "#dogs", "my", "best", "day", "!"]
 
@@ -109,7 +108,7 @@ def test_report(world, capsys):
 
 def test_captions_are_those_of_the_captioner(world):
     """The stored embeddings, batches and prompts must give what predict.py gives for the same pictures."""
-    from clipcap.captioner import Captioner
+    from clipcap.captioning.captioner import Captioner
 
     run(world, "prompted/prompted_weights.pt", "stranger/stranger_weights.pt", batch_size=4, precision="fp32")
     report = read_report(world / "report")
@@ -181,7 +180,7 @@ def test_output_that_cannot_be_written(world, tmp_path):
 
 
 def test_an_empty_split(world, monkeypatch):
-    from clipcap.embeddings import EmbeddingStore
+    from clipcap.data.store import EmbeddingStore
 
     monkeypatch.setattr(EmbeddingStore, "column", lambda self, split, column: [])
     with pytest.raises(UserError, match="split 'test' of .* is empty"):
@@ -190,8 +189,8 @@ def test_an_empty_split(world, monkeypatch):
 
 def test_captions_of_the_demo_world_are_read():
     """The demo's target, four captions of five right, is a row of its report; other data have no such rows."""
-    from clipcap.demo.scenes import scenes
-    from clipcap.evaluation import demo_scores
+    from clipcap.evaluation.scores import demo_scores
+    from clipcap.world.scenes import scenes
 
     drawn = list(scenes("test", 2))
     captions = [f"my {drawn[0].colour} {drawn[0].subject} 😍", "nothing at all"]

@@ -6,12 +6,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from tiny_models import TINY_CLIP, save_tiny_clip
+from tiny import TINY_CLIP, save_tiny_clip
 from torch import Tensor
 
-from clipcap import linear
-from clipcap.encoder import ClipEncoder
-from clipcap.fast_vit import FastViT, is_plain_vit
+from clipcap.clip.encoder import ClipEncoder
+from clipcap.fast import linear
+from clipcap.fast.vit import FastViT, is_plain_vit
 
 BF16 = torch.bfloat16
 VISION = TINY_CLIP["vision_cfg"] | {"layers": 3}
@@ -106,9 +106,9 @@ def test_a_changed_block_is_left_alone():
 def test_the_encoder_takes_the_fast_way_only_where_it_is_open_clips(tmp_path, monkeypatch, vision):
     """Parts of a batch are encoded alone, so that their activations stay in the caches: in order, none lost."""
     encoder = ClipEncoder.load(save_tiny_clip(tmp_path, vision_cfg=VISION | vision))
-    assert (encoder.fast is None) == bool(vision)
+    assert (encoder.vit is None) == bool(vision)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
-    if encoder.fast:
-        monkeypatch.setattr(encoder.fast, "at_once", 3)
+    if encoder.vit:
+        monkeypatch.setattr(encoder.vit, "at_once", 3)
     images = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     assert relative_error(encoder.encode_pixels(pixels), encoder.model.encode_image(images)) < 1e-5

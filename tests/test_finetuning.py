@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import byte_tokenizer, tiny_config
+from tiny import byte_tokenizer, tiny_config
 
 import basic_finetuning
 import frozen_finetuning
 import load_data
 import lora_finetuning
 import prompt_finetuning
-from clipcap.checkpoint import load_checkpoint, save_checkpoint
-from clipcap.data import collate
 from clipcap.errors import UserError
-from clipcap.literal import LITERAL
-from clipcap.lora import inject
-from clipcap.model import ClipCap
+from clipcap.model.batches import collate
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.prompts import LITERAL
+from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.lora import inject
 
 FAST = ["--epochs", "1", "--batch-size", "8", "--evals-per-epoch", "1", "--device", "cpu", "--learning-rate", "1e-3"]
 
@@ -163,7 +163,7 @@ def trained_adapters(world: Path) -> tuple[ClipCap, object]:
 
 
 def test_saved_loaded_and_merged_adapters_give_the_same_logits(world, tmp_path):
-    from clipcap.lora import Base, merged, save_adapters
+    from clipcap.weights.lora import Base, merged, save_adapters
 
     model, settings = trained_adapters(world)
     save_adapters(model, tmp_path / "lora.pt", Base.of(str(world / "literal.pt")), settings)
@@ -180,7 +180,7 @@ def test_peft_loads_the_exported_folder(world, tmp_path):
     from peft import PeftModel
     from transformers import GPT2LMHeadModel
 
-    from clipcap.lora import export_peft, merged
+    from clipcap.weights.lora import export_peft, merged
 
     model, settings = trained_adapters(world)
     export_peft(model, settings, tmp_path)
@@ -191,7 +191,7 @@ def test_peft_loads_the_exported_folder(world, tmp_path):
 
 def test_a_lora_file_is_never_half_loaded(world, tmp_path):
     """The published LoRA file was loaded with strict=False: nothing of it, and gibberish came out."""
-    from clipcap.lora import Base, save_adapters
+    from clipcap.weights.lora import Base, save_adapters
 
     model, settings = trained_adapters(world)
     base = Base.of(str(world / "literal.pt"))
@@ -209,7 +209,7 @@ def test_a_lora_file_is_never_half_loaded(world, tmp_path):
 
 
 def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
-    from clipcap.lora import Base, save_adapters
+    from clipcap.weights.lora import Base, save_adapters
 
     model, settings = trained_adapters(world)
     copy = tmp_path / "base.pt"
@@ -226,7 +226,7 @@ def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
 
 def test_a_base_that_cannot_be_downloaded_says_where_to_get_it(world, tmp_path, monkeypatch):
     """Guards against a message that asks for a file without its address."""
-    from clipcap.lora import Base, save_adapters
+    from clipcap.weights.lora import Base, save_adapters
 
     monkeypatch.setenv("CLIPCAP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "gdown", None)
@@ -257,7 +257,7 @@ def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, tmp_
 
 
 def test_literal_captions_are_written_once(world, tmp_path, capfd):
-    from clipcap.embeddings import EmbeddingStore
+    from clipcap.data.store import EmbeddingStore
 
     train(prompt_finetuning, world, tmp_path / "first", "--prompt", "literal")
     capfd.readouterr()

@@ -1,10 +1,10 @@
 """Frozen matrices in bf16 while others train: faster, and what is frozen stays what it was to the bit."""
 
 import torch
-from models import tiny_model
 from test_model import batch_of
+from tiny import tiny_model
 
-from clipcap.half import FrozenInHalf
+from clipcap.fast.half import FrozenInHalf
 
 
 def test_frozen_matrices_are_bf16_inside_and_untouched_outside():

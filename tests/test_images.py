@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from clipcap.clip.images import UnreadableImage, find_images, load_pixels, open_image
+from clipcap.clip.preprocessing import Preprocessing
+from clipcap.clip.workers import pixel_batches
 from clipcap.errors import UserError
-from clipcap.images import UnreadableImage, find_images, load_pixels, open_image
-from clipcap.preprocessing import Preprocessing
-from clipcap.workers import pixel_batches
 
 
 def picture(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
@@ -142,8 +142,8 @@ def test_a_long_thin_picture_does_not_eat_the_memory():
 def test_heic_is_read_or_names_the_package(tmp_path, monkeypatch):
     heif = pytest.importorskip("pillow_heif")
     heif.from_pillow(picture()).save(tmp_path / "a.heic")
-    code = "import sys; sys.modules['pillow_heif'] = None\nfrom clipcap.images import *\ntry: open_image(sys.argv[1])\n"
-    code += "except UnreadableImage as error: print(error.reason)"
+    code = "import sys; sys.modules['pillow_heif'] = None\nfrom clipcap.clip.images import *\n"
+    code += "try: open_image(sys.argv[1])\nexcept UnreadableImage as error: print(error.reason)"
     command = [sys.executable, "-c", code, str(tmp_path / "a.heic")]
     assert "pip install pillow-heif" in subprocess.run(command, capture_output=True, text=True).stdout
     assert open_image(tmp_path / "a.heic").size == (64, 48)
@@ -287,7 +287,7 @@ def test_a_worker_that_dies_loses_one_picture_and_not_the_run():
 
 def test_workers_do_not_import_torch():
     """Start-up counts, and threads that torch starts in each worker slow the whole machine."""
-    code = "import sys, clipcap.workers; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, clipcap.clip.workers; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -295,7 +295,7 @@ def test_an_unguarded_script_still_gets_its_pictures(tmp_path):
     """Spawned workers run the main script again; without the usual guard they cannot start at all."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from PIL import Image\nfrom clipcap.workers import *\n"
+        "from PIL import Image\nfrom clipcap.clip.workers import *\n"
         "sources = [Image.new('RGB', (32, 32))] * 20\n"
         "batches = list(pixel_batches(sources, Preprocessing(size=(32, 32)), 20, 1))\n"
         "print(len(batches[0]), all(isinstance(pixels, np.ndarray) for _, pixels in batches[0]))"
@@ -307,7 +307,7 @@ def test_an_unguarded_script_still_gets_its_pictures(tmp_path):
 def test_a_script_on_stdin_tries_worker_processes_once():
     """They cannot start without a file to run again; each chunk used to try anew, with a traceback per worker."""
     code = (
-        "from PIL import Image\nfrom clipcap.workers import *\n"
+        "from PIL import Image\nfrom clipcap.clip.workers import *\n"
         "sources = [Image.new('RGB', (32, 32), (index, 0, 0)) for index in range(100)]\n"
         "batches = pixel_batches(sources, Preprocessing(size=(32, 32)), 20, workers=2)\n"
         "print(*(pixels[0, 0, 0] for batch in batches for _, pixels in batch))"

@@ -1,36 +1,39 @@
 """Losses and gradients of the large weights against those of autograd, which serves where several processes train."""
 
+import copy
+
 import pytest
 import torch
-from models import tiny_model
 from test_model import batch_of
+from tiny import tiny_model
 
-from clipcap import large_weights
-from clipcap.large_weights import LargeLinear
+from clipcap.fast import large_weights
+from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
+from clipcap.fast.exchange import speed_up
+from clipcap.training.trainer import Objective
 
 BATCHES = [batch_of([[5, 9, 3], [4, 8]]), batch_of([[5, 5, 5, 7, 1], [4, 8, 5, 5], [200, 3]])]
 
 
-def gradients(model, precision: torch.dtype = torch.float32) -> tuple[list, dict]:
+def gradients(model, precision: torch.dtype = torch.float32, fast: bool = True) -> tuple[list, dict]:
     """Two batches' losses, and the gradients of their sum, computed as the training loop accumulates them."""
-    losses = []
+    losses, objective = [], Objective(model, fast)
+    if fast:
+        speed_up(model, large=0)
+        assert isinstance(model.clip_project.model[2], LargeLinear)
+        assert isinstance(model.gpt.transformer.wte, LargeEmbedding)
     model.zero_grad(set_to_none=True)
     for batch in BATCHES:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss = model.loss(batch)
+            loss = objective(batch)
         loss.backward()
         losses.append(loss.item())
     return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.fixture
-def by_autograd(monkeypatch):
-    def gradients_of(*args):
-        with monkeypatch.context() as plain:
-            plain.setattr(large_weights, "_takes_over", lambda *args, **options: False)
-            return gradients(*args)
-
-    return gradients_of
+def by_autograd(model, precision: torch.dtype = torch.float32) -> tuple[list, dict]:
+    """The same by the plain model, which nothing was exchanged in."""
+    return gradients(copy.deepcopy(model), precision, fast=False)
 
 
 def trains(kind: str, model) -> None:
@@ -42,7 +45,7 @@ def trains(kind: str, model) -> None:
 
 @pytest.mark.parametrize("rows", [2, large_weights.ROWS], ids=["some rows at a time", "all rows at once"])
 @pytest.mark.parametrize("kind", ["everything", "head alone", "embedding and head", "mapping network"])
-def test_gradients_are_those_of_autograd(kind, rows, by_autograd, monkeypatch):
+def test_gradients_are_those_of_autograd(kind, rows, monkeypatch):
     monkeypatch.setattr(large_weights, "ROWS", rows)
     model = tiny_model()
     trains(kind, model)
@@ -56,11 +59,11 @@ def test_gradients_are_those_of_autograd(kind, rows, by_autograd, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["everything", "head alone", "mapping network"])
-def test_in_bf16_they_differ_by_rounding_only(kind, by_autograd):
+def test_in_bf16_they_differ_by_rounding_only(kind):
     model = tiny_model()
     trains(kind, model)
-    _, exact = gradients(model)
     _, expected = by_autograd(model, torch.bfloat16)
+    _, exact = gradients(model)
     _, found = gradients(model, torch.bfloat16)
     for name, true in exact.items():
         assert found[name].dtype == torch.float32
@@ -78,14 +81,14 @@ def test_a_second_loss_before_the_first_goes_backwards_does_not_disturb_it():
     model = tiny_model()
     expected = gradients(model)[1]
     model.zero_grad()
-    sum(model.loss(batch) for batch in BATCHES).backward()
+    objective = Objective(model, fast=True)
+    sum(objective(batch) for batch in BATCHES).backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, expected[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_going_backwards_twice_is_an_error():
-    model = tiny_model()
-    loss = model.loss(BATCHES[0])
+    loss = Objective(tiny_model(), fast=True)(BATCHES[0])
     loss.backward(retain_graph=True)
     with pytest.raises((RuntimeError, AttributeError)):
         loss.backward()
@@ -107,3 +110,16 @@ def test_a_large_layer_is_a_linear_one():
     assert torch.allclose(found, expected, atol=1e-5)
     with torch.no_grad():
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_the_names_of_the_parameters_and_what_trains_stay():
+    """Guards against checkpoints that a faster layer has given other names, and tied weights that come apart."""
+    model = tiny_model()
+    model.train_only(lambda name: name.startswith("clip_project."))
+    before = {name: (parameter, parameter.requires_grad) for name, parameter in model.named_parameters()}
+    keys = list(model.state_dict())
+    speed_up(model, large=0)
+    after = {name: (parameter, parameter.requires_grad) for name, parameter in model.named_parameters()}
+    assert list(model.state_dict()) == keys and before.keys() == after.keys()
+    assert all(after[name][0] is parameter and after[name][1] == trains for name, (parameter, trains) in before.items())
+    assert model.gpt.lm_head.weight is model.gpt.transformer.wte.weight

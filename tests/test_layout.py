@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -19,40 +19,97 @@ PACKAGE = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "clipcap").rglob("*.py")
 }
+TOOLS = [path for folder in ("demo", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
+# The floors, from the top: a module imports from its own floor and from those below it. A name ending in "." is a room.
+LAYERS = (
+    ("notebook",),
+    ("evaluation.",),
+    ("captioning.",),
+    ("training.",),
+    ("data.",),
+    ("weights.",),
+    ("model.",),
+    ("clip.",),
+    ("decoding.",),
+    ("fast.",),
+    ("world.",),
+    ("cli", "devices", "files", "plots", "offline"),
+    ("page", "text", "errors"),
+)
 # What takes seconds to import, and what processes that only decode images must never load.
 HEAVY = {"torch", "torchvision", "transformers", "open_clip", "datasets", "matplotlib", "peft", "accelerate"}
-# Importing the key, even indirectly, from a module of the value would turn an arrow of the design around.
-ABOVE = {
-    "clipcap.captioner": ["encoder", "images", "decoding", "model", "mapping", "checkpoint", "published", "training"],
-    "clipcap.training": ["model", "data", "checkpoint", "plots", "encoder", "images", "decoding", "mapping"],
-    "clipcap.checkpoint": ["model", "decoding", "mapping", "data", "encoder", "images"],
-    "clipcap.model": ["mapping", "decoding", "encoder", "images", "sources", "embeddings"],
-    "clipcap.encoder": ["images", "model", "data", "checkpoint", "training", "metrics", "plots", "sources"],
-}
+Graph = dict[str, frozenset[str]]
 
 
-def statements(node: ast.AST, into_functions: bool) -> Iterator[ast.AST]:
-    """Every statement below a node, but not those for type checkers."""
+def imports_of(tree: ast.AST, package: Iterable[str], at_import_only: bool = False) -> frozenset[str]:
+    """Dotted names that a module imports, those inside functions and for type checkers included.
+
+    `at_import_only` leaves these two out. `from clipcap.clip import images` counts as an import of clipcap.clip.images.
+    """
+    found: set[str] = set()
+    for node in statements(tree, at_import_only):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import; name the module in full"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & set(package)
+            found.update(submodules or {node.module})
+    return frozenset(found)
+
+
+def statements(node: ast.AST, at_import_only: bool) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        if at_import_only and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
         yield child
-        if into_functions or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield from statements(child, into_functions)
+        if not at_import_only or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from statements(child, at_import_only)
 
 
 @cache
 def imports(path: Path, at_import_only: bool = False) -> frozenset[str]:
-    """Dotted names that a file imports; `at_import_only` leaves out those that wait inside functions."""
-    found: set[str] = set()
-    for node in statements(ast.parse(path.read_text(encoding="utf-8")), not at_import_only):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import; name the module in full"
-            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & PACKAGE.keys()
-            found.update(submodules or {node.module})
-    return frozenset(found)
+    return imports_of(ast.parse(path.read_text(encoding="utf-8")), PACKAGE, at_import_only)
+
+
+def graph_of(sources: dict[str, str]) -> Graph:
+    """Module -> the modules of the package that it imports."""
+    return {
+        name: frozenset(imports_of(ast.parse(text), sources) & sources.keys() - {"clipcap"})
+        for name, text in sources.items()
+    }
+
+
+def floor(module: str) -> int:
+    """The number of a module's floor, counted from the top."""
+    name = module.removeprefix("clipcap.")
+    for number, members in enumerate(LAYERS):
+        if name in members or any(m.endswith(".") and (name + ".").startswith(m) for m in members):
+            return number
+    raise AssertionError(f"{module} is on no floor of LAYERS")
+
+
+def upward(graph: Graph) -> list[str]:
+    return [
+        f"{module} -> {imported}"
+        for module, names in graph.items()
+        for imported in names
+        if module != "clipcap" and floor(imported) < floor(module)
+    ]
+
+
+def circles(graph: Graph) -> list[str]:
+    """Modules that import themselves through others."""
+    found = []
+    for start in graph:
+        seen, waiting = set(), list(graph[start])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting.extend(graph[name])
+        if start in seen:
+            found.append(start)
+    return found
 
 
 def reached(start: Path, at_import_only: bool = False) -> set[str]:
@@ -71,40 +128,73 @@ def top_level(names: set[str] | frozenset[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+@pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    return {name: path.read_text(encoding="utf-8") for name, path in PACKAGE.items()}
+
+
+def test_no_import_runs_upwards(sources) -> None:
+    """Guards against a low module that comes to need a high one, in a function or for a type checker too."""
+    assert upward(graph_of(sources)) == []
+
+
+def test_there_is_no_circle(sources) -> None:
+    """Guards against modules that cannot be understood, or imported, one without the other."""
+    assert circles(graph_of(sources)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("clipcap.model.mapping", "from clipcap.training.trainer import Trainer"),
+        ("clipcap.fast.linear", "def late():\n    from clipcap.model.clipcap import ClipCap"),
+        ("clipcap.errors", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import clipcap.cli"),
+        ("clipcap.world.scenes", "from clipcap.captioning import rules"),
+    ],
+)
+def test_a_single_upward_import_is_noticed(sources, module, line) -> None:
+    """Guards against a layout test that no longer sees what it should."""
+    found = upward(graph_of(sources | {module: f"{sources[module]}\n{line}\n"}))
+    assert len(found) == 1 and found[0].startswith(module)
+
+
+def test_a_circle_is_noticed(sources) -> None:
+    text = sources["clipcap.clip.names"] + "\nfrom clipcap.clip import loading\n"
+    assert "clipcap.clip.names" in circles(graph_of(sources | {"clipcap.clip.names": text}))
+
+
+def test_the_listing_explains_the_project() -> None:
+    """Guards against a package that grows flat again, and rooms whose purpose nobody has written down."""
+    entries = [path for path in (ROOT / "clipcap").iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 20, sorted(path.name for path in entries)
+    for room in (path for path in entries if path.is_dir()):
+        tree = ast.parse((room / "__init__.py").read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree) and len(tree.body) == 1, f"{room.name}: one sentence, and nothing imported"
+
+
 def test_nothing_imports_a_script() -> None:
     """Guards against strategies that lean on each other's scripts, and a package that cannot be installed alone."""
-    for path in [*SCRIPTS.values(), *PACKAGE.values(), *(ROOT / "benchmarks").rglob("*.py")]:
+    for path in [*SCRIPTS.values(), *PACKAGE.values(), *TOOLS]:
         assert not top_level(imports(path)) & SCRIPTS.keys(), path
 
 
-def test_only_the_encoder_imports_open_clip() -> None:
-    """Guards against a second way to compute CLIP embeddings. The demo's builder trains a CLIP, so it makes one."""
+def test_only_its_loader_imports_open_clip() -> None:
+    """Guards against a second way to compute CLIP embeddings."""
     users = {name for name, path in PACKAGE.items() if "open_clip" in top_level(imports(path))}
-    assert users <= {"clipcap.encoder", "clipcap.demo.build_clip"}
+    assert users == {"clipcap.clip.loading"}
     assert not [name for name, path in SCRIPTS.items() if "open_clip" in top_level(imports(path))]
-
-
-@pytest.mark.parametrize("upper", ABOVE)
-def test_arrows_run_one_way(upper: str) -> None:
-    """Guards against a low module that comes to need a high one."""
-    for lower in ABOVE[upper]:
-        path = PACKAGE.get(f"clipcap.{lower}")
-        assert path is None or upper not in reached(path), f"clipcap.{lower} reaches {upper}"
-
-
-def test_no_module_imports_itself_through_others() -> None:
-    """Guards against import cycles, which work or break by the order in which modules are first imported."""
-    for name, path in PACKAGE.items():
-        assert name == "clipcap" or name not in reached(path, at_import_only=True), name
 
 
 def test_training_never_imports_the_encoder() -> None:
     """Guards against training that computes embeddings again: it reads the stored ones."""
-    assert "clipcap.encoder" not in reached(PACKAGE["clipcap.training"])
-    assert "clipcap.encoder" not in reached(PACKAGE["clipcap.data"])
+    for name in PACKAGE:
+        if name.startswith("clipcap.training."):
+            assert "clipcap.clip.encoder" not in reached(PACKAGE[name]), name
 
 
-@pytest.mark.parametrize("name", ["clipcap.images", "clipcap.preprocessing", "clipcap.workers", "clipcap.cli"])
+@pytest.mark.parametrize(
+    "name", ["clipcap.clip.images", "clipcap.clip.preprocessing", "clipcap.clip.workers", "clipcap.cli"]
+)
 def test_decoding_processes_load_nothing_heavy(name: str) -> None:
     """Guards against worker processes that each spend seconds and memory on torch, and a slow `--help`."""
     assert not top_level(reached(PACKAGE[name], at_import_only=True)) & HEAVY
@@ -123,8 +213,9 @@ def test_every_package_that_is_imported_is_required() -> None:
     """Guards against a package that happens to be there because another one brought it."""
     known = packages_distributions()
     asked_for = {canonicalize_name(requirement.name) for requirement in required("dev", "wandb")}
-    for path in [*SCRIPTS.values(), *PACKAGE.values()]:
-        for name in top_level(imports(path)) - sys.stdlib_module_names - {"clipcap"}:
+    own = {"clipcap", "demo", "benchmarks"}
+    for path in [*SCRIPTS.values(), *PACKAGE.values(), *TOOLS]:
+        for name in top_level(imports(path)) - sys.stdlib_module_names - own:
             assert {canonicalize_name(found) for found in known.get(name, [name])} & asked_for, f"{path.name}: {name}"
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_data import save_hub_folder
-from tiny_models import save_tiny_clip
+from tiny import save_hub_folder, save_tiny_clip
 
 import load_data
-from clipcap.embeddings import EmbeddingStore
-from clipcap.encoder import ClipEncoder
+from clipcap.clip.encoder import ClipEncoder
+from clipcap.data.store import EmbeddingStore
 from clipcap.errors import UserError
 
 COUNT = 24
@@ -166,8 +165,11 @@ def test_the_published_pickle_needs_no_clip(shared: Path, tmp_path: Path, monkey
         (["--source", "folder", "PHOTOS", "--output", "PHOTOS/00.jpg/data"], "cannot write into"),
         (["--source", "folder", "PHOTOS", "--output", "PHOTOS"], "holds other files and no dataset"),
         (["--source", "folder", "PHOTOS", "--output", "OUT", "--clip", "ViT-Z/99"], "ViT-Z/99"),
-        (["--source", "folder", "PHOTOS", "--output", "OUT", "--batch-size", "0"], "--batch-size is 0"),
-        (["--source", "folder", "PHOTOS", "--output", "OUT", "--limit", "0"], "--limit is 0"),
+        (
+            ["--source", "folder", "PHOTOS", "--output", "OUT", "--batch-size", "0"],
+            "--batch-size must be at least 1, not 0",
+        ),
+        (["--source", "folder", "PHOTOS", "--output", "OUT", "--limit", "0"], "--limit must be at least 1, not 0"),
         (["--source", "folder", "PHOTOS", "--output", "OUT", "--limit", "1"], "too few"),
         (["--source", "instagram", "--output", "OUT"], "kkcosmos/instagram-images-with-captions"),
     ],
@@ -202,7 +204,7 @@ def test_a_disk_that_fills_up_loses_nothing(photos: Path, clip: Path, tmp_path: 
         write(path, table)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipcap.shards.write_table", full)
+        patch.setattr("clipcap.data.shards.write_table", full)
         with pytest.raises(UserError, match="No space left on device"):
             load(photos, clip, tmp_path / "data")
     assert (tmp_path / "data" / ".parts" / "train-00000.arrow").is_file()

@@ -2,7 +2,7 @@
 
 import torch
 
-from clipcap.mapping import MAPPINGS, MLP, TransformerMapper
+from clipcap.model.mapping import MAPPINGS, MLP, TransformerMapper
 
 
 def test_mlp_is_half_as_wide_inside_with_a_tanh_between():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clipcap.errors import UserError
-from clipcap.java_metrics import java_scorer
-from clipcap.metrics import clip_scores, overlap, style, tokenize
+from clipcap.evaluation.java_metrics import java_scorer
+from clipcap.evaluation.metrics import clip_scores, overlap, style, tokenize
 
 
 def pycocoevalcap_scores(candidates, references):

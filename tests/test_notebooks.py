@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from clipcap.notebook import BlindRating, sample_images, side_by_side, uploaded_images
-from clipcap.published import resolve_weights
+from clipcap.weights.published import resolve_weights
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 COMPARED = {"clip_prefix_captioning_inference": "demo other.pt", "transformer_inference": "demo"}

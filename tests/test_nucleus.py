@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from clipcap import nucleus
-from clipcap.nucleus import UNIFORMS, sample_nucleus
+from clipcap.fast import nucleus
+from clipcap.fast.nucleus import UNIFORMS, sample_nucleus
 
 DRAWS = 20_000
 

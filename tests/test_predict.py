@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import save_tiny_weights
+from tiny import save_tiny_weights
 
 import predict
 from clipcap import ClipCap, ClipCapConfig, ClipEncoder, save_checkpoint
+from clipcap.clip.images import open_image
 from clipcap.errors import UserError
-from clipcap.images import open_image
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,9 +9,9 @@ from chromium import PROGRAM, Chromium
 from PIL import Image
 
 from clipcap.errors import UserError
-from clipcap.measures import amount, duration
-from clipcap.ratings import add_ratings, summary
-from clipcap.report import markdown, read_report, rewrite_tables, text_table, write_report
+from clipcap.evaluation.measures import amount, duration
+from clipcap.evaluation.ratings import add_ratings, summary
+from clipcap.evaluation.report import markdown, read_report, rewrite_tables, text_table, write_report
 
 NAMES = ["base", "lora_4", "<em>&\"prompted'|"]
 CAPTIONS = ["<script>document.title = 'broken'</script> 😍 #sun", "a dog\non a beach", "#" + "long" * 40]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_data import save_hub_folder
+from tiny import save_hub_folder
 
+from clipcap.clip.images import open_image
+from clipcap.data.examples import Example, Source, carve_splits, limit_examples, split_name
+from clipcap.data.sources import SOURCES, SourceArguments, open_source
 from clipcap.errors import UserError
-from clipcap.examples import Example, Source, carve_splits, limit_examples, split_name
-from clipcap.images import open_image
-from clipcap.sources import SOURCES, SourceArguments, open_source
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -355,7 +355,7 @@ def test_the_clip_of_a_pickle(tmp_path: Path, name: str, width: int, asked: str 
 
 def test_demo() -> None:
     """Guards against a demo dataset without a split that the scripts need."""
-    from clipcap.demo.scenes import SPLITS
+    from clipcap.world.scenes import SPLITS
 
     source = open_source(["demo"])
     counts = {split: sum(example.split == split for example in source.examples) for split in SPLITS}

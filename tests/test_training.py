@@ -7,13 +7,14 @@ import signal
 import numpy as np
 import pytest
 import torch
-from models import byte_tokenizer, tiny_config, tiny_model
+from tiny import byte_tokenizer, tiny_config, tiny_model
 
-from clipcap.checkpoint import load_checkpoint
-from clipcap.data import CaptionDataset, encode_captions
 from clipcap.errors import UserError
-from clipcap.model import ClipCap
-from clipcap.training import LoopArguments, Trainer, decay_groups, validation_loss
+from clipcap.model.batches import encode_captions
+from clipcap.model.clipcap import ClipCap
+from clipcap.training.loader import CaptionDataset
+from clipcap.training.trainer import LoopArguments, Trainer, decay_groups, validation_loss
+from clipcap.weights.checkpoint import load_checkpoint
 
 CAPTIONS = ["sunny days ☀️", "best friends!", "coffee first", "#nofilter"] * 12
 

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from clipcap.captioning.rows import Row
+from clipcap.captioning.writers import Sidecars, open_writer
 from clipcap.errors import UserError
-from clipcap.rows import Row
-from clipcap.writers import Sidecars, open_writer
 
 CAPTIONS = ["sun & <b>sea</b> ☀️", 'two "lines"\nhere\r\nand there', "=HYPERLINK(1)", "@bob -1", "a,b;c\t'd'", "\u2028x"]
 ENDINGS = ["jsonl", "csv", "html"]

@@ -1,0 +1,112 @@
+"""Captions that a batch of pictures could get: generated, spelled out, scored and sorted.
+
+Shapes: B pictures, C CLIP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from clipcap.decoding.options import Decoding
+from clipcap.model.batches import collate
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.gpt2 import end_of_text
+
+ROWS = 512  # continuations decoded at once, whatever is asked for
+
+Caption = tuple[str, list[int]]  # text, and the token ids it was decoded from
+
+
+class Candidates:
+    """Generates and ranks captions for one batch of pictures.
+
+    Args:
+        model: the captioner.
+        tokenizer: its tokenizer.
+        encode_texts: texts -> (texts, C), by the CLIP that made `clip_embedding`; only `rank="clip"` asks it.
+        clip_embedding: (B, C).
+        prompts: B lists of token ids between picture and caption, or None.
+        rank: "likelihood" or "clip", see `clipcap.captioning.rules.Rules`.
+    """
+
+    def __init__(
+        self,
+        model: ClipCap,
+        tokenizer: Tokenizer,
+        encode_texts: Callable[[list[str]], Tensor],
+        clip_embedding: Tensor,
+        prompts: Sequence[Sequence[int]] | None,
+        rank: str,
+    ) -> None:
+        self.model, self.tokenizer, self.encode_texts = model, tokenizer, encode_texts
+        self.clip_embedding, self.prompts, self.rank = clip_embedding, prompts, rank
+        self.end = end_of_text(tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.clip_embedding)
+
+    def generate(
+        self, rows: Sequence[int], decoding: Decoding, extra: Sequence[Sequence[int]] | None = None
+    ) -> list[list[list[int]]]:
+        """Captions of these rows, as token ids, several for each.
+
+        Args:
+            decoding: with `return_all`.
+            extra: tokens that stand behind each row's prompt and are not repeated in the result.
+        """
+        prompts = [
+            [*(self.prompts[row] if self.prompts else ()), *more]
+            for row, more in zip(rows, extra or [()] * len(rows), strict=True)
+        ]
+        size, captions = max(1, ROWS // decoding.width), []
+        for start in range(0, len(rows), size):
+            batch = self.clip_embedding[list(rows[start : start + size])]
+            given = prompts[start : start + size]
+            captions += self.model.generate(batch, decoding, given if any(given) else None)
+        return captions
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Token ids -> the caption, without end-of-text."""
+        ids = ids[:-1] if ids and ids[-1] == self.end else ids
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False).strip()
+
+    def sort(self, captions: Mapping[int, list[Caption]]) -> dict[int, list[Caption]]:
+        """Row -> its captions, in any order, in; the same, best first, out."""
+        flat = [(row, caption) for row, several in captions.items() if len(several) > 1 for caption in several]
+        scores = iter(self._scores([row for row, _ in flat], [caption for _, caption in flat]))
+        ordered = {}
+        for row, several in captions.items():
+            ranks = [(-next(scores) if len(several) > 1 else 0.0, index) for index in range(len(several))]
+            ordered[row] = [several[index] for _, index in sorted(ranks)]
+        return ordered
+
+    def _scores(self, rows: Sequence[int], captions: Sequence[Caption]) -> list[float]:
+        embeddings = self.clip_embedding[list(rows)]
+        if self.rank == "clip":
+            texts = self.encode_texts([text for text, _ in captions])
+            return torch.cosine_similarity(texts, embeddings.to(texts)).tolist()
+        prompts = [self.prompts[row] if self.prompts else () for row in rows]
+        return likelihoods(self.model, embeddings, prompts, [ids for _, ids in captions])
+
+
+@torch.inference_mode()
+def likelihoods(
+    model: ClipCap,
+    clip_embedding: Tensor,
+    prompts: Sequence[Sequence[int]],
+    captions: Sequence[Sequence[int]],
+    batch_size: int = 32,
+) -> list[float]:
+    """Mean log-probability per token, in nats, of each caption (token ids, its stop token included) of (B, C)."""
+    embeddings = clip_embedding.float().cpu().numpy()
+    scores: list[float] = []
+    for start in range(0, len(captions), batch_size):
+        rows = range(start, min(start + batch_size, len(captions)))
+        batch = collate([(embeddings[row], prompts[row], captions[row]) for row in rows]).to(model.device)
+        losses = model.token_losses(batch).split([len(captions[row]) for row in rows])
+        scores += [-float(loss.mean()) if len(loss) else float("-inf") for loss in losses]
+    return scores

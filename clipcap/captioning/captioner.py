@@ -1,0 +1,183 @@
+"""Pictures -> captions, end to end: what notebooks and `predict.py` call.
+
+Shapes: B pictures, C CLIP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from clipcap.captioning.candidates import Candidates
+from clipcap.captioning.choice import Choice
+from clipcap.captioning.options import decoding_and_rules
+from clipcap.captioning.rows import Row
+from clipcap.captioning.rules import Rules
+from clipcap.clip.encoder import ClipEncoder
+from clipcap.clip.images import UnreadableImage
+from clipcap.clip.workers import pixel_batches
+from clipcap.decoding.options import SEQUENCES, Decoding
+from clipcap.devices import pick_device, pick_dtype
+from clipcap.errors import UserError
+from clipcap.fast.exchange import speed_up
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.config import ClipCapConfig
+from clipcap.model.gpt2 import tokenizer_of
+from clipcap.model.prompts import literal_captions, prompts_for
+from clipcap.offline import offline_if_unreachable
+from clipcap.weights.checkpoint import load_checkpoint
+
+FIRST = 32  # pictures in the first batch, so that its captions come soon
+CLIP_BATCH = 64
+
+Source = str | Path | Image.Image
+
+
+@dataclass
+class Captioner:
+    """A trained model with the CLIP that it was trained on and its tokenizer."""
+
+    model: ClipCap
+    encoder: ClipEncoder
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | Path,
+        clip: str | Path | ClipEncoder | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        fast: bool = True,
+        **overrides: Any,
+    ) -> Captioner:
+        """Load weights and everything that captioning with them needs.
+
+        Args:
+            weights: a file, or the name of published weights.
+            clip: another CLIP than the weights name: see `ClipEncoder.load`; or one that is loaded already.
+            device: "auto", "cpu", "cuda", ...
+            precision: "auto" (bf16 where the device is fast at it), "fp32" or "bf16".
+            fast: use `clipcap.fast`: the same captions sooner.
+            overrides: of the weights' config, as in `load_checkpoint`.
+
+        Raises:
+            UserError: the weights, their CLIP or their tokenizer cannot be loaded, or do not go together.
+        """
+        offline_if_unreachable()
+        device = pick_device(device)
+        dtype = pick_dtype(precision, device)
+        model = load_checkpoint(weights, **overrides).to(device=device, dtype=dtype).requires_grad_(False)
+        model.use_fast(fast)
+        if fast:
+            speed_up(model)  # for the likelihoods by which several captions are ranked
+        config = model.config
+        tokenizer = tokenizer_of(config)
+        if not isinstance(clip, ClipEncoder):
+            clip = ClipEncoder.load(*_clip_name(weights, config, clip), device, dtype, fast)
+        if clip.dim != config.clip_dim:
+            raise UserError(
+                f"{weights} takes embeddings of {config.clip_dim} numbers (CLIP {config.clip_model}), and CLIP "
+                f"{clip.model_name} makes {clip.dim}: use the CLIP that the weights were trained on"
+            )
+        return cls(model, clip, tokenizer)
+
+    def __call__(
+        self, images: Sequence[Source], decoding: Decoding | None = None, **options: Any
+    ) -> list[str] | list[list[str]]:
+        """Caption pictures.
+
+        Args:
+            images: paths or PIL pictures.
+            decoding: how to search; greedy when None.
+            options: fields of Decoding and Rules (`num_captions=3`, `ban=["dog"]`, `emoji="none"`, ...).
+
+        Returns:
+            A caption for each picture; lists of captions, best first, with num_captions above 1 or return_all.
+
+        Raises:
+            UnreadableImage: a picture cannot be read; the message names it.
+        """
+        images = [images] if isinstance(images, Source) else list(images)
+        decoding, rules = decoding_and_rules(decoding, **options)
+        several = rules.num_captions > 1 or decoding.return_all
+        captions = []
+        for row in self.rows(images, decoding, rules, workers=0):
+            if row.error is not None:
+                raise UnreadableImage(f"{row.image}: {row.error}")
+            captions.append(row.captions if several else row.captions[0])
+        return captions
+
+    def rows(
+        self,
+        sources: Iterable[Source],
+        decoding: Decoding,
+        rules: Rules,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> Iterator[Row]:
+        """Caption a stream of pictures, in order; memory does not grow with their number.
+
+        Args:
+            batch_size: pictures per batch; None: as many as decode well together, fewer in the first batch.
+            workers: processes that decode pictures, see `clipcap.workers`.
+        """
+        size = batch_size or max(8, SEQUENCES // replace(decoding, num_captions=rules.num_captions).width)
+        first = batch_size or min(FIRST, size)
+        for batch in pixel_batches(sources, self.encoder.preprocessing, size, workers, first):
+            pixels = [decoded for _, decoded in batch if not isinstance(decoded, UnreadableImage)]
+            captioned = self._caption(pixels, decoding, rules) if pixels else iter(())
+            for source, decoded in batch:
+                image = str(source) if isinstance(source, str | Path) else "picture"
+                if isinstance(decoded, UnreadableImage):
+                    yield Row(image, error=decoded.reason)
+                else:
+                    captions, literal = next(captioned)
+                    yield Row(image, captions, None, literal, rules.missing(captions), rules.num_captions)
+
+    def caption_embeddings(
+        self, clip_embedding: Tensor, decoding: Decoding | None = None, **options: Any
+    ) -> list[list[str]]:
+        """CLIP embeddings (B, C), as the encoder makes them -> B lists of captions, best first."""
+        return [captions for captions, _ in self._choose(clip_embedding, *decoding_and_rules(decoding, **options))]
+
+    def _caption(
+        self, pixels: list[np.ndarray], decoding: Decoding, rules: Rules
+    ) -> Iterator[tuple[list[str], str | None]]:
+        starts = range(0, len(pixels), CLIP_BATCH)
+        try:
+            embeddings = [self.encoder.encode_pixels(np.stack(pixels[start : start + CLIP_BATCH])) for start in starts]
+            return iter(self._choose(torch.cat(embeddings), decoding, rules))
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"a batch of {len(pixels)} pictures does not fit into the memory of {self.model.device}; "
+                "take a smaller one (--batch-size), or fewer beams or captions"
+            ) from None
+
+    def _choose(self, clip_embedding: Tensor, decoding: Decoding, rules: Rules) -> list[tuple[list[str], str | None]]:
+        """(B, C) -> for each picture its captions, and the literal caption that they started from."""
+        literals = literal_captions(self.model, clip_embedding, batch_size=SEQUENCES)
+        prompts = prompts_for(self.model, self.tokenizer, len(clip_embedding), literals)
+        encode_texts = self.encoder.encode_texts
+        candidates = Candidates(self.model, self.tokenizer, encode_texts, clip_embedding, prompts, rules.rank)
+        captions = Choice(candidates, decoding, rules).choose()
+        return list(zip(captions, literals or [None] * len(clip_embedding), strict=True))
+
+
+def _clip_name(weights: str | Path, config: ClipCapConfig, clip: str | Path | None) -> tuple[str, str | None]:
+    """Name and pretrained weights of the CLIP to load: the one asked for, or else the one that the weights name."""
+    if not clip:
+        if not config.clip_model:
+            raise UserError(f"{weights} does not say which CLIP it was trained on; name it (clip=, --clip)")
+        return config.clip_model, config.clip_pretrained
+    if config.clip_model and Path(clip).is_file():  # a file of the CLIP that the weights name
+        return config.clip_model, str(clip)
+    return str(clip), config.clip_pretrained or "openai"

@@ -1,0 +1,96 @@
+"""Captioned pictures as one page that holds all it shows: thumbnails, captions, and a button to copy each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from typing import TextIO
+
+from clipcap.captioning.rows import Row, Writer
+from clipcap.clip.images import UnreadableImage, open_image
+from clipcap.errors import UserError
+from clipcap.page import escape, page, picture_uri
+
+STYLE = """
+.pictures { align-items: start; }
+.card ol { list-style: none; margin: 0; padding: 0; }
+.card li { display: flex; align-items: start; gap: 8px; }
+.card li + li { border-top: 1px solid var(--line); margin-top: 8px; padding-top: 8px; }
+.card li span { flex: 1; min-width: 0; padding: 10px 0; overflow-wrap: anywhere; white-space: pre-line; }
+.card button { flex: none; min-width: 72px; min-height: 44px; border: 1px solid var(--line); border-radius: 10px;
+  background: none; color: var(--accent); font: inherit; font-size: .875rem; cursor: pointer; }
+.card button:hover { border-color: var(--accent); }
+.card p { margin: 8px 0 0; color: var(--quiet); font-size: .8rem; overflow-wrap: anywhere; }
+.card .none { display: grid; place-items: center; aspect-ratio: 4 / 3; padding: 16px; background: var(--line);
+  color: var(--quiet); text-align: center; overflow-wrap: anywhere; }
+"""
+
+SCRIPT = """
+"use strict";
+function select(text) { // where the clipboard is out of reach, select the caption: one more key press copies it
+  getSelection().removeAllRanges();
+  getSelection().selectAllChildren(text);
+  return document.execCommand("copy");
+}
+document.addEventListener("click", async ({ target }) => {
+  if (target.tagName !== "BUTTON") return;
+  const text = target.previousElementSibling;
+  let copied = true;
+  try { await navigator.clipboard.writeText(text.textContent); } catch { copied = select(text); }
+  target.textContent = copied ? "Copied" : "Selected";
+  setTimeout(() => { target.textContent = "Copy"; }, 2000);
+});
+"""
+
+
+class PictureBook(Writer):
+    """Header, a line for each picture, footer. An unfinished page already shows what it holds."""
+
+    MARK = "<!-- picture book -->"
+    CARD = re.compile(r'<figure class="card( failed)?" data-image="([^"]*)" .*</figure>\n')
+
+    def header(self) -> str:
+        return self._parts()[0]
+
+    def footer(self) -> str:
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[str, str]:
+        cards = "<!-- cards -->"
+        body = f'{self.MARK}\n<main class="pictures">\n{cards}</main>'
+        header, footer = page("Captions", body, STYLE, SCRIPT).split(cards)
+        return header, footer
+
+    def format(self, row: Row) -> str:
+        failed = " failed" * (row.error is not None)
+        button = '<button type="button">Copy</button>'
+        captions = "".join(f"<li><span>{escape(caption)}</span>{button}</li>" for caption in row.captions)
+        notes = [row.note, f"literal caption: {row.literal}" if row.literal else "", Path(row.image).name]
+        card = (
+            f'<figure class="card{failed}" data-image="{escape(row.image)}" title="{escape(row.image)}">'
+            f"{self._picture(row)}<figcaption>"
+            + (f"<ol>{captions}</ol>" if captions else "")
+            + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
+            + "</figcaption></figure>"
+        )
+        return card.replace("\r", "&#13;").replace("\n", "&#10;") + "\n"  # one line a picture, as `read` expects
+
+    def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
+        marked = False
+        for line in file:
+            marked = marked or line.startswith(self.MARK)
+            if card := self.CARD.fullmatch(line):
+                yield line, unescape(card[2]), bool(card[1])
+        if not marked:
+            raise UserError(f"{str(self.path)!r} is not a picture book; choose another output")
+
+    def _picture(self, row: Row) -> str:
+        reason = row.error
+        if reason is None:
+            try:
+                return f'<img alt="" loading="lazy" src="{picture_uri(open_image(row.image, min_side=400), 400)}">'
+            except UnreadableImage as error:  # gone since it was captioned; its caption still counts
+                reason = error.reason
+        return f'<div class="none">{escape(reason)}</div>'

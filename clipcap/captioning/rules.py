@@ -1,0 +1,136 @@
+"""What a caption may say, must say, and how many there are: rules that hold on every caption that is written."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import regex
+
+from clipcap.errors import UserError, at_least
+from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+RANKS = ("likelihood", "clip")
+KEEP_OR_NONE = ("keep", "none")
+# An emoji of each block: what begins with its first two bytes in UTF-8 begins an emoji, or a sign not much missed.
+EMOJI_LEADS = "😀☀⚡✨❤⭐⌚⏰⬅➡\ufe0f\u20e3"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules for the captions of a picture.
+
+    Attributes:
+        num_captions: how many captions, all distinct, best first.
+        rank: what "best" means: "likelihood" (per token, of the model) or "clip" (similarity of picture and caption).
+        ban: words (or phrases) that no caption holds; whole words, in any case.
+        ban_file: a file with such words, one a line.
+        require: words each of which one of the captions holds, if that can be done at all.
+        hashtags, emoji, mentions: "keep" or "none".
+    """
+
+    num_captions: int = 1
+    rank: str = "likelihood"
+    ban: tuple[str, ...] = ()
+    ban_file: str | Path | None = None
+    require: tuple[str, ...] = ()
+    hashtags: str = "keep"
+    emoji: str = "keep"
+    mentions: str = "keep"
+
+    def __post_init__(self) -> None:
+        for name, allowed in [("rank", RANKS), *((name, KEEP_OR_NONE) for name in ("hashtags", "emoji", "mentions"))]:
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        at_least(1, num_captions=self.num_captions)
+        ban, require = _words(self.ban), _words(self.require)
+        object.__setattr__(self, "ban", ban + _words(_lines(self.ban_file)) if self.ban_file else ban)
+        object.__setattr__(self, "require", require)
+        for word in self.require:
+            if self.clean(word) != word:
+                raise UserError(f"{word!r} is required, and ruled out at the same time; drop one of the two")
+
+    def allows(self, text: str) -> bool:
+        """Whether a caption holds no banned word."""
+        return not any(_holds(text, word) for word in self.ban)
+
+    def clean(self, text: str) -> str:
+        """The caption without what is ruled out; mostly nothing, since decoding avoids it already."""
+        before = text
+        if self.emoji == "none":
+            text = EMOJI_TRACE.sub("", text)
+        if self.hashtags == "none":
+            text = HASHTAG_TRACE.sub("", text)
+        if self.mentions == "none":
+            text = MENTION_TRACE.sub("", text)
+        for word in self.ban:
+            text = _pattern(word).sub("", unicodedata.normalize("NFC", text))
+        if text == before:
+            return text
+        text = regex.sub(r"[^\S\n]+(?=[,.;:!?\s]|$)", "", regex.sub(r"[^\S\n]+", " ", text)).strip()
+        return self.clean(text)  # what was apart may have come together
+
+    def missing(self, captions: Sequence[str]) -> list[str]:
+        """The required words that none of the captions holds."""
+        return [word for word in self.require if not any(_holds(caption, word) for caption in captions)]
+
+    def banned_tokens(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+        """Token sequences that begin what is ruled out, for `Decoding.banned`."""
+        parts = ["#"] * (self.hashtags == "none") + ["@"] * (self.mentions == "none")
+        parts += EMOJI_LEADS if self.emoji == "none" else ()
+        return tuple((token,) for token in _tokens_with(tokenizer, tuple(parts))) if parts else ()
+
+    def banned_words(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+        """The usual spellings of banned words as token sequences.
+
+        They also rule out some words that only begin alike, so they are for captions that hold a banned word without.
+        """
+        forms = {
+            form for word in self.ban for form in (word, word.lower(), word.capitalize(), word.title(), word.upper())
+        }
+        spelled = [prefix + form for form in sorted(forms) for prefix in ("", " ")]
+        return tuple(dict.fromkeys(tuple(encoding.ids) for encoding in tokenizer.encode_batch(spelled)))
+
+
+def _words(words: str | Sequence[str]) -> tuple[str, ...]:
+    words = [words] if isinstance(words, str) else words
+    return tuple(dict.fromkeys(unicodedata.normalize("NFC", word.strip()) for word in words if word.strip()))
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"the file of banned words {str(path)!r} cannot be read ({reason})") from None
+
+
+def _holds(text: str, word: str) -> bool:
+    return _pattern(word).search(unicodedata.normalize("NFC", text)) is not None
+
+
+@lru_cache(maxsize=4096)
+def _pattern(word: str) -> regex.Pattern:
+    """The word as a whole word in any case, with the sign of a hashtag or mention and the 's that belong to it."""
+    body = r"\s+".join(regex.escape(part) for part in word.split())
+    start = r"[#@]?(?<!\w)" if regex.match(r"\w", word) else ""
+    end = r"(?!\w)(?:['’]s\b)?" if regex.search(r"\w$", word) else ""
+    return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE)
+
+
+@lru_cache(maxsize=8)
+def _tokens_with(tokenizer: Tokenizer, parts: tuple[str, ...]) -> tuple[int, ...]:
+    """Tokens that hold one of these characters, or the first two bytes of one that is longer."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    spell = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str  # GPT-2's letters for bytes
+    leads = {spell(part)[0][0][: 1 if part.isascii() else 2] for part in parts}
+    vocabulary = tokenizer.get_vocab().items()
+    return tuple(sorted(index for token, index in vocabulary if any(lead in token for lead in leads)))

@@ -1,0 +1,1 @@
+"""Photos and texts to CLIP embeddings; its decoding half needs no torch."""

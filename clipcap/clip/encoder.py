@@ -1,0 +1,112 @@
+"""CLIP, by way of open_clip: pictures and texts -> embeddings.
+
+Shapes: B batch, H x W pixels, C CLIP width. Embeddings are as CLIP's projection gives them, not normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipcap.clip.images import load_pixels
+from clipcap.clip.loading import Tokenize, load_parts, load_tokenizer
+from clipcap.clip.preprocessing import Preprocessing
+from clipcap.fast.vit import FastViT, is_plain_vit
+
+
+@dataclass
+class ClipEncoder:
+    """A CLIP model in one precision on one device, its preprocessing, and the name that data and checkpoints record."""
+
+    model_name: str
+    pretrained: str | None
+    dim: int
+    preprocessing: Preprocessing
+    model: nn.Module
+    make_tokenizer: Callable[[], Tokenize]
+    device: torch.device
+    dtype: torch.dtype
+    vit: FastViT | None = None  # computes what model.encode_image does, where it can
+    _tokenizer: Tokenize | None = None
+
+    @property
+    def identity(self) -> dict[str, str | int | None]:
+        """What data and weights record of it."""
+        return {"model": self.model_name, "pretrained": self.pretrained, "dim": self.dim}
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path = "ViT-B/32",
+        pretrained: str | Path | None = "openai",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        fast: bool = True,
+    ) -> ClipEncoder:
+        """Load a CLIP model.
+
+        Args:
+            name: OpenAI's or open_clip's name of a model, also as "name:pretrained"; a folder that holds an open_clip
+                config and weights; a file of OpenAI's own; "hf-hub:owner/name"; or "demo".
+            pretrained: a tag that open_clip knows for this model, or a file of weights. Unused where `name` says all.
+            dtype: of the weights, and so of the arithmetic; embeddings come back in float32.
+            fast: use `clipcap.fast.vit` where the model allows it: the same embeddings sooner.
+
+        Raises:
+            UserError: unknown name or tag (near ones are listed); weights that cannot be read, do not fit the model or
+                cannot be downloaded.
+        """
+        name, pretrained, parts = load_parts(str(name), str(pretrained or ""))
+        model = parts.model.eval().requires_grad_(False)
+        plain = fast and parts.plain and is_plain_vit(model.visual)
+        vit = FastViT(model.visual, partial(Tensor.to, device=device, dtype=dtype)) if plain else None
+        model = model.to(device=device, dtype=dtype)
+        return cls(
+            model_name=name,
+            pretrained=pretrained or None,
+            dim=parts.dim,
+            preprocessing=parts.preprocessing,
+            model=model,
+            make_tokenizer=parts.make_tokenizer,
+            device=torch.device(device),
+            dtype=dtype,
+            vit=vit,
+        )
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """uint8 pixels (B, H, W, 3) from `preprocessing` -> float32 (B, C) on the CPU."""
+        pixels = torch.as_tensor(pixels)
+        at_once = self.vit.at_once if self.vit and self.device.type == "cpu" else max(1, len(pixels))
+        return torch.cat([self._encode(part) for part in pixels.split(at_once)])
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        mean, std = torch.tensor([self.preprocessing.mean, self.preprocessing.std], device=self.device)
+        images = torch.addcmul(-mean / std, pixels.to(self.device).float(), 1 / (255 * std))  # (B, H, W, 3)
+        images = images.to(self.dtype).permute(0, 3, 1, 2)
+        return (self.vit(images) if self.vit else self.model.encode_image(images.contiguous())).float().cpu()
+
+    def encode_images(self, images: Sequence[str | Path | Image.Image], batch_size: int = 64) -> Tensor:
+        """Paths or pictures -> float32 (B, C) on the CPU. Raises UnreadableImage for one that cannot be read."""
+        embeddings = [torch.empty(0, self.dim)]
+        for start in range(0, len(images), batch_size):
+            batch = [load_pixels(image, self.preprocessing) for image in images[start : start + batch_size]]
+            embeddings.append(self.encode_pixels(np.stack(batch)))
+        return torch.cat(embeddings)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts, cut to the length that the model reads -> float32 (B, C) on the CPU."""
+        self._tokenizer = self._tokenizer or load_tokenizer(self.model_name, self.make_tokenizer)
+        embeddings = [torch.empty(0, self.dim)]
+        for start in range(0, len(texts), batch_size):
+            tokens = self._tokenizer(list(texts[start : start + batch_size])).to(self.device)
+            embeddings.append(self.model.encode_text(tokens).float().cpu())
+        return torch.cat(embeddings)

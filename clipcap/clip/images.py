@@ -1,0 +1,162 @@
+"""Files and folders -> upright RGB pictures, or the reason why not. Worker processes import this: keep torch out."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from clipcap.clip.preprocessing import Preprocessing
+from clipcap.clip.upright import Box, orientation_of, rgb, upright, upright_box
+from clipcap.errors import UserError, first_line
+
+# A file, a file's bytes, a picture, or a function that gives one of these: it is called where the picture is decoded.
+ImageSource = str | Path | bytes | Image.Image | Callable[[], str | Path | bytes | Image.Image]
+EXTENSIONS = frozenset((
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
+    ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))  # fmt: skip
+
+
+class UnreadableImage(Exception):
+    """A picture that cannot be used; the message is the reason, in a few words."""
+
+    @property
+    def reason(self) -> str:
+        return str(self)
+
+
+def find_images(paths: Sequence[str | Path] | str | Path) -> Iterator[Path]:
+    """Walk files and folders, in the order given, each folder depth first and sorted by name.
+
+    A file that is named is always yielded, in a folder only files with a picture's extension. Hidden files are skipped,
+    and what has been seen is not seen again, whatever links lead to it. A folder that cannot be opened is yielded
+    itself, so that the run reports it like any other path that cannot be read.
+
+    Raises:
+        UserError: at once, when a path does not exist.
+    """
+    roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    for root in roots:
+        if not root.exists():
+            raise UserError(f"{str(root)!r} does not exist; give image files or folders")
+    return _walk(roots)
+
+
+def _walk(roots: list[Path]) -> Iterator[Path]:
+    seen: set[str] = set()
+    for root in roots:
+        real = os.path.realpath(root)
+        if root.is_dir():
+            yield from _walk_folder(str(root), real, seen)
+        elif real not in seen:
+            seen.add(real)
+            yield root
+
+
+def _walk_folder(folder: str, real_folder: str, seen: set[str]) -> Iterator[Path]:
+    if real_folder in seen:
+        return
+    seen.add(real_folder)
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
+    except OSError:
+        yield Path(folder)
+        return
+    for entry in entries:
+        real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_folder, entry.name)
+        if entry.is_dir():
+            yield from _walk_folder(entry.path, real, seen)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and real not in seen:
+            seen.add(real)
+            yield Path(entry.path)
+
+
+def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
+    """Any source of a picture -> an upright picture in RGB: the first frame, transparent parts on white.
+
+    Args:
+        min_side: enough pixels for either side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still
+            leaves both sides this long: several times faster, and never more than twice as long as needed.
+
+    Raises:
+        UnreadableImage: whatever is wrong with the file or the picture.
+    """
+    return _decode(source, min_side)[0]
+
+
+def load_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
+    """Any source of a picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
+    image, box = _decode(source, preprocessing.min_side)
+    try:
+        return preprocessing.pixels(image, box)
+    except (ValueError, MemoryError) as error:
+        raise UnreadableImage(_reason(error)) from error
+
+
+def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box | None]:
+    """The picture, and which part of it counts: half of 645 pixels are 322.5, and come in 323."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures that it still opens
+            source = source() if callable(source) else source
+            if isinstance(source, Image.Image):
+                if 0 in source.size:
+                    raise UnreadableImage("no pixels")
+                return upright(rgb(source), orientation_of(source)), None
+            if not isinstance(source, bytes):
+                _expect_file(source)
+            with _open(source) as image:
+                _, box = (min_side and image.draft("RGB", (min_side, min_side))) or (None, None)
+                orientation, size = orientation_of(image), image.size
+                return upright(rgb(image), orientation), box and upright_box(box, size, orientation)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise anything from struct.error to SyntaxError on a broken file
+        raise UnreadableImage(_reason(error)) from error
+
+
+def _expect_file(path: str | Path) -> None:
+    if os.path.isdir(path):
+        os.scandir(path).close()  # a folder only comes this far when it cannot be listed: let that error speak
+        raise UnreadableImage("a folder, not a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UnreadableImage("not a regular file")  # opening a pipe would wait for ever
+    if os.stat(path).st_size == 0:
+        raise UnreadableImage("empty file")
+
+
+def _open(source: str | Path | bytes) -> Image.Image:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+            brand = stream.read(12)[4:]
+        if brand not in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1"):
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise UnreadableImage("HEIC pictures need one more package: pip install pillow-heif") from None
+    register_heif_opener()
+    return Image.open(file)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or a format that is not supported"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels (more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million)"
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = first_line(error)
+    return "truncated file" if "truncated" in text.lower() else text[:200]

@@ -1,0 +1,211 @@
+"""Loading CLIP by open_clip: by name, from a folder, a file, or the hub. The only importer of open_clip."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from open_clip.tokenizer import HFTokenizer
+from torch import Tensor, nn
+
+from clipcap.clip.names import WIDTHS, open_clip_name
+from clipcap.clip.preprocessing import Preprocessing
+from clipcap.errors import UserError
+from clipcap.offline import offline_if_unreachable
+from clipcap.world import shipped
+
+Tokenize = Callable[[list[str]], Tensor]  # texts -> token ids (texts, context length)
+CONFIGS = ("open_clip_config.json", "config.json")
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+PREFERRED = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def registry_name(name: str) -> str:
+    """OpenAI's or open_clip's name -> open_clip's name. Raises UserError for an unknown one."""
+    registered = open_clip_name(name)
+    known = open_clip.list_models()
+    if registered not in known:
+        near = get_close_matches(registered, known, n=5) or list(WIDTHS)
+        raise UserError(f"{name!r} is neither a folder nor a CLIP model's name; near names are: {', '.join(near)}")
+    return registered
+
+
+def uses_quick_gelu(name: str, pretrained: str) -> bool:
+    """Whether these weights were trained with QuickGELU: with the wrong activation they load, and see badly.
+
+    A tag knows. A file does not, so the model's name decides: OpenAI's names promise OpenAI's weights.
+    """
+    registered = registry_name(name)
+    if open_clip.get_model_config(registered).get("quick_gelu", False):
+        return True
+    tag = open_clip.get_pretrained_cfg(registered, pretrained)
+    return tag.get("quick_gelu", False) if tag else name in WIDTHS
+
+
+class Parts(NamedTuple):
+    """A CLIP model as it was loaded: in float32, on the CPU."""
+
+    model: nn.Module
+    dim: int
+    preprocessing: Preprocessing
+    make_tokenizer: Callable[[], Tokenize]
+
+    @property
+    def plain(self) -> bool:
+        """Whether its pictures go through `visual` alone, as in OpenAI's CLIP."""
+        return type(self.model) is open_clip.CLIP
+
+
+def load_parts(name: str, pretrained: str) -> tuple[str, str, Parts]:
+    """The model's recorded name and weights, and the model; see `ClipEncoder.load`.
+
+    Raises:
+        UserError: unknown name or tag; weights that cannot be read, do not fit the model or cannot be downloaded.
+    """
+    name, pretrained = _split(name, pretrained)
+    if name == "demo":
+        return name, "", _from_folder(shipped.CLIP)
+    if Path(name).is_dir():
+        folder = Path(name).resolve()
+        return str(folder), "", _from_folder(folder)
+    if name.startswith("hf-hub:"):
+        return name, "", _from_hub(name)
+    return name, pretrained, _from_registry(name, pretrained)
+
+
+def _split(name: str, pretrained: str) -> tuple[str, str]:
+    if Path(name).is_file():
+        return _name_of_file(Path(name)), name
+    if name.startswith("hf-hub:") or Path(name).is_dir():
+        return name, ""
+    model, _, weights = name.partition(":")
+    return model, weights or pretrained
+
+
+def _name_of_file(file: Path) -> str:
+    """OpenAI's files bear the names of their models: "ViT-L-14-336px.pt"."""
+    names = {name.replace("/", "-").replace("@", "-"): name for name in WIDTHS}
+    if file.stem not in names:
+        raise UserError(
+            f"{str(file)!r} does not say which CLIP model it holds; write MODEL:FILE, as in ViT-B/32:{file}"
+        )
+    return names[file.stem]
+
+
+def _from_registry(name: str, pretrained: str) -> Parts:
+    registered = registry_name(name)
+    tag = open_clip.get_pretrained_cfg(registered, pretrained)
+    if not tag and not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(registered))
+        known = f"known are: {tags}" if tags else "none are known, give a file of weights"
+        raise UserError(f"{pretrained!r} is neither a file nor the name of weights for CLIP {name!r}; {known}")
+    config = open_clip.get_model_config(registered)
+    config["quick_gelu"] = uses_quick_gelu(name, pretrained)
+    model = _build(config, _download(name, pretrained, tag) if tag else Path(pretrained))
+    return Parts(model, config["embed_dim"], _preprocessing(model, tag), partial(open_clip.get_tokenizer, registered))
+
+
+def _download(name: str, pretrained: str, tag: dict[str, Any]) -> Path:
+    offline_if_unreachable()
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # each layer below has its own exceptions for "no network"
+        raise UserError(
+            f"the weights {pretrained!r} of CLIP {name!r} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}); go online once, or give a file as {name}:FILE, or a folder saved by open_clip"
+        ) from error
+
+
+def _from_hub(name: str) -> Parts:
+    offline_if_unreachable()
+    try:
+        model, config = open_clip.create_model(name, require_pretrained=True), open_clip.get_model_config(name)
+    except Exception as error:
+        raise UserError(f"CLIP {name!r} could not be loaded ({type(error).__name__}); go online once") from error
+    preprocessing = _preprocessing(model, model.visual.preprocess_cfg)
+    return Parts(model, config["embed_dim"], preprocessing, partial(open_clip.get_tokenizer, name))
+
+
+def _from_folder(folder: Path) -> Parts:
+    """A folder as open_clip saves it: {"model_cfg": ..., "preprocess_cfg": ...}, weights, and its tokenizer if any."""
+    file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
+    weights = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    if not file or not weights:
+        missing = CONFIGS[0] if not file else f"weights ({', '.join(WEIGHTS)})"
+        raise UserError(f"the CLIP folder {str(folder)!r} holds no {missing}; give a folder saved by open_clip")
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        config = saved["model_cfg"]
+        dim, text = config["embed_dim"], config["text_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(file)!r} is not an open_clip config with a complete 'model_cfg'") from error
+    model = _build(config, next((file for file in weights if file.name in PREFERRED), weights[0]))
+    preprocessing = _preprocessing(model, saved.get("preprocess_cfg", {}))
+    return Parts(model, dim, preprocessing, partial(_folder_tokenizer, folder, text))
+
+
+def _folder_tokenizer(folder: Path, text: dict[str, Any]) -> Tokenize:
+    # open_clip reads an HF tokenizer from the folder itself, whatever name its config gives.
+    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
+    if text.get("hf_tokenizer_name"):
+        mode = text.get("tokenizer_mode")
+        return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
+    return open_clip.SimpleTokenizer(context_length=length, **options)
+
+
+def load_tokenizer(name: str, make: Callable[[], Tokenize]) -> Tokenize:
+    """The tokenizer of a model's texts. Raises UserError."""
+    try:
+        return make()
+    except Exception as error:
+        raise UserError(f"the tokenizer of CLIP {name!r} could not be loaded ({_first_line(error)})") from error
+
+
+def _build(config: dict[str, Any], weights: Path) -> nn.Module:
+    """The model that an open_clip config describes, filled strictly: no tensor missing, none left over."""
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    hf_text = "hf_model_name" in config["text_cfg"]
+    if hf_text:
+        config["text_cfg"]["hf_model_pretrained"] = False
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) or hf_text else open_clip.CLIP
+    try:
+        model = (open_clip.CoCa if "multimodal_cfg" in config else kind)(**config)
+        if _is_torchscript(weights):
+            state = torch.jit.load(str(weights), map_location="cpu").state_dict()
+            model.load_state_dict({name: tensor for name, tensor in state.items() if name not in ARCHIVE_EXTRAS})
+        else:
+            open_clip.load_checkpoint(model, str(weights))
+    except Exception as error:
+        raise UserError(f"{str(weights)!r} does not hold weights of this CLIP model ({_first_line(error)})") from error
+    return model
+
+
+def _is_torchscript(file: Path) -> bool:
+    """OpenAI's own downloads are TorchScript archives, which `torch.load(weights_only=True)` refuses."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _preprocessing(model: nn.Module, config: dict[str, Any]) -> Preprocessing:
+    size = model.visual.image_size
+    known = {field.name for field in fields(Preprocessing)} - {"size"}
+    options = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in known
+    }
+    return Preprocessing(size=(size, size) if isinstance(size, int) else tuple(size), **options)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200] or type(error).__name__

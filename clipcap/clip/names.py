@@ -1,0 +1,52 @@
+"""CLIP models by name: OpenAI's names and widths, open_clip's spelling of them, and when two names mean the same."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# OpenAI's models and the width C of their embeddings; longer names before those they begin with.
+# https://github.com/openai/CLIP/blob/main/clip/clip.py
+WIDTHS = {
+    "ViT-L/14@336px": 768,
+    "ViT-L/14": 768,
+    "ViT-B/16": 512,
+    "ViT-B/32": 512,
+    "RN50x64": 1024,
+    "RN50x16": 768,
+    "RN50x4": 640,
+    "RN101": 512,
+    "RN50": 1024,
+}
+# Which model published weights of a width were trained on, where nothing else tells.
+CLIP_OF_WIDTH = {512: "ViT-B/32", 640: "RN50x4", 768: "ViT-L/14", 1024: "RN50"}
+# Those that ClipCap itself used; embeddings of another width must be named by whoever brings them.
+CLIP_OF_CLIPCAP = {512: "ViT-B/32", 640: "RN50x4"}
+
+
+class ClipIdentity(NamedTuple):
+    """What data and weights record of the CLIP whose embeddings they hold or take."""
+
+    model: str | None
+    pretrained: str | None
+    dim: int
+
+    def __str__(self) -> str:
+        pretrained = f"{self.pretrained}, " if self.pretrained else ""
+        return f"{self.model or 'an unnamed CLIP'} ({pretrained}{self.dim} wide)"
+
+    def same_as(self, other: ClipIdentity) -> bool:
+        """Whether both name one CLIP, in whatever spelling."""
+        return self._comparable() == other._comparable()
+
+    def _comparable(self) -> tuple[str, str, int]:
+        return open_clip_name(self.model or "").lower(), self.pretrained or "", self.dim
+
+
+def file_name(name: str) -> str:
+    """As OpenAI names its files, without their ending: ViT-L/14@336px -> ViT-L-14-336px."""
+    return name.replace("/", "-").replace("@", "-")
+
+
+def open_clip_name(name: str) -> str:
+    """As open_clip spells it: ViT-L/14@336px -> ViT-L-14-336."""
+    return file_name(name).removesuffix("px")

@@ -1,0 +1,60 @@
+"""Pictures as they come (lying, mirrored, grey, transparent, CMYK, 16 bits) -> upright and in RGB."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def orientation_of(image: Image.Image) -> int:
+    """1, or the EXIF orientation 2 to 8 of a picture that lies or is mirrored."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # broken metadata does not spoil the picture
+        return 1
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture as it was seen when it was taken."""
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def upright_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """Where a part of a picture of this size (width, height) lies once the picture is upright."""
+    (left, top, right, bottom), (width, height) = box, size
+    if orientation in (2, 3, 7, 8):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if orientation in (5, 6, 7, 8) else (left, top, right, bottom)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any picture, loaded and in RGB, what is transparent on white. Raises what Pillow raises."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit, integer and floating-point grey -> 8 bits: their whole range, not what is left after clipping."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
+    top = 65535.0 if image.mode.startswith("I;16") else float(values.max(initial=0.0))
+    scale = 255.0 / (65535.0 if top > 255 and top <= 65535 else top if top > 65535 or 0 < top <= 1 else 255.0)
+    return Image.fromarray(np.clip(values * scale, 0, 255).round().astype(np.uint8))

@@ -1,0 +1,89 @@
+"""Caption cleaning: small steps, each switchable, each counted."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+
+from clipcap.cli import arg
+from clipcap.errors import at_least
+from clipcap.text import HASHTAG, MENTION
+
+# ASCII alone, so that a link ends where an emoji begins; punctuation that closes a sentence stays.
+_LINK = re.compile(r"[ \t]*(?:https?://|\bwww\.)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]", re.IGNORECASE | re.ASCII)
+# White space and the invisible fillers that people post as a caption; joiners and variation selectors belong to emoji.
+_EDGES = re.compile(r"^[\s\u200b\u2060\u2063\ufeff]+|[\s\u200b\u2060\u2063\ufeff]+$")
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Which steps run. Emoji (joined, with skin tones, flags, keycaps) come through every one of them untouched."""
+
+    _argument_group_name = "caption cleaning"
+
+    unescape_html: bool = arg(True, "turn &amp; into &")
+    strip_links: bool = arg(True, "remove web addresses")
+    mentions: str = arg("keep", "@names: keep, replace by @user, or drop", choices=["keep", "replace", "drop"])
+    max_hashtags: int | None = arg(None, "keep the first N hashtags of a caption (default: all)")
+    trim: bool = arg(True, "remove white space at both ends")
+    drop_empty: bool = arg(True, "leave out captions without text")
+    drop_duplicates: str = arg(
+        "image",
+        "leave out a caption seen before: on the same image, on any image (caption), or never (none)",
+        choices=["image", "caption", "none"],
+    )
+
+    def __post_init__(self) -> None:
+        at_least(0, option=True, max_hashtags=self.max_hashtags)
+
+
+class Cleaner:
+    """Cleans captions one after the other and counts, per step, how many it changed or left out (`counts`)."""
+
+    def __init__(self, options: Cleaning) -> None:
+        self.options = options
+        self.steps = {
+            "unescape_html": html.unescape if options.unescape_html else None,
+            "strip_links": (lambda text: _LINK.sub("", text)) if options.strip_links else None,
+            "mentions": None if options.mentions == "keep" else self._mentions,
+            "max_hashtags": None if options.max_hashtags is None else self._hashtags,
+            "trim": (lambda text: _EDGES.sub("", text)) if options.trim else None,
+        }
+        dropping = {"drop_empty": options.drop_empty, "drop_duplicates": options.drop_duplicates != "none"}
+        self.counts = {name: 0 for name, active in (self.steps | dropping).items() if active}
+        self._seen: set[tuple[str, str]] = set()
+
+    def __call__(self, caption: str, image_id: str) -> str | None:
+        """The cleaned caption, or None when it is left out."""
+        for name, step in self.steps.items():
+            if step and (cleaned := step(caption)) != caption:
+                caption = cleaned
+                self.counts[name] += 1
+        if self.options.drop_empty and not _EDGES.sub("", caption):
+            self.counts["drop_empty"] += 1
+            return None
+        if self.options.drop_duplicates != "none":
+            key = (image_id if self.options.drop_duplicates == "image" else "", caption)
+            if key in self._seen:
+                self.counts["drop_duplicates"] += 1
+                return None
+            self._seen.add(key)
+        return caption
+
+    def _mentions(self, caption: str) -> str:
+        if self.options.mentions == "replace":
+            return MENTION.sub("@user", caption)
+        return _cut(MENTION, caption, keep=0)
+
+    def _hashtags(self, caption: str) -> str:
+        return _cut(HASHTAG, caption, keep=self.options.max_hashtags)
+
+
+def _cut(pattern: re.Pattern[str], text: str, keep: int) -> str:
+    """`text` without the matches after the first `keep`, nor the blanks in front of them."""
+    parts, end = [], 0
+    for match in list(pattern.finditer(text))[keep:]:
+        parts.append(text[end : match.start()].rstrip(" \t"))
+        end = match.end()
+    return "".join([*parts, text[end:]])

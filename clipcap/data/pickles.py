@@ -1,0 +1,126 @@
+"""The pickles of embeddings that ClipCap's own scripts write, read without running anything they hold.
+
+Source of the format: github.com/rmokady/CLIP_prefix_caption, `parse_coco.py` and `parse_conceptual.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+from clipcap.clip.names import CLIP_OF_CLIPCAP, WIDTHS, file_name
+from clipcap.data.examples import Example, Source
+from clipcap.errors import UserError
+
+
+def clipcap(path: str, clip: str | None = None) -> Source:
+    """{"clip_embedding": tensor (N, C), "captions": [{"image_id", "caption", "clip_embedding": row}, ...]}.
+
+    Args:
+        clip: the CLIP model that made the embeddings; None: told by the file's name or by C.
+
+    Raises:
+        UserError: not such a file, a file that holds code, or a CLIP that cannot be told or has another width.
+    """
+    file = Path(path)
+    content = read_pickle(file)
+    embeddings, captions = _parts(content, file)
+    rows: dict[int, list[dict]] = {}
+    for number, entry in enumerate(captions):
+        row = entry.get("clip_embedding", number) if isinstance(entry, dict) else None
+        if not isinstance(row, int) or not 0 <= row < len(embeddings) or "caption" not in entry:
+            raise UserError(
+                f"{path!r}: caption {number} has no text or points at no embedding ({len(embeddings)} exist)"
+            )
+        rows.setdefault(row, []).append(entry)
+    examples = [
+        Example(
+            str(entries[0].get("image_id", row)),
+            tuple(str(entry["caption"]) for entry in entries),
+            clip_embedding=embeddings[row],
+        )
+        for row, entries in rows.items()
+    ]
+    model = clip or _guess(file, embeddings.shape[1])
+    if WIDTHS.get(model, embeddings.shape[1]) != embeddings.shape[1]:
+        raise UserError(
+            f"{path!r} holds embeddings {embeddings.shape[1]} wide, {model} makes {WIDTHS[model]}; check --clip"
+        )
+    return Source({"name": "clipcap", "path": str(file.resolve())}, examples, model)
+
+
+def read_pickle(file: Path) -> Any:
+    """A pickle of tensors and plain containers. Raises UserError for anything else, before it could run."""
+    try:
+        with file.open("rb") as stream:
+            return _Unpickler(stream).load()
+    except OSError as error:
+        raise UserError(f"{str(file)!r} cannot be read ({error.strerror}); check the path") from None
+    except _HoldsCode as error:
+        raise UserError(
+            f"{str(file)!r} holds code ({error}), not only embeddings, and was not run; do not trust it"
+        ) from None
+    except Exception as error:  # a damaged pickle raises anything
+        raise UserError(f"{str(file)!r} is not a complete pickle of embeddings ({type(error).__name__})") from None
+
+
+class _HoldsCode(Exception):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits what a pickled tensor is made of. Its storage is a torch.save file in itself: that is read safely too."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        allowed = {
+            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+            ("torch.storage", "_load_from_bytes"): _load_storage,  # torch's own would run code
+            ("collections", "OrderedDict"): dict,
+        }
+        if (module, name) not in allowed:
+            raise _HoldsCode(f"{module}.{name}")
+        return allowed[module, name]
+
+
+def _load_storage(data: bytes) -> Any:
+    import torch
+
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True)
+    except pickle.UnpicklingError:
+        raise _HoldsCode("inside a tensor") from None
+
+
+def _parts(content: Any, file: Path) -> tuple[Any, list]:
+    """-> float32 array (N, C) and the list of captions."""
+    import torch
+
+    if not isinstance(content, dict) or not {"clip_embedding", "captions"} <= content.keys():
+        raise UserError(f"{str(file)!r} is not ClipCap's embedding file: it lacks 'clip_embedding' and 'captions'")
+    embeddings, captions = content["clip_embedding"], content["captions"]
+    if (
+        not isinstance(embeddings, torch.Tensor)
+        or embeddings.dim() != 2
+        or not isinstance(captions, list)
+        or not captions
+    ):
+        raise UserError(
+            f"{str(file)!r} is not ClipCap's embedding file: it needs a tensor (N, C) and a list of captions"
+        )
+    return embeddings.detach().float().numpy(), captions
+
+
+def _guess(file: Path, width: int) -> str:
+    """ClipCap names its files `oscar_split_ViT-B_32_train.pkl`: the model's name with "/" as "_"."""
+    spelled = file_name(file.name.replace("_", "-")).lower()
+    named = next((name for name in WIDTHS if file_name(name).lower() in spelled), None)
+    model = named or CLIP_OF_CLIPCAP.get(width)
+    if not model:
+        raise UserError(
+            f"which CLIP made the embeddings of {str(file)!r} ({width} wide) cannot be told; name it with --clip"
+        )
+    return model

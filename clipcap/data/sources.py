@@ -1,0 +1,149 @@
+"""Where images and captions come from: the registry of sources, and those that are not plain folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcap.cli import arg
+from clipcap.data.examples import Deferred, Example, Source, split_name
+from clipcap.data.folders import coco, folder, tar
+from clipcap.data.pickles import clipcap
+from clipcap.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+INSTAGRAM = "kkcosmos/instagram-images-with-captions"
+
+
+@dataclass
+class SourceArguments:
+    _argument_group_name = "where images and captions come from"
+
+    source: list[str] | None = arg(None, "a source and where it lies: see the list above", metavar=("NAME", "WHERE"))
+    limit: int | None = arg(None, "use the first N images of every split")
+    val_fraction: float = arg(0.05, "share of the training images set aside where the source has no validation split")
+    test_fraction: float = arg(0.05, "the same for a test split")
+    seed: int = arg(0, "decides which images are set aside")
+    image_column: str = arg("image", "column of a hub data set")
+    caption_column: str = arg("caption", "column of a hub data set")
+    demo: bool = arg(False, "make the demo world's dataset: sets --source, --clip and --output")
+
+
+def open_source(words: Sequence[str], options: SourceArguments | None = None, clip: str | None = None) -> Source:
+    """The source that the command line names, with its examples listed.
+
+    Args:
+        words: its name and, for most, where it lies.
+        clip: the CLIP model asked for; a source that brings embeddings checks it.
+
+    Raises:
+        UserError: an unknown name; a place that is missing, empty, broken or out of reach.
+    """
+    name, *where = words
+    if name not in SOURCES:
+        raise UserError(f"unknown source {name!r}; choose one of {', '.join(SOURCES)}")
+    kind = SOURCES[name]
+    possible, needed = bool(kind.where), bool(kind.where) and not kind.where.startswith("[")
+    if not needed <= len(where) <= possible:
+        raise UserError(f"--source {' '.join(words)} cannot be read; write --source {f'{name} {kind.where}'.strip()}")
+    return kind.open(where[0] if where else None, options or SourceArguments(), clip)
+
+
+def instagram(path: str | None, *_: Any) -> Source:
+    """28,360 posts for training and a test split; or the same data set saved in a folder."""
+    return _from_hub("instagram", path or INSTAGRAM, "image", "caption", id_column="item_id")
+
+
+def hub(path: str, options: SourceArguments, *_: Any) -> Source:
+    """Any data set of the Hugging Face hub, or a folder in its layout, with a column of images and one of captions."""
+    return _from_hub("hub", path, options.image_column, options.caption_column)
+
+
+def demo(*_: Any) -> Source:
+    """The demo world's pictures with their Instagram-style captions."""
+    from clipcap.world.scenes import SPLITS, scenes
+
+    examples = [
+        Example(scene.image_id, (scene.post(),), scene.draw, split) for split in SPLITS for scene in scenes(split)
+    ]
+    return Source({"name": "demo"}, examples, clip="demo")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a source is opened. `where` is what the user writes after its name; in brackets it may be left out."""
+
+    open: Callable[..., Source]
+    where: str
+    help: str
+
+
+SOURCES = {
+    "instagram": Kind(instagram, "[FOLDER]", f"{INSTAGRAM} from the hub, or saved in FOLDER"),
+    "hub": Kind(hub, "DATASET", "another image-caption data set of the hub"),
+    "folder": Kind(
+        lambda path, *_: folder(path), "PATH", "images with metadata.jsonl, captions.csv, or a .txt beside each"
+    ),
+    "clipcap": Kind(lambda path, _, clip: clipcap(path, clip), "FILE.PKL", "embeddings in ClipCap's own format"),
+    "coco": Kind(lambda path, *_: coco(path), "PATH", "COCO's folder: captions_*.json and images"),
+    "tar": Kind(lambda path, *_: tar(path), "PATH", "tar shards: KEY.jpg with KEY.txt or KEY.json"),
+    "demo": Kind(demo, "", "the demo world's drawn scenes"),
+}
+
+
+def _from_hub(name: str, path: str, image_column: str, caption_column: str, id_column: str | None = None) -> Source:
+    examples = []
+    parts = _load(path)
+    for part, rows in parts.items():
+        missing = [
+            column for column in (image_column, caption_column, id_column) if column and column not in rows.features
+        ]
+        if missing:
+            raise UserError(f"data set {path!r} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
+        ids = rows[id_column] if id_column else (f"{part}/{number}" for number in range(len(rows)))
+        images = _undecoded(rows, image_column)
+        split = split_name(part, part) if len(parts) > 1 else "train"  # a lone split, whatever its name, is not one
+        for number, (image_id, caption) in enumerate(zip(ids, rows[caption_column], strict=True)):
+            captions = caption if isinstance(caption, list) else [caption]
+            texts = tuple("" if text is None else str(text) for text in captions)
+            image = Deferred(partial(_hub_image, images, number))
+            examples.append(Example(str(image_id), texts, image, split))
+    return Source({"name": name, "path": path}, examples)
+
+
+def _load(path: str) -> DatasetDict:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # five announcements of a retry say less than the one sentence below
+    try:
+        return load_dataset(path)
+    except DatasetNotFoundError:
+        raise UserError(
+            f"there is no data set {path!r}, neither on the hub nor as a folder, that you may read"
+        ) from None
+    except ConnectionError as error:
+        raise UserError(
+            f"data set {path!r} could not be downloaded ({error}); go online once, or give a folder it was saved in"
+        ) from None
+    except Exception as error:  # builders raise anything over files that they cannot read
+        raise UserError(f"data set {path!r} could not be read ({first_line(error)})") from error
+
+
+def _undecoded(rows: Dataset, column: str) -> Dataset:
+    """The image column alone, as files' bytes: a broken image must not end the iteration."""
+    from datasets import Image
+
+    return rows.select_columns([column]).cast_column(column, Image(decode=False))
+
+
+def _hub_image(rows: Dataset, number: int) -> bytes | Path:
+    (cell,) = rows[number].values()
+    cell = cell or {"bytes": b"", "path": None}
+    return cell["bytes"] if cell["bytes"] is not None or not cell["path"] else Path(cell["path"])

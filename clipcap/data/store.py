@@ -1,0 +1,133 @@
+"""The embedding store: a dataset on disk, its CLIP embeddings computed once.
+
+Shapes: N captions of a split, B batch, C CLIP width. Embeddings are float32 and not normalised.
+
+    folder/dataset.json        source, CLIP, cleaning counts, splits, identity, and the plan it was made by
+    folder/<split>/data.arrow  rows: clip_embedding (C), caption, image_id, image_path | null, thumbnail JPEG | null
+    folder/skipped.jsonl       {"image", "error"} for every image that could not be read
+    folder/literal_captions/   what a literal captioner said about each row, by the identity of its weights
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcap.clip.names import ClipIdentity
+from clipcap.data.shards import DATA, FORMAT, INFO, PARTS
+from clipcap.data.tables import embedding_array, read_json, read_table
+from clipcap.errors import UserError
+from clipcap.files import write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from datasets import Dataset
+
+    from clipcap.model.config import ClipCapConfig
+
+
+class EmbeddingStore:
+    """A complete dataset, read through memory maps. `info` is its dataset.json."""
+
+    def __init__(self, path: Path, info: dict[str, Any]) -> None:
+        self.path, self.info = path, info
+        self._table = cache(self._read)
+
+    @classmethod
+    def open(cls, path: str | Path) -> EmbeddingStore:
+        """Raises UserError when the dataset is missing, unfinished or damaged."""
+        path = Path(path)
+        if not (path / INFO).is_file():
+            begun = (path / PARTS).is_dir()
+            state = "was begun and not finished" if begun else "is no dataset" if path.exists() else "does not exist"
+            advice = "run the same load_data.py command again to go on" if begun else "make one with load_data.py"
+            raise UserError(f"data {str(path)!r} {state}; {advice}")
+        info = read_json(path / INFO)
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise UserError(f"data {str(path)!r} is not of format {FORMAT}, which this version reads; make it again")
+        missing = [split for split in info["splits"] if not (path / split / DATA).is_file()]
+        if missing:
+            raise UserError(f"data {str(path)!r} lacks its split {missing[0]!r}; make the dataset again")
+        return cls(path, info)
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """{"model", "pretrained", "dim"} of the CLIP that made the embeddings."""
+        return self.info["clip"]
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of everything that training sees: embeddings, captions, image identities and the CLIP's name."""
+        return self.info["identity"]
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.info["splits"])
+
+    def split(self, name: str) -> Dataset:
+        """A split's rows. Raises UserError, naming the splits that exist."""
+        from datasets import Dataset
+
+        return Dataset.from_file(str(self._file(name)))
+
+    def embeddings(self, name: str) -> np.ndarray:
+        """(N, C) float32, read-only: a view of the file, in memory only as far as it is used."""
+        return embedding_array(self._table(name))
+
+    def captions(self, name: str) -> list[str]:
+        return self.column(name, "caption")
+
+    def column(self, name: str, column: str) -> list:
+        """One column of a split as Python objects: caption, image_id, image_path or thumbnail."""
+        return self._table(name)[column].to_pylist()
+
+    def literal_captions(self, split: str, weights_sha256: str) -> list[str] | None:
+        """What the literal captioner with these weights said about each row, or None if it was not asked yet."""
+        file = self._literal_file(split, weights_sha256)
+        captions = read_json(file) if file.is_file() else None
+        return captions if captions is not None and len(captions) == self.info["splits"][split] else None
+
+    def save_literal_captions(self, split: str, weights_sha256: str, captions: list[str]) -> None:
+        """Keep one literal caption per row of the split. Raises UserError when the folder cannot be written."""
+        rows = self.info["splits"][split]
+        if len(captions) != rows:
+            raise ValueError(f"{len(captions)} literal captions for the {rows} rows of split {split!r}")
+        file = self._literal_file(split, weights_sha256)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(captions, ensure_ascii=False, indent=0).encode())
+        except OSError as error:
+            raise UserError(f"cannot keep literal captions in {str(self.path)!r} ({error.strerror})") from None
+
+    def _literal_file(self, split: str, weights_sha256: str) -> Path:
+        return self.path / "literal_captions" / weights_sha256 / f"{self._file(split).parent.name}.json"
+
+    def _file(self, name: str) -> Path:
+        if name not in self.splits:
+            raise UserError(f"data {str(self.path)!r} has no split {name!r}; it has {', '.join(self.splits)}")
+        return self.path / name / DATA
+
+    def _read(self, name: str) -> pa.Table:
+        return read_table(self._file(name))
+
+
+def check_clip(store: EmbeddingStore, config: ClipCapConfig) -> None:
+    """Raises UserError when a model is to be trained on the embeddings of another CLIP than its own."""
+    if not same_clip(store, config):
+        raise UserError(
+            f"data {str(store.path)!r} was made with CLIP {ClipIdentity(**store.clip)}, but the model takes "
+            f"{clip_of(config)}; make the data with --clip {config.clip_model}, or start from other weights"
+        )
+
+
+def same_clip(store: EmbeddingStore, config: ClipCapConfig) -> bool:
+    """Whether the stored embeddings are those of a model's own CLIP."""
+    return ClipIdentity(**store.clip).same_as(clip_of(config))
+
+
+def clip_of(config: ClipCapConfig) -> ClipIdentity:
+    """The CLIP whose embeddings a model takes."""
+    return ClipIdentity(config.clip_model, config.clip_pretrained, config.clip_dim)

@@ -1,0 +1,59 @@
+"""Arrow tables of embedded captions.
+
+Shapes: N rows, C CLIP width.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipcap.errors import UserError
+from clipcap.files import whole_file
+
+
+def row_schema(width: int) -> pa.Schema:
+    """A row is one caption. An image with several has as many rows: all with its embedding, one with its thumbnail."""
+    return pa.schema(
+        [
+            pa.field("clip_embedding", pa.list_(pa.float32(), width)),
+            pa.field("caption", pa.large_string()),
+            pa.field("image_id", pa.large_string()),
+            pa.field("image_path", pa.large_string()),
+            pa.field("thumbnail", pa.large_binary()),
+        ]
+    )
+
+
+def embedding_array(table: pa.Table) -> np.ndarray:
+    """float32 (N, C), read-only, and without a copy where the table is one record batch."""
+    column = table["clip_embedding"]
+    width = column.type.list_size
+    chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks]
+    return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty((0, width), np.float32), *chunks])
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({type(error).__name__}); make the dataset again") from None
+
+
+def read_table(path: Path) -> pa.Table:
+    """Map an Arrow file into memory. Raises UserError."""
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"{str(path)!r} is missing or damaged ({type(error).__name__}); make the dataset again"
+        ) from None
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    with whole_file(path) as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)

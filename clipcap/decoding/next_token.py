@@ -1,0 +1,99 @@
+"""Logits -> the next token: the best, a draw from the nucleus, and what must not come.
+
+Shapes: B images, K continuations of each, T tokens, V vocabulary, R rows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipcap.decoding.options import Decoding
+from clipcap.fast.nucleus import UNIFORMS, sample_nucleus
+
+Constraint = Callable[[Tensor, Tensor], Tensor]  # logits (B, K, V), tokens so far (B, K, t) -> logits
+
+CPU_ROWS = 32  # rows of logits that a token is chosen for at a time
+
+
+def _some_rows(x: Tensor) -> Sequence[Tensor]:
+    """(..., V) -> matrices (R, V) of the rows in order: on a CPU few at a time, which stay in its cache."""
+    rows = x.flatten(0, -2)
+    return rows.split(CPU_ROWS) if rows.device.type == "cpu" else (rows,)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """(B, K, V) -> (B, K). NumPy's is vectorised; PyTorch's on a CPU is not, and is slowest in bf16."""
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    found = [torch.from_numpy(rows.float().numpy().argmax(-1)) for rows in _some_rows(logits)]
+    return torch.cat(found).view(logits.shape[:-1])
+
+
+def most_probable(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(..., V) -> log-probabilities and ids of the `count` most probable tokens, (..., count) each."""
+    found = [rows.float().log_softmax(-1).topk(count) for rows in _some_rows(logits)]
+    shape = (*logits.shape[:-1], count)
+    return torch.cat([best for best, _ in found]).view(shape), torch.cat([ids for _, ids in found]).view(shape)
+
+
+def draw(logits: Tensor, numbers: Tensor, decoding: Decoding, fast: bool = True) -> Tensor:
+    """(B, K, V) and random numbers (B, K, UNIFORMS) -> tokens (B, K) from the nuclei."""
+    parts = zip(_some_rows(logits), _some_rows(numbers), strict=True)
+    found = [
+        sample_nucleus(rows, uniforms, decoding.temperature, decoding.top_p, decoding.top_k, fast)
+        for rows, uniforms in parts
+    ]
+    return torch.cat(found).view(logits.shape[:-1])
+
+
+def random_numbers(streams: Tensor, seed: int | None, width: int, steps: int) -> Tensor:
+    """Random numbers (B, K, T, UNIFORMS): a stream for each image, from the seed and the signs of its embedding.
+
+    Signs, because the last bits of an embedding change with the batch in which CLIP computed it.
+    """
+    shape = (width, steps, UNIFORMS)
+    rows = []
+    for signs in (streams > 0).cpu().numpy():
+        random = np.random.default_rng(None if seed is None else (seed, zlib.crc32(signs.tobytes())))
+        rows.append(torch.from_numpy(random.random(shape, dtype=np.float32)))
+    return torch.stack(rows)
+
+
+def make_constraint(decoding: Decoding, stop_token: int) -> Constraint:
+    """A function (logits (B, K, V), tokens so far (B, K, t)) -> logits with what must not come at -inf."""
+    always = [sequence[0] for sequence in decoding.banned if len(sequence) == 1]
+    after: dict[tuple[int, ...], list[int]] = {}
+    for *context, last in (sequence for sequence in decoding.banned if len(sequence) > 1):
+        after.setdefault(tuple(context), []).append(last)
+    size = decoding.no_repeat_ngram
+    if not (always or after or size or decoding.min_tokens):
+        return lambda logits, tokens: logits
+
+    def forbidden(history: list[int]) -> list[int]:
+        """Tokens that would complete a banned sequence or repeat an n-gram."""
+        found = [
+            last for context, lasts in after.items() if tuple(history[-len(context) :]) == context for last in lasts
+        ]
+        if size and len(history) >= size - 1:
+            context = history[len(history) - size + 1 :]
+            starts = range(len(history) - size + 1)
+            found += [history[i + size - 1] for i in starts if history[i : i + size - 1] == context]
+        return found
+
+    def constrain(logits: Tensor, tokens: Tensor) -> Tensor:
+        logits = logits.clone()
+        logits[..., always] = float("-inf")
+        if tokens.shape[-1] < decoding.min_tokens and stop_token >= 0:
+            logits[..., stop_token] = float("-inf")
+        if after or size:
+            for image, histories in enumerate(tokens.tolist()):
+                for k, history in enumerate(histories):
+                    logits[image, k, forbidden(history)] = float("-inf")
+        return logits
+
+    return constrain

@@ -1,0 +1,63 @@
+"""How captions are searched for. No torch here: the command line reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clipcap.errors import UserError, at_least
+
+METHODS = ("greedy", "nucleus", "beam")
+SEQUENCES = 256  # captions decoded side by side: what a CPU and a GPU are busy with, within a gigabyte of cache
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are searched for.
+
+    Attributes:
+        method: "greedy", "nucleus" (samples) or "beam".
+        beams: beams per image.
+        max_tokens: a caption's most tokens, the stop token included. ClipCap's limit is 67.
+        min_tokens: a caption's fewest tokens, the stop token not included.
+        temperature, top_p, top_k: of nucleus sampling; top_k 0 is no limit.
+        seed: of nucleus sampling; None draws anew at every call. An image's samples depend on the seed and its own
+            embedding, neither on its batch nor on its place there.
+        num_captions: samples per image, or best beams.
+        stop_token: ends a caption; None for the checkpoint's own, -1 for none.
+        return_all: every sample or beam, best first, instead of the best.
+        no_repeat_ngram: no n tokens in a row come twice; 0 is no limit.
+        banned: token sequences that never come.
+    """
+
+    method: str = "greedy"
+    beams: int = 5
+    max_tokens: int = 67
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 0.9
+    top_k: int = 0
+    seed: int | None = 0
+    num_captions: int = 1
+    stop_token: int | None = None
+    return_all: bool = False
+    no_repeat_ngram: int = 0
+    banned: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"unknown decoding method {self.method!r}; choose one of {', '.join(METHODS)}")
+        at_least(1, beams=self.beams, max_tokens=self.max_tokens, num_captions=self.num_captions)
+        at_least(0, min_tokens=self.min_tokens, top_k=self.top_k, no_repeat_ngram=self.no_repeat_ngram, seed=self.seed)
+        if self.min_tokens >= self.max_tokens:
+            raise UserError(f"min_tokens ({self.min_tokens}) must be below max_tokens ({self.max_tokens})")
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be above 0, not {self.temperature}; for no randomness use greedy")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+    @property
+    def width(self) -> int:
+        """K: continuations of each image that are decoded side by side."""
+        if self.method == "beam":
+            return max(self.beams, self.num_captions)
+        return self.num_captions if self.method == "nucleus" else 1

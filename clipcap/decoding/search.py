@@ -1,0 +1,204 @@
+"""Prefix -> caption tokens: greedy, nucleus and beam search, batched over images.
+
+Beam search ranks as ClipCap's does: by mean log-probability per token, live and finished beams together
+(https://github.com/rmokady/CLIP_prefix_caption, `generate_beam` in predict.py).
+
+Shapes: B images, K continuations of each (beams or samples), T tokens, P prefix length, D GPT-2 width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipcap.decoding.cached_gpt2 import CachedGPT2, Session
+from clipcap.decoding.next_token import Constraint, argmax, draw, make_constraint, most_probable, random_numbers
+from clipcap.decoding.options import Decoding
+from clipcap.errors import UserError
+
+
+@dataclass
+class Captions:
+    """What a search found: tokens (B, K, T), how many of them count (B, K), and their order, best first (B, K)."""
+
+    tokens: Tensor
+    lengths: Tensor
+    order: Tensor
+
+    def as_lists(self, decoding: Decoding) -> list[list[int]] | list[list[list[int]]]:
+        """The token ids of each image: its best caption, or with `return_all` every one, best first."""
+        kept = decoding.num_captions if decoding.num_captions > 1 else self.order.shape[1]
+        rows = [
+            [row[k][: lengths[k]] for k in order[:kept]]
+            for row, lengths, order in zip(
+                self.tokens.tolist(), self.lengths.tolist(), self.order.tolist(), strict=True
+            )
+        ]
+        return rows if decoding.return_all else [row[0] for row in rows]
+
+
+def decode(
+    gpt: CachedGPT2,
+    prefix: Tensor,
+    decoding: Decoding,
+    stop_token: int,
+    prompts: Sequence[Sequence[int]] | None,
+    streams: Tensor,
+) -> list[list[int]] | list[list[list[int]]]:
+    """Captions of a batch.
+
+    Args:
+        gpt: the language model.
+        prefix: (B, P, D).
+        decoding: how to search.
+        stop_token: the id that ends a caption, -1 for none.
+        prompts: B lists of token ids between prefix and caption, or None.
+        streams: (B, anything): what tells one image's random numbers from another's.
+
+    Returns:
+        B lists of ids, stop token kept; with `return_all` B lists of lists, best first.
+    """
+    before = prefix.shape[1] + max(map(len, prompts or [()]))
+    room = len(gpt.position) + 1 - before
+    if room < 1:
+        raise UserError(
+            f"prefix and prompt take {before} positions, and GPT-2 has {len(gpt.position)}: shorten the prompt"
+        )
+    steps = min(decoding.max_tokens, room)
+    session = gpt.begin(prefix, prompts, decoding.width, steps)
+    constrain = make_constraint(decoding, stop_token)
+    search = SEARCHES[decoding.method]
+    return search(session, decoding, steps, stop_token, constrain, streams).as_lists(decoding)
+
+
+class Finished:
+    """Which images are still being decoded, so that the others leave the batch.
+
+    Leaving copies the cache, so a few finished images stay until they are a quarter of the batch. A CUDA device is
+    asked only every 16 tokens, since the question waits for it, and halves the batch: few shapes, few captured steps.
+    """
+
+    def __init__(self, session: Session, batch: int, device: torch.device) -> None:
+        self.session = session
+        self.rows = torch.arange(batch, device=device)  # of the whole batch, those still in the session
+        self.halves = session.gpt.captures
+
+    def leave(self, step: int, done: Tensor) -> Tensor | None:
+        """After a step, done (B',) for the rows in the session: the indices to go on with, or None for all of them."""
+        if self.halves and step % 16:
+            return None
+        going = (~done).nonzero()[:, 0]
+        if len(going) and self.halves:
+            # Every new number of rows would capture another step, so a batch of 256 only becomes 128, 64, ...; some
+            # finished images fill it up, which costs less than a capture.
+            size = len(done)
+            while size >= 2 * len(going):
+                size = -(-size // 2)
+            going = torch.cat((going, done.nonzero()[: size - len(going), 0]))
+        if len(going) > 0.75 * len(done):
+            return None
+        self.rows = self.rows[going]
+        if len(going):
+            self.session.keep(going)
+        return going
+
+
+def _sample(
+    session: Session,
+    decoding: Decoding,
+    steps: int,
+    stop_token: int,
+    constrain: Constraint,
+    streams: Tensor,
+) -> Captions:
+    """Greedy search and nucleus sampling: continuations that never meet."""
+    width, device = decoding.width, session.logits.device
+    batch = len(session.logits)
+    greedy = decoding.method == "greedy"
+    numbers = None if greedy else random_numbers(streams, decoding.seed, width, steps).to(device)
+    tokens = torch.zeros(batch, width, steps, dtype=torch.long, device=device)
+    lengths = torch.full((batch, width), steps, device=device)
+    scores = torch.zeros(batch, width, device=device)
+    finished = torch.zeros(batch, width, dtype=torch.bool, device=device)
+    live = Finished(session, batch, device)
+    logits = session.logits[:, None].expand(-1, width, -1)
+    for step in range(steps):
+        rows = live.rows
+        logits = constrain(logits, tokens[rows, :, :step])
+        token = argmax(logits) if numbers is None else draw(logits, numbers[rows, :, step], decoding, session.gpt.fast)
+        if width > 1:
+            gained = logits.float().log_softmax(-1).gather(-1, token[..., None])[..., 0]
+            scores[rows] += gained.masked_fill(finished, 0)
+        tokens[rows, :, step] = token
+        stopped = ~finished & (token == stop_token)
+        lengths[rows] = lengths[rows].masked_fill(stopped, step + 1)
+        finished = finished | stopped
+        if step + 1 == steps:
+            break
+        going = live.leave(step, finished.all(-1))
+        if going is not None:
+            token, finished = token[going], finished[going]
+            if not len(going):
+                break
+        logits = session.step(token)
+    return Captions(tokens, lengths, (scores / lengths).argsort(dim=-1, descending=True, stable=True))
+
+
+def _beam(
+    session: Session,
+    decoding: Decoding,
+    steps: int,
+    stop_token: int,
+    constrain: Constraint,
+    streams: Tensor,
+) -> Captions:
+    """ClipCap's beam search: K beams, ranked by their mean log-probability per token.
+
+    A finished beam stays among the K and competes with those that still grow: it goes on with one child, token 0, that
+    adds neither to its score nor to its length, and drops out only when K others have a better mean. The loop ends
+    when all K are finished.
+    """
+    width, device = decoding.width, session.logits.device
+    batch = len(session.logits)
+    tokens = torch.zeros(batch, width, steps, dtype=torch.long, device=device)
+    lengths = torch.ones(batch, width, dtype=torch.long, device=device)
+    live = Finished(session, batch, device)
+    # All beams of an image begin as one and the same, so the first K tokens come from a single row of logits; taking
+    # the best K of K equal rows would give K times the same beam.
+    logits = constrain(session.logits[:, None], tokens[:, :1, :0])[:, 0]
+    scores, token = most_probable(logits, width)  # summed log-probabilities (B, K)
+    tokens[:, :, 0] = token
+    finished = token == stop_token
+    session.reorder(torch.arange(width, device=device).expand(batch, width))
+    for step in range(1, steps):
+        going = live.leave(step - 1, finished.all(-1))
+        if going is not None:
+            token, finished = token[going], finished[going]
+            if not len(going):
+                break
+        rows = live.rows
+        logits = constrain(session.step(token), tokens[rows, :, :step])
+        # A beam's children rank by their own log-probability, so its best K are all that can survive.
+        gained, token = most_probable(logits, width)  # (B, K, K)
+        gained[finished] = float("-inf")  # of a finished beam's children, all but one
+        gained[..., 0].masked_fill_(finished, 0)
+        token[..., 0].masked_fill_(finished, 0)
+        grown = lengths[rows] + ~finished
+        mean = (scores[rows][..., None] + gained) / grown[..., None]
+        top, flat = mean.flatten(1).topk(width)
+        parent = flat // width  # which beam each of the new K goes on from
+        token = token.flatten(1).gather(1, flat)
+        lengths[rows] = grown.gather(1, parent)
+        scores[rows] = top * lengths[rows]
+        kept = tokens[rows].gather(1, parent[..., None].expand(-1, -1, steps))
+        kept[:, :, step] = token
+        tokens[rows] = kept
+        finished = finished.gather(1, parent) | (token == stop_token)
+        session.reorder(parent)
+    return Captions(tokens, lengths, (scores / lengths).argsort(dim=-1, descending=True, stable=True))
+
+
+SEARCHES: dict[str, Callable[..., Captions]] = {"greedy": _sample, "nucleus": _sample, "beam": _beam}

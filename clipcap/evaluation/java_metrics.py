@@ -1,0 +1,41 @@
+"""METEOR and SPICE, by the Java programs inside pycocoevalcap: an optional extra."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+
+from clipcap.errors import UserError
+from clipcap.evaluation.metrics import References, Tokens
+
+
+def java_scorer(name: str) -> Callable[[Sequence[Tokens], References], float]:
+    """METEOR or SPICE ("meteor", "spice") by pycocoevalcap's Java programs, started here; they know English words only.
+
+    Raises:
+        UserError: no Java, no pycocoevalcap, or (SPICE, the first time) no network to download its models from.
+    """
+    if not shutil.which("java"):
+        raise UserError(f"{name} runs on Java and there is no `java` on the PATH: install one or leave {name} out")
+    try:
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.spice.spice import Spice
+    except ImportError:
+        raise UserError(f"{name} needs pycocoevalcap (and Java): pip install pycocoevalcap, or leave it out") from None
+    failures = (OSError, ValueError, subprocess.SubprocessError)
+    failed = f"{name} failed ({{}}): see the messages above, or leave it out"
+    try:
+        scorer = {"meteor": Meteor, "spice": Spice}[name]()
+    except failures as error:
+        raise UserError(failed.format(error)) from None
+
+    def score(candidates: Sequence[Tokens], references: References) -> float:
+        captions = {i: [" ".join(tokens)] for i, tokens in enumerate(candidates)}
+        truths = {i: [" ".join(tokens) for tokens in texts] for i, texts in enumerate(references)}
+        try:
+            return float(scorer.compute_score(truths, captions)[0])
+        except failures as error:
+            raise UserError(failed.format(error)) from None
+
+    return score

@@ -1,0 +1,189 @@
+"""The comparison of several models: a table, `report.json`, `report.md` and one self-contained `report.html`.
+
+A report is plain values, as `report.json` holds them:
+
+    {"format": 1, "id": ..., "data": {"folder", "split", "identity", "images", ...}, "decoding": {...},
+     "versions": {package: version},
+     "models": [{"name", "weights", "scores": {measure: value}, "losses": [rows of metrics.jsonl], "captions": [...]}],
+     "failed": {name: why}, "images": [{"id", "captions": [true captions]}]}
+
+`captions` of a model stand in the order of `images`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from clipcap.errors import UserError
+from clipcap.evaluation import measures
+from clipcap.page import escape, page, picture_uri
+from clipcap.plots import losses_svg
+
+FORMAT = 1
+TABLE_STARTS, TABLE_ENDS = "<!-- table -->", "<!-- end of table -->"
+
+
+def report_id(report: Mapping) -> str:
+    """Names what was rated: these captions of these images by these models."""
+    rated = [report["data"]["identity"], report["data"]["split"], [image["id"] for image in report["images"]]]
+    rated += [[model["name"], model["captions"]] for model in report["models"]]
+    return hashlib.sha256(json.dumps(rated).encode()).hexdigest()[:16]
+
+
+def write_report(report: dict, folder: Path, pictures: Sequence[bytes | None]) -> None:
+    """Write the three files; `pictures` are the first images, encoded, as many as the page shows; None if unknown."""
+    report["id"] = report_id(report)
+    _write_tables(report, folder)
+    (folder / "report.html").write_text(_html(report, pictures), encoding="utf-8")
+
+
+def read_report(folder: Path) -> dict:
+    """The report that `write_report` left in a folder."""
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: ratings belong to a report that evaluate.py has written") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): write the report again") from None
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        raise UserError(f"{path} is not a report of this version: write it again with evaluate.py")
+    return report
+
+
+def rewrite_tables(report: dict, folder: Path) -> None:
+    """Bring an existing report's tables up to date with its scores; its pictures and captions stay as they are."""
+    path = folder / "report.html"
+    try:
+        html = path.read_text(encoding="utf-8")
+        before, rest = html.split(TABLE_STARTS)
+        after = rest.split(TABLE_ENDS)[1]
+    except (OSError, ValueError, IndexError):
+        raise UserError(f"{path} is missing or not as evaluate.py wrote it: write the report again") from None
+    _write_tables(report, folder)
+    path.write_text(f"{before}{_html_table(report)}{after}", encoding="utf-8")
+
+
+def _write_tables(report: dict, folder: Path) -> None:
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+
+
+def text_table(report: Mapping) -> str:
+    """For the terminal: measures down, models across, the best of each marked with a star."""
+    names = [model["name"] for model in report["models"]]
+    lines: list[list[str]] = [["", *names]]
+    for rows in measures.rows([model["scores"] for model in report["models"]]).values():
+        lines.append([])
+        lines += [
+            [measure.label, *(cell.text + ("*" if cell.best else " ") for cell in cells)] for measure, cells in rows
+        ]
+    widths = [max(len(line[column]) for line in lines if line) for column in range(len(names) + 1)]
+    return "\n".join(
+        "  ".join(text.ljust(width) if not column else text.rjust(width) for column, (text, width) in enumerate(row))
+        for row in ([*zip(line, widths, strict=False)] for line in lines)
+    )
+
+
+def summary(report: Mapping) -> str:
+    """One sentence: what was captioned, from where, how."""
+    data = report["data"]
+    chosen = {name: value for name, value in report["decoding"].items() if value or name == "seed"}
+    settings = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    source = f"the {data['split']} split of {data['folder']} ({data['identity'][:12]})"
+    return f"{data['images']} images of {source}; decoding: {settings}."
+
+
+def markdown(report: Mapping) -> str:
+    """The table and its settings for a README, best values bold."""
+
+    def plain(text: str) -> str:
+        return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+
+    names = [plain(model["name"]) for model in report["models"]]
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for rows in measures.rows([model["scores"] for model in report["models"]]).values():
+        for measure, cells in rows:
+            texts = [f"**{plain(cell.text)}**" if cell.best else plain(cell.text) for cell in cells]
+            lines.append(f"| {measure.label} | " + " | ".join(texts) + " |")
+    failed = [f"- {plain(name)} failed: {plain(why)}" for name, why in report["failed"].items()]
+    return "\n".join([*lines, "", plain(summary(report)), *([""] if failed else []), *failed, ""])
+
+
+def _html(report: Mapping, pictures: Sequence[bytes | None]) -> str:
+    here = Path(__file__).parent
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    runs = {model["name"]: model["losses"] for model in report["models"] if model["losses"]}
+    curves = f'<h2>Loss</h2><div class="curves">{losses_svg(runs, "")}</div>' if runs else ""
+    cards = "".join(_card(report, number, picture) for number, picture in enumerate(pictures))
+    ratable = any(picture for picture in pictures)
+    invitation = '<p><a class="button main" href="#rate">Rate the captions blind</a></p>' if ratable else ""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    body = f"""<main id="results">
+<p class="quiet">{escape(summary(report))}</p>
+{_html_table(report)}
+{curves}
+<h2>Pictures and captions</h2>
+{invitation}
+<div class="pictures">{cards}</div>
+<footer>Report {report["id"]}. {escape(versions)}.</footer>
+</main>
+{RATING.format(id=report["id"])}"""
+    count = len(report["models"])
+    return page(f"{count} {'model' if count == 1 else 'models'} compared", body, style, script)
+
+
+def _html_table(report: Mapping) -> str:
+    names = "".join(f'<th scope="col">{escape(model["name"])}</th>' for model in report["models"])
+    groups, meanings = "", ""
+    for group, rows in measures.rows([model["scores"] for model in report["models"]]).items():
+        lines = ""
+        for measure, cells in rows:
+            texts = "".join(f"<td{' class=best' * cell.best}>{escape(cell.text)}</td>" for cell in cells)
+            lines += f'<tr><th scope="row">{measure.label}</th>{texts}</tr>'
+            meanings += f"<dt>{measure.label}</dt><dd>{measure.meaning}</dd>" if measure.meaning else ""
+        span = f'<td colspan="{len(report["models"])}"></td>'
+        groups += f'<tbody><tr><th scope="rowgroup" class="group">{group}</th>{span}</tr>{lines}</tbody>'
+    failed = "".join(
+        f'<p class="failed"><b>{escape(name)}</b> failed: {escape(why)}</p>' for name, why in report["failed"].items()
+    )
+    return f"""{TABLE_STARTS}
+<div class="scroll" role="region" aria-label="Scores" tabindex="0">
+<table><thead><tr><th></th>{names}</tr></thead>{groups}</table></div>
+{failed}<details><summary>What the rows mean</summary><dl>{meanings}</dl></details>
+{TABLE_ENDS}"""
+
+
+def _card(report: Mapping, number: int, picture: bytes | None) -> str:
+    """One image with its captions; `data-order` is the order in which the blind mode shows them."""
+    image, models = report["images"][number], report["models"]
+    truth = "\n".join(image["captions"])
+    captions = "".join(
+        f'<div data-model="{escape(model["name"])}"><dt>{escape(model["name"])}</dt>'
+        f"<dd>{escape(model['captions'][number])}</dd></div>"
+        for model in models
+    )
+    order = random.Random(f"{report['id']} {image['id']}").sample(range(len(models)), len(models))
+    shuffled = f' data-order="{" ".join(map(str, order))}"' if picture else ""
+    shown = f'<img src="{picture_uri(picture)}" alt="">' if picture else '<div class="none">no picture</div>'
+    return f"""<figure class="card" data-image="{escape(image["id"])}"{shuffled}>{shown}<figcaption><dl>
+<div class="true"><dt>true caption</dt><dd>{escape(truth)}</dd></div>{captions}</dl></figcaption></figure>
+"""
+
+
+RATING = """<section id="rate" data-report="{id}" aria-label="Rate the captions" hidden>
+<p>How well does each caption suit the picture, as a post? 0 is not at all, 5 is perfectly.
+<span class="keys quiet">Keys: 0 to 5 rate and move on, N and P turn the page.</span></p>
+<p id="warning" hidden>This browser keeps nothing for this page: save before you close it.</p>
+<div class="bar"><a class="button" href="#">Back</a><progress id="done" value="0"></progress>
+<output id="count"></output><button class="button main" id="save">Save ratings.json</button></div>
+<div class="rated"><div class="shown"><img id="picture" alt=""></div>
+<div><form id="captions"></form>
+<div class="steps"><button class="button" id="previous">Previous</button>
+<button class="button" id="next">Next</button></div>
+<p><button class="button" id="start-over">Start over</button></p></div></div>
+</section>"""

@@ -1,0 +1,157 @@
+"""One model on held-out pictures: what it says about them, how well, and how fast.
+
+Shapes: N images, C CLIP width.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from clipcap.data.store import clip_of
+from clipcap.decoding.options import Decoding
+from clipcap.evaluation import metrics
+from clipcap.evaluation.report import FORMAT
+from clipcap.fast.exchange import speed_up
+from clipcap.model.batches import encode_captions, fit_captions
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.gpt2 import end_of_text, tokenizer_of
+from clipcap.model.prompts import caption_embeddings, literal_captions, prompts_for
+from clipcap.training.loader import CaptionDataset
+from clipcap.training.trainer import validation_loss
+from clipcap.weights.checkpoint import load_checkpoint
+from clipcap.weights.format import sha256
+from clipcap.weights.published import resolve_weights
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from clipcap.evaluation.held_out import HeldOut, Judge
+
+MAX_TOKENS = 67  # of a true caption in the test loss, as in training
+
+
+def evaluate_model(
+    weights: str,
+    held_out: HeldOut,
+    decoding: Decoding,
+    judge: Judge | None,
+    dtype: torch.dtype,
+    batch_size: int,
+    more: Mapping[str, Callable] = MappingProxyType({}),
+    base: str | None = None,
+    fast: bool = True,
+) -> dict[str, Any]:
+    """One model's entry of the report, without its name.
+
+    Args:
+        weights: a file, or the name of published weights.
+        dtype: of the weights while captioning; the loss is computed in float32.
+        more: other scorers by name, as `java_metrics.java_scorer` gives them.
+        base: what LoRA weights were trained on, where it is no longer where they remember it.
+        fast: decode by way of `clipcap.fast`.
+
+    Raises:
+        UserError: the weights cannot be used on this data.
+    """
+    file = resolve_weights(weights)
+    model = load_checkpoint(file, held_out.device, base=base).to(dtype).requires_grad_(False)
+    model.use_fast(fast)
+    if fast:
+        speed_up(model)
+    tokenizer = tokenizer_of(model.config)
+    embeddings = held_out.embeddings(model)
+    started = time.perf_counter()
+    literals = literal_captions(model, embeddings, batch_size)
+    prompts = prompts_for(model, tokenizer, len(embeddings), literals)
+    captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
+    seconds = time.perf_counter() - started
+    if dtype != torch.float32:
+        model = load_checkpoint(file, held_out.device, base=base)
+    loss = _loss(model, tokenizer, held_out, embeddings, prompts, batch_size)
+    record = model.record
+    tokens = [metrics.tokenize(caption) for caption in captions]
+    scores = {name: record.get(name) for name in ("strategy", "trained_parameters", "seconds", "peak_memory_bytes")}
+    scores |= {"file_bytes": file.stat().st_size, "captions_per_second": len(held_out) / seconds}
+    scores |= {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    scores |= metrics.overlap(tokens, held_out.tokens) | metrics.style(tokens, held_out.training_tokens)
+    scores |= judge.scores(captions) if judge else {}
+    source = held_out.store.info["source"]["name"]
+    scores |= demo_scores(source, held_out.split, held_out.ids, captions)
+    scores |= {name: score(tokens, held_out.tokens) for name, score in more.items()}
+    return {
+        "weights": str(weights),
+        "sha256": sha256(file),
+        "clip": str(clip_of(model.config)),
+        "scores": scores,
+        "losses": record.get("losses", {}).get("history", []),
+        "captions": captions,
+    }
+
+
+def _loss(
+    model: ClipCap,
+    tokenizer: Tokenizer,
+    held_out: HeldOut,
+    embeddings: np.ndarray,
+    prompts: Sequence[Sequence[int]] | None,
+    batch_size: int,
+) -> float:
+    """Mean cross-entropy per token of the true captions, end-of-text included where the weights learned it."""
+    image_of = [image for image, captions in enumerate(held_out.captions) for _ in captions]
+    texts = [caption for captions in held_out.captions for caption in captions]
+    captions = encode_captions(tokenizer, texts, MAX_TOKENS)
+    end = end_of_text(tokenizer)
+    if model.config.stop_token != end:
+        captions = [ids[:-1] if ids[-1] == end and len(ids) > 1 else ids for ids in captions]
+    if prompts:
+        prompts = [prompts[image] for image in image_of]
+        captions = fit_captions(captions, prompts, model.room)
+    return validation_loss(model, CaptionDataset(embeddings[image_of], captions, prompts), batch_size, progress=True)
+
+
+def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequence[str]) -> dict[str, float]:
+    """What a caption of the demo world gets right can be read off its words; of the real world, it cannot."""
+    if source != "demo":
+        return {}
+    from clipcap.world.judge import shares
+    from clipcap.world.scenes import scenes
+
+    drawn = {scene.image_id: scene for scene in scenes(split)}
+    verdict = shares(captions, [drawn[image] for image in images])
+    return {"right_subject": verdict.subject, "right_colour": verdict.colour, "instagram_style": verdict.instagram}
+
+
+def new_report(held_out: HeldOut, decoding: Decoding, judge: Judge | None) -> dict[str, Any]:
+    """A report without models: on what, how and with what it was made."""
+    store = held_out.store
+    used = {"greedy": (), "nucleus": ("temperature", "top_p", "top_k", "seed"), "beam": ("beams",)}[decoding.method]
+    shared = ("method", "max_tokens", "min_tokens", "no_repeat_ngram")
+    packages = ("torch", "transformers", "open_clip_torch", "numpy")
+    return {
+        "format": FORMAT,
+        "data": {
+            "folder": str(store.path),
+            "split": held_out.split,
+            "identity": store.identity,
+            "images": len(held_out),
+            "captions": sum(map(len, held_out.captions)),
+            "clip": store.clip,
+        },
+        "decoding": {name: getattr(decoding, name) for name in (*shared, *used)},
+        "clip_prompt": judge.prompt if judge else None,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "models": [],
+        "failed": {},
+        "images": [
+            {"id": image, "captions": captions} for image, captions in zip(held_out.ids, held_out.captions, strict=True)
+        ],
+    }

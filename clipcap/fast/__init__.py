@@ -1,0 +1,1 @@
+"""The engine room: the same results sooner. A reader may skip it."""

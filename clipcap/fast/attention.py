@@ -1,0 +1,31 @@
+"""Attention of a few new positions to a long cache.
+
+Shapes: B images, K continuations of each, L cache positions, H heads, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float, fast: bool = True) -> Tensor:
+    """Attention of a few new positions to a cache.
+
+    Args:
+        query: (B, H, K, D / H).
+        keys, values: (B, H, L, D / H).
+        mask: (1 or B, K, L), added to the scores.
+        fast: on a CPU, by two batched products where those are sooner. PyTorch's fused attention is made for long
+            queries; for a single image it is the faster of the two.
+
+    Returns:
+        (B, H, K, D / H).
+    """
+    if not fast or query.device.type != "cpu" or len(query) == 1:
+        return F.scaled_dot_product_attention(query, keys, values, mask[:, None], scale=scaling)
+    if len(mask) > 1:
+        mask = mask[:, None].expand(-1, query.shape[1], -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(mask, query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), alpha=scaling)
+    return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view_as(query)

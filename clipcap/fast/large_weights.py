@@ -1,0 +1,151 @@
+"""The largest weights, for training on a CPU: token embedding, head, and the second layer of the MLP.
+
+Left to autograd and autocast, each of them costs a step a handful of fresh tensors of its size: the weight in bf16, its
+gradient in bf16 and in fp32, for the embedding one that is zero except for the batch's few tokens, and for the head the
+logits and their gradients. Clearing that memory takes a CPU as long as the arithmetic. Here gradients are added where
+they belong, the loss is computed with its gradient, some rows at a time, and what memory that takes stays.
+
+It is `backward()` that leaves these gradients in `.grad`; `torch.autograd.grad` and hooks do not see them. So all of it
+stands aside where several processes exchange the gradients that autograd hands over, and on other devices.
+
+Shapes: N caption tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 128  # whose logits exist at a time: enough for a product at full speed
+BYTES = 1 << 24  # of a gradient that are converted at a time
+
+
+class LargeLinear(nn.Linear):
+    """As `nn.Linear`; with few rows the conversion to bf16 costs more than it saves, so it computes in fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        if not _takes_over(self.weight):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return _Linear.apply(x.to(self.weight.dtype), self.weight) + self.bias
+
+
+class LargeEmbedding(nn.Embedding):
+    """As `nn.Embedding`, with the gradient of the batch's tokens added where it belongs."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (...) -> (..., D)."""
+        return _Embed.apply(self.weight, tokens) if _takes_over(self.weight) else super().forward(tokens)
+
+
+class HeadLoss:
+    """Logits and cross-entropy of one language-model head together, in memory that serves every step."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+        """Cross-entropy (N,), in nats, of the targets (N,) after the states (N, D)."""
+        if not _takes_over(head.weight, frozen=True):
+            return F.cross_entropy(head(states).float(), targets, reduction="none")
+        return _Losses.apply(states, head.weight, targets, self)
+
+    def take(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """A matrix (rows, width) with any content, which is the caller's alone until it is given back."""
+        kept = self.kept.pop(name, None)
+        if kept is None or kept.dtype != dtype or kept.shape[1] != width or len(kept) < rows:
+            kept = torch.empty(rows, width, dtype=dtype)
+        return kept[:rows]
+
+    def give_back(self, name: str, matrix: Tensor) -> None:
+        """Its memory serves the next call that takes this name."""
+        self.kept[name] = matrix._base
+
+
+def _takes_over(weight: Tensor, frozen: bool = False) -> bool:
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return weight.device.type == "cpu" and torch.is_grad_enabled() and (frozen or weight.requires_grad) and not several
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    """Where to add the gradient of a weight: memory that outlives `zero_grad`."""
+    if weight.grad is None:
+        if not hasattr(weight, "kept_gradient"):
+            weight.kept_gradient = torch.empty_like(weight)
+        weight.grad = weight.kept_gradient.zero_()
+    return weight.grad
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.x, ctx.weight = x, weight
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        _gradient(ctx.weight).addmm_(gradient.flatten(0, -2).t(), ctx.x.flatten(0, -2))
+        return gradient @ ctx.weight, None
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> Tensor:
+        ctx.weight, ctx.tokens = weight, tokens
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        _gradient(ctx.weight).index_add_(0, ctx.tokens.flatten(), gradient.flatten(0, -2))
+        return None, None
+
+
+class _Losses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, memory: HeadLoss) -> Tensor:
+        ctx.memory, ctx.weight, ctx.dtype = memory, weight, states.dtype
+        size, count = len(weight), len(states)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
+        ctx.states, ctx.product = states.to(dtype), weight
+        if weight.dtype != dtype:
+            ctx.product = memory.take("weight", *weight.shape, dtype).copy_(weight)
+        ctx.gradients = memory.take("gradients", count, size, dtype)  # of the losses towards the logits
+        room = memory.take("logits", min(count, ROWS), size, dtype)
+        losses = states.new_empty(count, dtype=torch.float32)
+        for start in range(0, count, ROWS):
+            rows, target = slice(start, start + ROWS), targets[start : start + ROWS, None]
+            logits = torch.mm(ctx.states[rows], ctx.product.t(), out=room[: len(target)])
+            found = logits.float().log_softmax(-1)
+            losses[rows] = -found.gather(1, target)[:, 0]
+            ctx.gradients[rows] = found.exp_().scatter_add_(1, target, found.new_full(target.shape, -1))
+        memory.give_back("logits", room)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, None, None, None]:
+        """`scale` (N,) multiplies the small matrices, which comes to the same as multiplying the large one."""
+        scale, gradients, memory = scale[:, None], ctx.gradients, ctx.memory
+        towards_states = None
+        if ctx.needs_input_grad[0]:
+            towards_states = (gradients @ ctx.product).to(ctx.dtype) * scale
+        if ctx.needs_input_grad[1]:
+            found, states = _gradient(ctx.weight), (ctx.states * scale).to(ctx.states.dtype)
+            if states.dtype == found.dtype:
+                found.addmm_(gradients.t(), states)
+            else:
+                room = memory.take("weight gradient", *found.shape, states.dtype)
+                product = torch.mm(gradients.t(), states, out=room)
+                step = BYTES // 4 // found.shape[1]
+                for start in range(0, len(found), step):
+                    found[start : start + step] += product[start : start + step]
+                memory.give_back("weight gradient", room)
+        memory.give_back("gradients", gradients)
+        if ctx.product is not ctx.weight:
+            memory.give_back("weight", ctx.product)
+        del ctx.gradients, ctx.product  # the memory is another's now: a second backward pass fails
+        return towards_states, None, None, None

@@ -1,0 +1,101 @@
+"""Exact nucleus sampling (Holtzman et al., 2019, https://arxiv.org/abs/1904.09751) without sorting the vocabulary.
+
+The nucleus of a row is the smallest set of most probable tokens whose mass reaches `top_p`. Sorting 50,257
+probabilities to find it costs more than the rest of a decoding step, so that is the last resort:
+
+- on a CPU, a token drawn from the whole distribution is accepted when the mass of the more probable tokens stays under
+  `top_p`, that is, when it is in the nucleus. At least `top_p` of the draws are.
+- on other devices, where branching would wait for the device, the smallest probability inside is found by bisection
+  over the bit patterns of floats, which are ordered as the floats are.
+
+Shapes: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TRIES = 8  # draws from the whole distribution before a row is sorted
+UNIFORMS = TRIES + 1  # random numbers that one call needs for each row
+
+
+def sample_nucleus(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int = 0, fast: bool = True
+) -> Tensor:
+    """One token for each row.
+
+    Args:
+        logits: (R, V), -inf for tokens that must not come.
+        uniforms: (R, UNIFORMS), independent and uniform in [0, 1): the same numbers give the same tokens.
+        temperature: above 0; divides the logits.
+        top_p: mass of the nucleus, above 0 and at most 1.
+        top_k: only the `top_k` most probable tokens count; 0 for all.
+        fast: without it, sort: as exact, and other tokens come from the same numbers.
+
+    Returns:
+        (R,) token ids.
+    """
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        best, tokens = logits.topk(top_k)
+        return tokens.gather(1, _from_sorted(best.softmax(-1), uniforms[:, 0], top_p)[:, None])[:, 0]
+    probabilities = logits.softmax(-1)
+    if top_p >= 1:
+        return _inverse_cdf(probabilities, uniforms[:, 0])
+    if not fast:
+        return _by_sorting(probabilities, uniforms[:, TRIES], top_p)
+    if probabilities.device.type != "cpu":
+        return _by_bisection(probabilities, uniforms[:, 0], top_p)
+    return _by_rejection(probabilities, uniforms, top_p)
+
+
+def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Index drawn in proportion to unnormalised weights (R, V)."""
+    cumulated = weights.cumsum(-1)
+    # In floating point uniform * sum can round up to the sum itself; the draw must still stand on a weight above zero.
+    target = (uniform[:, None] * cumulated[:, -1:]).minimum(cumulated[:, -1:] * (1 - 2**-23))
+    return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
+
+
+def _from_sorted(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """Position drawn from the nucleus of rows sorted downwards."""
+    above = probabilities.cumsum(-1) - probabilities
+    return _inverse_cdf(probabilities * (above < top_p), uniform)
+
+
+def _by_rejection(probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    drawn = torch.empty(len(probabilities), dtype=torch.long)
+    rows = torch.arange(len(probabilities))  # rows still without a token
+    for attempt in range(TRIES):
+        wide = probabilities if len(rows) == len(probabilities) else probabilities[rows]
+        proposal = _inverse_cdf(wide, uniforms[rows, attempt])
+        more_probable = torch.gt(wide, wide.gather(1, proposal[:, None]), out=torch.empty_like(wide))
+        accepted = more_probable.mul_(wide).sum(-1) < top_p
+        drawn[rows[accepted]] = proposal[accepted]
+        rows = rows[~accepted]
+        if not len(rows):
+            return drawn
+    drawn[rows] = _by_sorting(probabilities[rows], uniforms[rows, TRIES], top_p)
+    return drawn
+
+
+def _by_sorting(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    ordered, tokens = probabilities.sort(dim=-1, descending=True)
+    return tokens.gather(1, _from_sorted(ordered, uniform, top_p)[:, None])[:, 0]
+
+
+def _by_bisection(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    # Floats above 0 are ordered as the integers that their bits spell, so halving the range of those integers finds
+    # the exact threshold in 31 steps, whatever the probabilities: the largest float that at least top_p of the mass
+    # reaches. Nothing here depends on a value that would have to be fetched from the device.
+    bits = probabilities.view(torch.int32)
+    low = torch.zeros_like(bits[:, :1])  # keeps a mass of at least top_p
+    high = torch.full_like(low, 0x3F800001)  # the float after 1: keeps none
+    for _ in range(31):
+        middle = low + (high - low) // 2
+        enough = torch.where(bits >= middle, probabilities, 0).sum(-1, keepdim=True) >= top_p
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return _inverse_cdf(torch.where(bits >= low, probabilities, 0), uniform)

@@ -1,0 +1,173 @@
+"""ClipCap: a mapping network in front of GPT-2, which of its parameters train, and the loss.
+
+Mokady et al., "ClipCap: CLIP Prefix for Image Captioning", 2021, https://arxiv.org/abs/2111.09734.
+
+Shapes: B batch, C CLIP width, P prefix length, T tokens, D GPT-2 width, V vocabulary, N caption tokens in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from clipcap.decoding.cached_gpt2 import CachedGPT2
+from clipcap.decoding.options import Decoding
+from clipcap.decoding.search import decode
+from clipcap.errors import UserError
+from clipcap.model.batches import Batch
+from clipcap.model.config import ClipCapConfig
+from clipcap.model.mapping import MAPPINGS
+
+
+class ClipCap(nn.Module):
+    """CLIP embedding -> prefix -> GPT-2.
+
+    Attributes:
+        gpt: Hugging Face's GPT-2 with its head.
+        clip_project: the mapping network, under the name that the published weights give it.
+        literal_captioner: for prompted weights, the frozen model whose caption fills the prompt's "{literal}".
+        record: how the model was trained, plain values (see `clipcap.training.record`).
+        fast: whether decoding takes the ways of `clipcap.fast`, which find the same captions sooner.
+    """
+
+    def __init__(self, config: ClipCapConfig, literal_captioner: ClipCap | None = None) -> None:
+        super().__init__()
+        if config.mapping not in MAPPINGS:
+            raise UserError(f"unknown mapping network {config.mapping!r}; choose one of {', '.join(MAPPINGS)}")
+        self.config = config
+        gpt2 = GPT2Config(**config.gpt2, tie_word_embeddings=config.tied_head, bos_token_id=None, eos_token_id=None)
+        width = gpt2.n_embd
+        if config.mapping == "transformer" and width % config.mapping_heads:
+            raise UserError(f"GPT-2's width {width} cannot be divided among {config.mapping_heads} mapping heads")
+        if config.prefix_length >= gpt2.n_positions:
+            raise UserError(
+                f"a prefix of {config.prefix_length} does not fit into the {gpt2.n_positions} positions of GPT-2"
+            )
+        self.gpt = GPT2LMHeadModel(gpt2)
+        sizes = [config.clip_dim, width, config.prefix_length]
+        if config.mapping == "transformer":
+            sizes += [config.clip_length, config.mapping_layers, config.mapping_heads]
+        self.clip_project = MAPPINGS[config.mapping](*sizes)
+        self.literal_captioner = literal_captioner
+        self.record: dict[str, Any] = {}
+        self.fast = True
+        self._prepared: tuple[list[tuple[int, int]], CachedGPT2] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.gpt.transformer.wte.weight.device
+
+    @property
+    def room(self) -> int:
+        """How many tokens GPT-2's positions can hold behind the prefix; the last one needs no position of its own."""
+        return self.gpt.config.n_positions - self.config.prefix_length + 1
+
+    def prefix(self, clip_embedding: Tensor) -> Tensor:
+        """(B, C) -> (B, P, D)."""
+        if clip_embedding.ndim != 2 or clip_embedding.shape[1] != self.config.clip_dim:
+            raise UserError(
+                f"these weights take CLIP embeddings of shape (batch, {self.config.clip_dim}), not "
+                f"{tuple(clip_embedding.shape)}: encode the images with {self.config.clip_model or 'their CLIP'}"
+            )
+        if self.config.normalize:
+            clip_embedding = F.normalize(clip_embedding.float(), dim=-1)
+        return self.clip_project(clip_embedding.to(self.device, next(self.clip_project.parameters()).dtype))
+
+    def hidden_states(self, clip_embedding: Tensor, tokens: Tensor) -> Tensor:
+        """(B, C), (B, T) -> (B, T, D): the state at [:, t] is the one that predicts tokens[:, t].
+
+        Padding stands on the right, where the causal mask hides it from every caption token: no mask is needed.
+        """
+        prefix = self.prefix(clip_embedding)
+        embedded = self.gpt.transformer.wte(tokens[:, :-1])  # the last token is only predicted, never read
+        states = self.gpt.transformer(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
+        return states.last_hidden_state[:, self.config.prefix_length - 1 :]
+
+    def forward(self, clip_embedding: Tensor, tokens: Tensor) -> Tensor:
+        """(B, C), (B, T) -> logits (B, T, V); logits[:, t] predicts tokens[:, t]."""
+        return self.gpt.lm_head(self.hidden_states(clip_embedding, tokens))
+
+    def caption_states(self, batch: Batch) -> Tensor:
+        """(N, D): the states that predict the caption tokens; what would predict prompt and padding is left out."""
+        states = self.hidden_states(batch.clip_embedding, batch.tokens)
+        return states.flatten(0, 1).index_select(0, batch.positions)
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy (N,), in nats, of every caption token: prompt and padding have no logits at all."""
+        logits = self.gpt.lm_head(self.caption_states(batch))  # (N, V)
+        return F.cross_entropy(logits.float(), batch.targets, reduction="none")
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy per caption token, a scalar in nats."""
+        return self.token_losses(batch).mean()
+
+    def train(self, mode: bool = True) -> ClipCap:
+        """Training mode for what trains; what is frozen stays in evaluation mode, without dropout."""
+        super().train(mode)
+        self._prepared = None
+        for module in self.modules() if mode else ():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        below_blocks = (self.clip_project, self.gpt.transformer.wte, self.gpt.transformer.wpe)
+        self.gpt.transformer.drop.train(mode and any(module.training for module in below_blocks))
+        return self
+
+    def train_only(self, trains: Callable[[str], bool]) -> dict[str, int]:
+        """Freeze every parameter but those whose name `trains` accepts; returns their names and sizes."""
+        chosen = {}
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(bool(trains(name)) and not name.startswith("literal_captioner."))
+            if parameter.requires_grad:
+                chosen[name] = parameter.numel()
+        return chosen
+
+    def use_fast(self, fast: bool) -> None:
+        """Decode by way of `clipcap.fast`, or in plain PyTorch; the literal captioner too."""
+        self.fast, self._prepared = fast, None
+        if self.literal_captioner is not None:
+            self.literal_captioner.use_fast(fast)
+
+    def untie_head(self) -> None:
+        """Give the language-model head weights of its own, so that it can train while the embedding is frozen."""
+        self.gpt.lm_head.weight = nn.Parameter(self.gpt.transformer.wte.weight.detach().clone())
+        self.config.tied_head = self.gpt.config.tie_word_embeddings = False
+
+    @torch.inference_mode()
+    def generate(
+        self, clip_embedding: Tensor, decoding: Decoding | None = None, prompts: Sequence[Sequence[int]] | None = None
+    ) -> list[list[int]] | list[list[list[int]]]:
+        """Captions for a batch of CLIP embeddings (B, C), as token ids with the stop token kept.
+
+        Args:
+            clip_embedding: (B, C), as CLIP gives it; normalised here where the weights want that.
+            decoding: how to search; greedy when None. Its `stop_token` of None is the checkpoint's own.
+            prompts: token ids between image and caption, a list per row; lengths may differ.
+
+        Returns:
+            B lists of ids; with `decoding.return_all` B lists of lists of ids, best first.
+        """
+        decoding = decoding or Decoding()
+        if not len(clip_embedding):
+            return []
+        stop = self.config.stop_token if decoding.stop_token is None else decoding.stop_token
+        return decode(self._decoder(), self.prefix(clip_embedding), decoding, stop, prompts, streams=clip_embedding)
+
+    def _decoder(self) -> CachedGPT2:
+        """GPT-2 prepared for decoding, kept for the next call while its weights are frozen and stay the same.
+
+        PyTorch counts the changes to a tensor, but not those that a fused optimizer makes: weights that may train are
+        prepared anew at every call.
+        """
+        weights = list(self.gpt.parameters())
+        if any(weight.requires_grad for weight in weights):
+            return CachedGPT2(self.gpt, self.fast)
+        state = [(weight.data_ptr(), weight._version) for weight in weights]
+        if self._prepared is None or self._prepared[0] != state:
+            self._prepared = (state, CachedGPT2(self.gpt, self.fast))
+        return self._prepared[1]

@@ -1,0 +1,1 @@
+"""The four strategies' common part: arguments, the experiment, the loop, its saved state."""

@@ -1,0 +1,80 @@
+"""The arguments that the four fine-tuning scripts share, in three groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipcap.cli import arg
+from clipcap.devices import PRECISIONS
+from clipcap.errors import UserError, at_least
+
+
+@dataclass
+class DataArguments:
+    """Which captions to learn."""
+
+    _argument_group_name = "data"
+
+    data: str | None = arg(None, "dataset folder that load_data.py wrote", metavar="DIR")
+    max_tokens: int = arg(67, "longer captions are cut")
+    limit_train: int | None = arg(None, "use only the first N training captions")
+    demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
+
+
+@dataclass
+class StartArguments:
+    """Which model to start from."""
+
+    _argument_group_name = "model"
+
+    init: str | None = arg(
+        None, "weights to start from: a file, or coco, conceptual, coco-transformer, ...", metavar="WEIGHTS"
+    )
+    language_model: str | None = arg(
+        None, "without --init: a GPT-2 by hub name or folder (default: gpt2)", metavar="NAME"
+    )
+    mapping: str | None = arg(
+        None, "without --init: the mapping network (default: mlp)", choices=["mlp", "transformer"]
+    )
+    prefix_length: int | None = arg(None, "without --init: prefix tokens (default: 10)")
+    clip_length: int | None = arg(None, "without --init: CLIP tokens of the transformer (default: 10)")
+    normalize: bool = arg(False, "without --init: divide CLIP embeddings by their L2 norm")
+
+
+@dataclass
+class LoopArguments:
+    """How long, how fast, and where to."""
+
+    _argument_group_name = "training"
+
+    output_dir: str | None = arg(None, "folder for weights, metrics and state (default: runs/STRATEGY)", metavar="DIR")
+    epochs: int = arg(5, "passes over the training captions")
+    batch_size: int = arg(32, "captions per step and device")
+    accumulate: int = arg(1, "steps whose gradients are added up before the weights move")
+    learning_rate: float = arg(2e-5, "highest learning rate; warms up to it, then falls to 0")
+    warmup: float = arg(0.05, "share of the steps that warm up")
+    weight_decay: float = arg(0.01, "of matrices only")
+    clip_norm: float = arg(1.0, "gradients are scaled down to this norm")
+    evals_per_epoch: int = arg(2, "evaluations per epoch; each may write the weights and writes the state")
+    seed: int = arg(0, "of initialisation, order and dropout")
+    device: str = arg("auto", "cpu, cuda, ...")
+    precision: str = arg("auto", "bf16 where it is faster", choices=list(PRECISIONS))
+    report_to: str = arg("none", "where else to send the metrics", choices=["none", "tensorboard", "wandb"])
+    fast: bool = arg(True, "use what clipcap/fast makes sooner; without it the losses differ by rounding alone")
+    resume: bool = arg(False, "go on from the state in the output folder")
+
+    def check(self) -> None:
+        """Raise a UserError for a value that cannot be meant."""
+        at_least(
+            1,
+            option=True,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            evals_per_epoch=self.evals_per_epoch,
+        )
+        at_least(0, option=True, seed=self.seed, weight_decay=self.weight_decay)
+        if not self.learning_rate > 0:
+            raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"--warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")

@@ -1,0 +1,150 @@
+"""What the four fine-tuning scripts share: the model they start from and the data they train on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from clipcap.data.store import EmbeddingStore, check_clip
+from clipcap.errors import UserError, at_least
+from clipcap.files import make_folder
+from clipcap.model.batches import encode_captions, fit_captions
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.config import ClipCapConfig
+from clipcap.model.gpt2 import end_of_text, load_language_model, plain_gpt2_config, tokenizer_of
+from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
+from clipcap.training.loader import CaptionDataset
+from clipcap.training.trainer import Trainer
+from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SAMPLES = 8  # validation images whose captions are shown at each evaluation
+Prompts = Callable[[str], list[list[int]] | None]  # name of a split -> the prompt of each of its rows
+Save = Callable[[ClipCap, Path], None]
+
+
+@dataclass
+class Experiment:
+    """A model and the data to fine-tune it on."""
+
+    model: ClipCap
+    tokenizer: Tokenizer
+    store: EmbeddingStore
+    data_args: DataArguments
+    start_args: StartArguments
+    loop_args: LoopArguments
+
+    @classmethod
+    def prepare(
+        cls, folder: str, data_args: DataArguments, start_args: StartArguments, loop_args: LoopArguments
+    ) -> Experiment:
+        """Open the data, load or build the model, and make sure that the output can be written.
+
+        Args:
+            folder: where the strategy writes below runs/, unless `--output-dir` says otherwise.
+        """
+        loop_args.check()
+        if data_args.data is None:
+            raise UserError("no data given: say --data FOLDER, a dataset written by load_data.py, or --demo")
+        at_least(1, option=True, limit_train=data_args.limit_train)
+        at_least(2, option=True, max_tokens=data_args.max_tokens)
+        loop_args.output_dir = loop_args.output_dir or f"runs/{'demo/' if data_args.demo else ''}{folder}"
+        make_folder(loop_args.output_dir)
+        store = EmbeddingStore.open(data_args.data)
+        torch.manual_seed(loop_args.seed)  # a fresh mapping network, and adapters, start the same when resumed
+        model = start_model(start_args, store)
+        check_clip(store, model.config)
+        tokenizer = tokenizer_of(model.config)
+        model.config.tokenizer = tokenizer.to_str()
+        model.config.stop_token = end_of_text(tokenizer)
+        if data_args.max_tokens > model.room:
+            raise UserError(
+                f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: GPT-2 has room for {model.room}"
+            )
+        return cls(model, tokenizer, store, data_args, start_args, loop_args)
+
+    def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
+        """The training and validation data; `prompts` gives the prompt of every row of a split."""
+        return self._dataset("train", prompts, self.data_args.limit_train), self._dataset("validation", prompts)
+
+    def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
+        captions = encode_captions(self.tokenizer, self.store.captions(split), self.data_args.max_tokens)
+        prompted = prompts(split) if prompts else None
+        if prompted:
+            captions = fit_captions(captions, prompted, self.model.room)
+        rows = range(min(len(captions), limit or len(captions)))
+        return CaptionDataset(self.store.embeddings(split), captions, prompted, rows)
+
+    def train(self, strategy: str, weights: str, prompts: Prompts | None = None, save: Save = save_checkpoint) -> Path:
+        """Print what trains, train it, and return the file of the best weights."""
+        train, validation = self.datasets(prompts)
+        arguments = asdict(self.data_args) | asdict(self.start_args) | asdict(self.loop_args)
+        record = {
+            "data": {"path": str(self.data_args.data), "identity": self.store.identity, "rows": len(train)},
+            "arguments": arguments,
+        }
+        shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
+        references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
+        trainer = Trainer(self.model, train, validation, self.loop_args, strategy, weights, record, save, references)
+        if trainer.accelerator.is_main_process:
+            print(describe(self.model), file=sys.stderr)
+        path = trainer.run()
+        if trainer.accelerator.is_main_process:
+            print(path)
+        return path
+
+
+def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
+    """The weights of `--init`, or plain GPT-2 with a fresh mapping network for the CLIP that the data was made with."""
+    fresh = ("language_model", "mapping", "prefix_length", "clip_length")
+    if args.init:
+        clashing = [name for name in fresh if getattr(args, name) is not None] + ["normalize"] * args.normalize
+        if clashing:
+            raise UserError(
+                f"--{clashing[0].replace('_', '-')} is for a fresh mapping network, and --init {args.init} brings its "
+                "own: leave one of the two out"
+            )
+        model = load_checkpoint(args.init)
+        model.literal_captioner = model.config.prompt = None
+        return model
+    language_model = args.language_model or "gpt2"
+    gpt = load_language_model(language_model)
+    chosen = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
+    config = ClipCapConfig(
+        clip_model=store.clip["model"],
+        clip_pretrained=store.clip["pretrained"],
+        clip_dim=store.clip["dim"],
+        normalize=args.normalize,
+        language_model=language_model,
+        gpt2=plain_gpt2_config(gpt.config),
+        **chosen,
+    )
+    model = ClipCap(config)
+    model.gpt.load_state_dict(gpt.state_dict())
+    return model
+
+
+def describe(model: ClipCap) -> str:
+    """Trained and total parameters, and which parts of the model they are."""
+    parts: dict[str, int] = {}
+    total = trained = 0
+    for name, parameter in model.named_parameters():
+        if name.startswith("literal_captioner."):
+            continue
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trained += parameter.numel()
+            words = name.removeprefix("gpt.transformer.").removeprefix("gpt.").split(".")
+            part = f"{words[2]} of the blocks" if words[0] == "h" else words[0]
+            part = "LoRA adapters" if ".lora_" in name else "mapping network" if "clip_project" in name else part
+            parts[part] = parts.get(part, 0) + parameter.numel()
+    shown = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+    return f"training {trained:,} of {total:,} parameters ({trained / total:.1%}): {shown}"

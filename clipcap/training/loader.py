@@ -1,0 +1,101 @@
+"""Rows of a dataset, and the order in which they come: buckets of similar length, reproducible from a seed.
+
+Shapes: C CLIP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from clipcap.model.batches import collate
+
+
+class CaptionDataset(Dataset):
+    """Token ids and embeddings of one split; the embeddings stay where they are, on disk or in memory."""
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        captions: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int]] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """
+        Args:
+            embeddings: (rows, C).
+            captions: token ids, a list for each row.
+            prompts: token ids that stand before the caption and are not learned.
+            rows: which rows to use, all of them when None.
+        """
+        self.embeddings, self.captions = embeddings, captions
+        self.prompts = prompts or [()] * len(captions)
+        self.rows = range(len(captions)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Sequence[int], Sequence[int]]:
+        row = self.rows[index]
+        return self.embeddings[row], self.prompts[row], self.captions[row]
+
+    def lengths(self) -> list[int]:
+        """Tokens of prompt and caption together, row by row."""
+        return [len(self.prompts[row]) + len(self.captions[row]) for row in self.rows]
+
+
+class BucketSampler:
+    """Batches of rows of similar length, in an order that depends on the seed and the epoch alone.
+
+    Rows are shuffled, sorted by length within pools of 64 batches, cut into batches, and the batches shuffled. Several
+    processes (`rank` of `world`) take turns, all with the same number of batches.
+    """
+
+    POOL = 64
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
+        self.rank, self.world = rank, world
+        self.epoch = self.skip = 0
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, for each process."""
+        return max(-(-len(self.lengths) // self.batch_size) // self.world, 1)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = random.permutation(len(self.lengths))
+        pool = self.POOL * self.batch_size
+        order = np.concatenate(
+            [
+                rows[np.argsort(self.lengths[rows], kind="stable")]
+                for rows in np.split(order, range(pool, len(order), pool))
+            ]
+        )
+        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        turns = random.permutation(len(batches))[self.rank :: self.world][: len(self)]
+        for turn in turns[self.skip :]:
+            yield batches[turn].tolist()
+
+
+def loader(dataset: CaptionDataset, sampler: BucketSampler | list[list[int]], device: torch.device) -> DataLoader:
+    """Batches, prepared ahead of a CUDA device by worker processes and in pinned memory."""
+    ahead = device.type == "cuda"
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=2 if ahead else 0,
+        pin_memory=ahead,
+        generator=torch.Generator(),  # iterating must draw nothing from the global one, which a resumed run restores
+    )
+
+
+def in_order(dataset: CaptionDataset, batch_size: int) -> list[list[int]]:
+    """Every row once, the longest first, in batches of similar length."""
+    order = np.argsort(dataset.lengths(), kind="stable")[::-1].tolist()
+    starts = range(0, len(order), batch_size)
+    return [order[start : start + batch_size] for start in starts]

@@ -1,0 +1,254 @@
+"""The one training loop: every strategy trains through it, whichever parameters train.
+
+It runs on `accelerate`, so the same script trains on a CPU, a GPU, or with `accelerate launch` on several. It writes
+into its output folder: the weights of the best validation loss, `metrics.jsonl`, `loss.png`, `samples.jsonl` (captions
+of fixed validation images) and `state/`, from which `--resume` goes on to the same weights as a run never interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from clipcap.devices import pick_device, pick_dtype
+from clipcap.errors import UserError
+from clipcap.fast.half import FrozenInHalf
+from clipcap.fast.large_weights import HeadLoss
+from clipcap.fast.exchange import speed_up
+from clipcap.model.batches import Batch
+from clipcap.model.clipcap import ClipCap
+from clipcap.training.arguments import LoopArguments
+from clipcap.training.journal import Journal
+from clipcap.training.loader import BucketSampler, CaptionDataset, in_order, loader
+from clipcap.training.state import Progress, State, run_record
+from clipcap.weights.checkpoint import save_checkpoint
+
+LOG_EVERY = 10  # steps between rows of metrics.jsonl
+WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
+SAME = ("epochs", "batch_size", "accumulate", "learning_rate", "warmup", "weight_decay", "clip_norm", "seed")
+
+
+class Trainer:
+    """One run of the loop.
+
+    Args:
+        model: with `requires_grad` set on what trains.
+        train, validation: the data.
+        args: of the loop.
+        strategy: its name, for the record.
+        weights: file name of the weights in the output folder.
+        record: what else the weights remember of the run (data, arguments).
+        save: writes the weights; `save_checkpoint` unless the strategy writes something smaller.
+        references: what the first validation rows are shown with, in samples.jsonl.
+    """
+
+    def __init__(
+        self,
+        model: ClipCap,
+        train: CaptionDataset,
+        validation: CaptionDataset,
+        args: LoopArguments,
+        strategy: str,
+        weights: str,
+        record: dict[str, Any],
+        save: Callable[[ClipCap, Path], None] = save_checkpoint,
+        references: Sequence[dict[str, str]] = (),
+    ) -> None:
+        self.model, self.train_set, self.validation, self.args = model, train, validation, args
+        self.strategy, self.record, self.save, self.references = strategy, record, save, references
+        folder = Path(args.output_dir or "")
+        self.weights = folder / weights
+        self.accelerator = make_accelerator(args, model.gpt.config.n_embd)
+        if args.fast:
+            speed_up(model)
+        optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.learning_rate, fused=True)
+        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, args.fast), optimizer)
+        precision, world = self.accelerator.mixed_precision, self.accelerator.num_processes
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.frozen = FrozenInHalf(model, args.fast and precision == "bf16" and not sharded)
+        self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed, self.accelerator.process_index, world)
+        self.epoch_steps = -(-len(self.sampler) // args.accumulate)
+        self.steps = self.epoch_steps * args.epochs
+        self.schedule = get_linear_schedule_with_warmup(
+            self.optimizer.optimizer, int(self.steps * args.warmup), self.steps
+        )
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.schedule, self.progress)
+        identity = {name: getattr(args, name) for name in (*SAME, "evals_per_epoch")} | {
+            "rows": len(train),
+            "processes": world,
+            "precision": precision,
+            "data": record.get("data", {}).get("identity"),
+            "trained parameters": sorted(name for name, p in model.named_parameters() if p.requires_grad),
+        }
+        self.state = State(self.accelerator, folder, identity)
+        self.journal = Journal(self.accelerator, folder, strategy, self.progress)
+
+    def run(self) -> Path:
+        """Train to the end; returns the file of the best weights."""
+        args, progress, main = self.args, self.progress, self.accelerator.is_main_process
+        set_seed(args.seed)
+        if args.report_to != "none":
+            self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
+        if args.resume:
+            self.state.load()
+        else:
+            self.state.clear()
+        self.journal.start()
+        every = self.epoch_steps / args.evals_per_epoch
+        evaluations = {round(number * every) for number in range(1, args.epochs * args.evals_per_epoch + 1)}
+        total = len(self.train_set) * args.epochs
+        done = progress.step * len(self.train_set) // self.epoch_steps
+        bar = tqdm(total=total, initial=done, desc=self.strategy, unit="captions", disable=not main, file=sys.stderr)
+        begun = time.perf_counter()
+        with bar, deferred_interrupt() as interrupted:
+            for epoch in range(progress.step // self.epoch_steps, args.epochs):
+                self.sampler.epoch, self.sampler.skip = epoch, (progress.step % self.epoch_steps) * args.accumulate
+                self.model.train()
+                batches = iter(loader(self.train_set, self.sampler, self.model.device))
+                while group := list(islice(batches, args.accumulate)):
+                    started = time.perf_counter()
+                    progress.add(self.step(group))
+                    evaluate = progress.step in evaluations
+                    if evaluate or progress.step % LOG_EVERY == 0:
+                        loss = progress.mean_loss()
+                        self.journal.log({"train_loss": loss, "lr": self.schedule.get_last_lr()[0]}, self.epochs)
+                        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    progress.seconds += time.perf_counter() - started
+                    captions = sum(len(batch.tokens) for batch in group) * self.accelerator.num_processes
+                    bar.update(min(captions, total - bar.n))
+                    if evaluate:
+                        self.evaluate()
+                    if interrupted:
+                        self.state.save()
+                        raise UserError(
+                            f"interrupted at step {progress.step} of {self.steps}; "
+                            "the same command with --resume goes on"
+                        )
+        self.accelerator.end_training()
+        if main:
+            print(
+                f"{self.strategy}: {total} captions in {progress.seconds:.0f} s of training "
+                f"({time.perf_counter() - begun:.0f} s in all), best validation loss {progress.best:.4f}",
+                file=sys.stderr,
+            )
+        return self.weights
+
+    @property
+    def epochs(self) -> float:
+        """How many epochs the run has come."""
+        return self.progress.step / self.epoch_steps
+
+    def step(self, group: list[Batch]) -> Tensor:
+        """Move the weights by the gradients of some batches; returns their mean loss, still on the device."""
+        total = torch.zeros((), device=self.model.device)
+        with self.frozen.used():
+            for number, batch in enumerate(group, 1):
+                # Gradients of several devices are exchanged once per step, with the last batch.
+                last = number == len(group)
+                with nullcontext() if last else self.accelerator.no_sync(self.objective):
+                    loss = self.objective(batch.to(self.model.device)) / len(group)
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def evaluate(self) -> None:
+        """Validation loss, captions of fixed images, the loss curve, the weights if they are the best, the state."""
+        progress = self.progress
+        loss = validation_loss(self.model, self.validation, self.args.batch_size)
+        self.journal.log({"val_loss": loss}, self.epochs)
+        if self.accelerator.is_main_process:
+            self.journal.sample(self.model, self.validation, self.references)
+            self.journal.plot()
+            if loss < progress.best:
+                self.model.record = run_record(self.model, self.strategy, progress, self.epochs, loss) | self.record
+                self.save(self.model, self.weights)
+        progress.best = min(progress.best, loss)
+        self.state.save()
+
+
+class Objective(nn.Module):
+    """The loss as a module's forward, which is what wrappers for several devices look at."""
+
+    def __init__(self, model: ClipCap, fast: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.head_loss = HeadLoss() if fast else None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean cross-entropy per caption token, a scalar in nats."""
+        if self.head_loss is None:
+            return self.model.loss(batch)
+        return self.head_loss(self.model.caption_states(batch), self.model.gpt.lm_head, batch.targets).mean()
+
+
+def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
+    """Device, precision and tracker of a run; `width` is GPT-2's."""
+    device, precision = pick_device(args.device), args.precision
+    if precision == "auto":
+        wide = device.type != "cpu" or width >= WIDE
+        precision = "bf16" if wide and pick_dtype("auto", device) == torch.bfloat16 else "fp32"
+    tracker = None if args.report_to == "none" else args.report_to
+    if tracker and find_spec(tracker) is None:
+        raise UserError(f"--report-to {tracker} needs the package: pip install {tracker}")
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=tracker,
+        project_dir=args.output_dir,
+    )
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters that train: matrices, which decay, and vectors, which do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, progress: bool = False) -> float:
+    """Mean cross-entropy per caption token over a whole dataset, in nats."""
+    was_training = model.training
+    model.eval()
+    batches = loader(dataset, in_order(dataset, batch_size), model.device)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for batch in tqdm(batches, "loss", unit="batch", leave=False, disable=not progress, file=sys.stderr):
+        total += model.token_losses(batch.to(model.device)).double().sum().cpu()
+        count += len(batch.targets)
+    model.train(was_training)
+    return total.item() / count
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[list[int]]:
+    """Ctrl-C and termination fill a list instead of stopping mid-step, where weights and progress would disagree."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in signals}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,113 @@
+"""Models to and from files: our own format, LoRA files with their base, and what others published.
+
+The format itself stands in `format`, the published shapes in `convert`, the adapters in `lora`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipcap.errors import UserError
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.config import ClipCapConfig
+from clipcap.model.prompts import PROMPTS
+from clipcap.weights import convert, lora
+from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, read, write
+from clipcap.weights.published import resolve_weights
+
+OVERRIDES = CONFIG_FIELDS | {"heads", "alpha", "base"}
+
+
+def save_checkpoint(model: ClipCap, path: str | Path) -> None:
+    """Write a model, with its config, record and literal captioner, to one file."""
+    write(model_payload(model), path)
+
+
+def model_payload(model: ClipCap) -> dict[str, Any]:
+    """What `save_checkpoint` writes."""
+    payload = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dataclasses.asdict(model.config),
+        "record": model.record,
+        "tensors": _tensors(model),
+    }
+    if model.literal_captioner is not None:
+        literal = model.literal_captioner
+        payload["literal_captioner"] = {"config": dataclasses.asdict(literal.config), "tensors": _tensors(literal)}
+    return payload
+
+
+def _tensors(model: ClipCap) -> dict[str, Tensor]:
+    tensors = {n: t.detach().cpu() for n, t in model.state_dict().items() if not n.startswith("literal_captioner.")}
+    if model.config.tied_head:
+        tensors["gpt.lm_head.weight"] = tensors["gpt.transformer.wte.weight"]  # one storage, written once
+    return tensors
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **overrides: Any) -> ClipCap:
+    """A model from its own or a published file, in evaluation mode.
+
+    Args:
+        path: a file, or a name known to `clipcap.weights.published` ("coco", "conceptual", "coco-transformer", ...).
+        device: where to put the model.
+        overrides: any field of ClipCapConfig; `heads` of GPT-2 and LoRA's `alpha` for published files, which do not
+            tell them; `base`, the weights that LoRA weights were trained on.
+
+    Raises:
+        UserError: the file cannot be read, or is not a complete model and nothing else.
+    """
+    unknown = sorted(set(overrides) - OVERRIDES)
+    if unknown:
+        raise UserError(f"unknown keyword {unknown[0]!r} for weights; known are {', '.join(sorted(OVERRIDES))}")
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    file = resolve_weights(path)
+    content = read(file)
+    try:
+        if content.get("format") != FORMAT:
+            model = _from_published(content, overrides)
+        elif content.get("version") != VERSION:
+            raise UserError(f"it is of version {content.get('version')}, newer than this project knows ({VERSION})")
+        elif "base" in content:
+            base = load_checkpoint(lora.find_base(content, file, overrides.get("base")))
+            model = lora.load_adapters(content, base, overrides)
+        else:
+            model = _from_own(content, overrides)
+    except UserError as error:
+        raise UserError(f"{file} cannot be used: {error}") from None
+    return model.to(device).eval()
+
+
+def _from_own(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:
+    known = isinstance(content.get("config"), Mapping) and content["config"].keys() <= CONFIG_FIELDS
+    if not known or not isinstance(content.get("tensors"), Mapping):
+        raise UserError("its config or its tensors are missing or not those of this version")
+    literal = content.get("literal_captioner")
+    model = build(
+        configure(ClipCapConfig(**content["config"]), overrides),
+        content["tensors"],
+        build(ClipCapConfig(**literal["config"]), literal["tensors"]) if literal else None,
+    )
+    model.record = content.get("record", {})
+    return model
+
+
+def _from_published(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        raise UserError("it is neither a file of this project nor a published state dict")
+    tensors, literal_tensors = convert.split_literal(convert.merge_lora(content, overrides.get("alpha")))
+    literal = None
+    if literal_tensors:
+        literal_tensors = convert.without_old_buffers(literal_tensors)
+        literal = build(convert.infer_config(literal_tensors, overrides.get("heads")), literal_tensors)
+    tensors = convert.without_old_buffers(tensors)
+    config = convert.infer_config(tensors, overrides.get("heads"))
+    if literal is not None:
+        config.prompt = PROMPTS["template"]
+    return build(configure(config, overrides), tensors, literal)

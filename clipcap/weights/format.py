@@ -1,0 +1,113 @@
+"""The .pt format: a model and everything needed to rebuild it and to feed it, in one file of plain values and tensors.
+
+    {"format": "clipcap", "version": 1,
+     "config": the fields of ClipCapConfig, "record": how it was trained, "tensors": {name: tensor},
+     "literal_captioner": {"config", "tensors"}         only in prompted weights
+     "base": {"weights", "sha256"}, "lora": {...}}      only in LoRA weights, whose tensors are those that trained
+
+Files are written whole or not at all, and read without executing anything that they hold (`weights_only`). Every tensor
+must find its place and every place its tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipcap.errors import UserError, first_line
+from clipcap.files import whole_file
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.config import ClipCapConfig
+
+FORMAT, VERSION = "clipcap", 1
+CONFIG_FIELDS = {field.name for field in dataclasses.fields(ClipCapConfig)}
+
+
+def write(payload: Mapping[str, Any], path: str | Path) -> None:
+    """Write a payload; the file appears when it is complete. Raises UserError."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            torch.save(dict(payload), file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another output folder") from None
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a .pt file holds, mapped from the disk, without executing anything in it."""
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            content = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is no file of weights, or holds more than tensors and plain values: not loaded"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path} cannot be read, it may be truncated ({reason}); copy or download it again") from None
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a model")
+    return dict(content)
+
+
+def sha256(path: str | Path) -> str:
+    """Identity of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def configure(config: ClipCapConfig, overrides: Mapping[str, Any]) -> ClipCapConfig:
+    """The config with the overrides that are its fields, and GPT-2's `heads`, applied."""
+    config = dataclasses.replace(config, **{name: v for name, v in overrides.items() if name in CONFIG_FIELDS})
+    if "heads" in overrides:
+        config.gpt2 = {**config.gpt2, "n_head": overrides["heads"]}
+    width, heads = config.gpt2.get("n_embd", 768), config.gpt2.get("n_head", 12)
+    if width % heads:
+        raise UserError(f"GPT-2's width {width} cannot be divided among {heads} heads")
+    return config
+
+
+def build(config: ClipCapConfig, tensors: Mapping[str, Tensor], literal_captioner: ClipCap | None = None) -> ClipCap:
+    """A model of this config that holds exactly these tensors.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        model = ClipCap(config)
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - expected.keys())
+    misshapen = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
+    if missing or unexpected:
+        told = [
+            f"{kind} {_shortened(found)}" for kind, found in (("missing", missing), ("unexpected", unexpected)) if found
+        ]
+        raise UserError(f"its tensors are not those of the model: {'; '.join(told)}")
+    if misshapen:
+        name = misshapen[0]
+        raise UserError(
+            f"{name} has shape {tuple(tensors[name].shape)}, and the model wants {tuple(expected[name].shape)}"
+        )
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
+    if config.tied_head:
+        model.gpt.lm_head.weight = model.gpt.transformer.wte.weight
+    model.literal_captioner = literal_captioner
+    return model.eval()
+
+
+def _shortened(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

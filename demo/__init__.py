@@ -1,0 +1,1 @@
+"""What draws, builds and shows the demo world."""

@@ -1,0 +1,37 @@
+"""Write the held-out pictures of the demo world as PNG files, for predict.py to caption.
+
+python -m demo.draw [FOLDER]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clipcap.cli import run
+from clipcap.errors import UserError
+from clipcap.world.scenes import SPLITS, Scene, scenes
+from clipcap.world.shipped import PHOTOS
+
+
+def photo(folder: str | Path, scene: Scene) -> Path:
+    """Where a scene's picture lies: the name tells neither subject nor colour."""
+    return Path(folder) / f"{scene.image_id}.png"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    folder = Path(argv[0] if argv else PHOTOS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for scene in tqdm(scenes("test"), "drawing", SPLITS["test"], unit="picture", file=sys.stderr):
+            scene.draw().save(photo(folder, scene))
+    except OSError as error:
+        raise UserError(f"the pictures cannot be written to {folder} ({error.strerror}): give another folder") from None
+    print(folder)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,61 @@
+"""Show what fine-tuning has changed: captions of held-out pictures before and after, judged by their words.
+
+python -m demo.show
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipcap.cli import run
+from clipcap.errors import UserError
+from clipcap.world.judge import shares
+from clipcap.world.scenes import scenes
+from clipcap.world.shipped import CAPTIONS, FINE_TUNED, PAGE, PHOTOS
+from demo.draw import photo
+
+SHOWN = 6
+
+
+def read_captions(path: str) -> dict[str, str]:
+    """What predict.py wrote: file name of the picture without its ending -> caption."""
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        return {Path(row["image"]).stem: row["caption"] for row in rows if "caption" in row}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"no captions in {path} ({error}): run `make demo`, which writes them with predict.py"
+        ) from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from clipcap.captioning.captioner import Captioner
+    from clipcap.page import picture_page
+
+    after = read_captions(CAPTIONS)
+    pictured = [scene for scene in scenes("test") if scene.image_id in after]
+    if not pictured:
+        raise UserError(f"{CAPTIONS} holds no caption of the demo's pictures: run `make demo`")
+    pictures = [photo(PHOTOS, scene) for scene in pictured]
+    before = dict(zip((scene.image_id for scene in pictured), Captioner.load("demo")(pictures), strict=True))
+
+    print(f"\n{SHOWN} of {len(pictured)} pictures whose subject, colour and setting were never trained on together:\n")
+    for scene in pictured[:SHOWN]:
+        print(f"{photo(PHOTOS, scene)}\n  before  {before[scene.image_id]}\n  after   {after[scene.image_id]}\n")
+    for name, captions in (("before", before), ("after", after)):
+        print(f"{name:<8}{shares([captions[scene.image_id] for scene in pictured], pictured)}")
+
+    told = {"before fine-tuning": before, "after fine-tuning": after}
+    rows = [
+        {"image": path, "captions": {name: captions[scene.image_id] for name, captions in told.items()}}
+        for path, scene in zip(pictures, pictured, strict=True)
+    ]
+    picture_page(rows, PAGE, "The demo world, before and after fine-tuning")
+    weights = Path(FINE_TUNED)
+    print(f"\nweights  {weights}\nlosses   {weights.parent / 'loss.png'}\npage     {PAGE}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,73 @@
+"""`fast=False` means that nothing of clipcap/fast computes: the tests of equality then compare plain PyTorch."""
+
+import numpy as np
+import pytest
+import torch
+from test_decoding import METHODS, embeddings
+from tiny import save_tiny_clip, tiny_model
+from torch import nn
+
+from clipcap.clip.encoder import ClipEncoder
+from clipcap.fast import attention, cuda_graph, linear, nucleus
+from clipcap.fast import exchange
+
+
+@pytest.fixture
+def no_fast(monkeypatch):
+    """Every way of clipcap/fast raises."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("clipcap.fast was used")
+
+    for module, names in {
+        linear: ["_packed", "in_one_kernel"],
+        nucleus: ["_by_rejection", "_by_bisection"],
+        cuda_graph: ["captures", "capture"],
+        exchange: ["_faster"],
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(attention.torch, "baddbmm", refuse)
+    monkeypatch.setattr("clipcap.clip.encoder.FastViT", refuse)
+
+
+@pytest.mark.parametrize("decoding", METHODS, ids=[decoding.method for decoding in METHODS])
+def test_decoding_without_it(no_fast, decoding):
+    model = tiny_model()
+    with pytest.raises(AssertionError, match="was used"):
+        model.generate(embeddings(), decoding)
+    model.use_fast(False)
+    assert len(model.generate(embeddings(), decoding)) == 6
+
+
+def test_encoding_without_it(no_fast, tmp_path):
+    folder = save_tiny_clip(tmp_path)
+    with pytest.raises(AssertionError, match="was used"):
+        ClipEncoder.load(folder)
+    encoder = ClipEncoder.load(folder, fast=False)
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    assert encoder.vit is None and encoder.encode_pixels(pixels).shape == (2, 16)
+
+
+def test_training_without_it(tmp_path):
+    from test_training import trainer
+
+    run = trainer(tmp_path, fast=False)
+    assert run.objective.head_loss is None and run.frozen.matrices == []
+    types = {type(module) for module in run.model.modules()}
+    assert nn.Dropout in types and not any(kind.__module__.startswith("clipcap.fast") for kind in types)
+
+
+def test_both_ways_lead_to_the_same_losses(tmp_path):
+    """Without dropout, whose random numbers differ, a whole run is the same up to rounding."""
+    from test_training import trainer
+
+    losses = []
+    for fast in (True, False):
+        run = trainer(tmp_path / str(fast), fast=fast, epochs=1)
+        for module in run.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        run.run()
+        losses.append([row["val_loss"] for row in run.progress.rows if "val_loss" in row])
+    assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=1e-4)
