@@ -1,7 +1,15 @@
-"""Where to compute and in which precision: chosen once, here."""
+"""Where to compute and in which precision: chosen once, here.
+
+    python -m clipcap.devices
+
+prints what was chosen and which versions are installed: what a report of an error needs to say.
+"""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from clipcap.errors import UserError, first_line
@@ -10,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "fp32", "bf16")
+REPORTED = ("torch", "transformers", "open_clip_torch", "peft", "accelerate", "datasets", "pillow")
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -44,3 +53,37 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     else:
         fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the versions, then the device and the precision that "auto" picks; a part that is missing is named so."""
+    lines = {"python": platform.python_version(), "system": platform.platform()}
+    for package in REPORTED:
+        try:
+            lines[package] = version(package)
+        except PackageNotFoundError:
+            lines[package] = "not installed"
+    try:
+        lines |= _chosen()
+    except (ImportError, OSError) as error:  # a torch that does not load is what some reports are about
+        lines["device"] = f"none: torch cannot be imported ({first_line(error)})"
+    for name, value in lines.items():
+        print(f"{name:<16}{value}")
+
+
+def _chosen() -> dict[str, str]:
+    import torch
+
+    device = pick_device()
+    chosen = {
+        "device": str(device),
+        "precision": "bf16" if pick_dtype("auto", device) == torch.bfloat16 else "fp32",
+        "threads": str(torch.get_num_threads()),
+    }
+    if device.type == "cuda":
+        chosen["GPU"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    return chosen
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,18 @@
-"""Put what the project itself wrote into the README: the captioned pictures, the tables of `make compare` and of speed.
+"""Put what the project itself wrote into the documents: captioned pictures, tables of results and speed, its address.
 
     python docs/fill_readme.py
 
-Reads the weights and the report that `make compare` leaves in runs/demo/, and what `make bench` measured.
+Reads the weights and the report that `make compare` leaves in runs/demo/, what `make bench` measured, and where the
+repository is published: `git remote get-url origin`. Without such an address nothing that ships names one.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import runpy
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -18,7 +23,20 @@ from clipcap.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = Path("runs/demo")
 MEASURED = ROOT / "benchmarks" / "RESULTS.json"
+MACHINE = ROOT / "benchmarks" / "machine.py"  # run by its path: only clipcap is an installed package
 SHOWN = 3  # the first of the held-out pictures, whatever is said about them
+ROWS = {  # of the report's table: what tells the strategies apart; the report has the others
+    "strategy",
+    "trained_parameters",
+    "file_bytes",
+    "seconds",
+    "captions_per_second",
+    "loss",
+    "bleu_4",
+    "cider_d",
+    "right_subject",
+    "right_colour",
+}
 
 SPEED = {  # in words: its title among the measurements
     "a folder of photos, captions of 20 tokens": "folder",
@@ -32,10 +50,12 @@ SPEED = {  # in words: its title among the measurements
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Fill the README and CONTRIBUTING.md, and the first cells of the notebooks."""
+    fill_address(ROOT, address(ROOT))
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     text = fill(text, "pictures", pictures(COMPARED / "base" / "base_weights.pt", ROOT / "docs"))
-    text = fill(text, "results", table(COMPARED / "report" / "report.md"))
+    text = fill(text, "results", table(COMPARED / "report"))
     text = fill(text, "speed", speed(json.loads(MEASURED.read_text(encoding="utf-8"))))
     readme.write_text(text, encoding="utf-8")
 
@@ -47,13 +67,83 @@ def fill(text: str, section: str, content: str) -> str:
     _, found, after = rest.partition(end)
     if not found:
         raise UserError(f"the README has no section between {start} and {end}: put the two lines where it belongs")
-    return f"{before}{start}\n\n{content.strip()}\n\n{end}{after}"
+    return f"{before}{start}\n{content.strip()}\n{end}{after}"
 
 
-def table(report: Path) -> str:
-    if not report.is_file():
-        raise UserError(f"there is no {report}: run `make compare` first")
-    return report.read_text(encoding="utf-8")
+def address(root: Path) -> str | None:
+    """Where the repository is published, as an https address; None without an origin, or with a local one."""
+    command = ["git", "-C", str(root), "remote", "get-url", "origin"]
+    # A copy without history that lies inside another repository must not take that repository's address.
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(root.parent)}
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, env=environment)
+    except OSError:  # git is not installed
+        return None
+    return web_address(told.stdout.strip()) if told.returncode == 0 else None
+
+
+def web_address(origin: str) -> str | None:
+    """An https address of what git calls an origin, without user name, password or ".git"; None if it is local."""
+    by_url = re.fullmatch(r"(?:https?|ssh|git)://(?:[^/@]+@)?([^/:]+)(?::\d+)?/+(\S+)", origin)
+    by_host = re.fullmatch(r"(?:[^/@:]+@)?([^/@:]+):/*(\S+)", origin)  # git@github.com:owner/name.git
+    known = by_url or ("://" not in origin and by_host)
+    if not known or not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.[A-Za-z]\w+", known[1]):  # a path, an alias, 127.0.0.1
+        return None
+    return f"https://{known[1]}/{known[2].rstrip('/').removesuffix('.git')}"
+
+
+def fill_address(root: Path, url: str | None) -> None:
+    """Write the address into every document that names it, or take it out of all of them."""
+    for name in ("README.md", "CONTRIBUTING.md"):
+        document = root / name
+        text = document.read_text(encoding="utf-8")
+        document.write_text(fill(text, "clone", clone(url)), encoding="utf-8")
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        fill_notebook(notebook, path.name, url)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def clone(url: str | None) -> str:
+    """How a reader gets the repository."""
+    if url is None:
+        return "Run these in the folder of the repository:"
+    return f"```bash\ngit clone {url}\ncd {url.rsplit('/', 1)[1]}\n```"
+
+
+def badge(notebook: str, url: str | None) -> str | None:
+    """The badge that opens a notebook in Colab, which knows repositories on GitHub alone."""
+    if url is None or not url.startswith("https://github.com/"):
+        return None
+    opened = url.replace("https://github.com/", "https://colab.research.google.com/github/")
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"[![Open in Colab]({image})]({opened}/blob/main/notebooks/{notebook})"
+
+
+def fill_notebook(notebook: dict, name: str, url: str | None) -> None:
+    """Put the badge below the title of a notebook, and the address into the cell that installs the package."""
+    title, install = notebook["cells"][:2]
+    paragraphs = [text for text in "".join(title["source"]).split("\n\n") if not text.startswith("[![Open in Colab]")]
+    paragraphs[1:1] = filter(None, [badge(name, url)])
+    title["source"] = "\n\n".join(paragraphs).splitlines(keepends=True)
+    code, count = re.subn(r'(?m)^REPOSITORY = ".*?"', f'REPOSITORY = "{url or ""}"', "".join(install["source"]))
+    if count != 1:
+        raise UserError(f"the second cell of {name} must set REPOSITORY once: it installs the package from there")
+    install["source"] = code.splitlines(keepends=True)
+
+
+def table(folder: Path) -> str:
+    """The chosen rows of the report that evaluate.py wrote into a folder, and the machine that took the times."""
+    from clipcap.devices import pick_device
+    from clipcap.evaluation.report import markdown, read_report
+
+    if not (folder / "report.json").is_file():
+        raise UserError(f"there is no {folder / 'report.json'}: run `make compare` first")
+    report = read_report(folder)
+    for model in report["models"]:
+        model["scores"] = {key: score for key, score in model["scores"].items() if key in ROWS}
+    machine = runpy.run_path(str(MACHINE))["describe"](pick_device())
+    return f"{markdown(report).strip()}\nThe times are those of {machine.get('GPU', machine['CPU'])}."
 
 
 def speed(results: dict) -> str:
@@ -91,10 +181,8 @@ def pictures(weights: Path, folder: Path) -> str:
     ]
     before = [f"before: {escape(caption)}" for caption in before]
     after = [f"<b>{escape(caption)}</b>" for caption in after]
-    lines = ["<table>"]
-    for cells in (shown, before, after):
-        lines += ["<tr>", *(f'<td align="center">{cell}</td>' for cell in cells), "</tr>"]
-    return "\n".join([*lines, "</table>"])
+    rows = ("".join(f'<td align="center">{cell}</td>' for cell in cells) for cells in (shown, before, after))
+    return "\n".join(["<table>", *(f"<tr>{cells}</tr>" for cells in rows), "</table>"])
 
 
 if __name__ == "__main__":

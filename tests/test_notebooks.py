@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,13 +49,45 @@ def test_notebooks_are_small_and_say_where_they_open(path: Path) -> None:
     """Guards against megabytes of stored pictures, a model defined twice, and a badge that opens another file."""
     notebook = nbformat.read(path, as_version=4)
     assert path.stat().st_size < 200_000
-    assert (
-        f"/blob/main/notebooks/{path.name})" in notebook.cells[0].source
-        and "colab-badge.svg" in notebook.cells[0].source
-    )
+    badges = [line for line in notebook.cells[0].source.splitlines() if "colab-badge.svg" in line]
+    assert len(badges) <= 1  # none until `make readme` knows the address
+    for badge in badges:
+        assert f"/blob/main/notebooks/{path.name})" in badge and f'"{repository(badge)}"' in notebook.cells[1].source
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert "nn.Module" not in code and "class " not in code
     assert all(len(cell.source.splitlines()) <= 12 for cell in notebook.cells if cell.cell_type == "code")
+
+
+def repository(badge: str) -> str:
+    return re.sub(r".*colab.research.google.com/github/(.+?)/blob/.*", r"https://github.com/\1", badge)
+
+
+INSTALL = """
+import importlib.util
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance(colors="NoColor")
+shell.register_magic_function(lambda line: print("pip", line), magic_name="pip")
+importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == "clipcap" else find(name)
+shell.run_cell({code!r})
+"""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_install_from_the_address_or_say_what_to_set(path: Path, tmp_path: Path) -> None:
+    """Guards against a notebook in Colab that installs from an address that nobody has filled in."""
+    code = nbformat.read(path, as_version=4).cells[1].source
+    url = "https://github.com/someone/captions"
+    environment = os.environ | {"IPYTHONDIR": str(tmp_path)}
+    for address, expected in (
+        (url, f'pip install --quiet "clipcap-instagram[published] @ git+{url}"'),
+        ("", "ImportError: clipcap is not installed: set REPOSITORY above"),
+    ):
+        cell = re.sub(r'REPOSITORY = ".*?"', f'REPOSITORY = "{address}"', code)
+        command = [sys.executable, "-c", INSTALL.format(code=cell)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert expected in done.stdout, done.stdout + done.stderr
+        assert done.stdout.startswith("pip install") == bool(address)
 
 
 def test_pictures_stand_beside_their_own_captions() -> None:

@@ -1,4 +1,4 @@
-"""The rows of the comparison table: what each is called, how it is written, which end is better."""
+"""The rows of the comparison table: their names, how their values are written, and whether high or low is better."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Measure:
-    """One row. `better` is max or min, or None where neither end is; `meaning` explains it to a newcomer."""
+    """One row.
+
+    Attributes:
+        key: its name among a model's scores.
+        label: its name in the table.
+        write: value -> text.
+        better: max or min; None where neither is better.
+        meaning: an explanation for a newcomer, where the label does not suffice.
+    """
 
     key: str
     label: str
     write: Callable[[Any], str]
-    better: Callable | None = None
+    better: Callable[[Sequence[Any]], Any] | None = None
     meaning: str = ""
 
 
@@ -36,18 +44,22 @@ def duration(seconds: float) -> str:
 
 
 def decimals(places: int) -> Callable[[float], str]:
+    """A function that writes a number with this many decimals, or in scientific notation from 100,000 on."""
     return lambda value: f"{value:.{places}f}" if value < 1e5 else f"{value:.2e}"
 
 
 def size(number: float) -> str:
+    """1234567 -> "1.23 MB"."""
     return f"{amount(number)}B"
 
 
 def percent(share: float) -> str:
+    """0.123 -> "12.3%"."""
     return f"{100 * share:.1f}%"
 
 
 def interval(rating: Mapping[str, float]) -> str:
+    """A `ratings.summary` -> "3.50 (3.10 to 3.90)"."""
     return f"{rating['mean']:.2f} ({rating['low']:.2f} to {rating['high']:.2f})"
 
 
@@ -57,7 +69,9 @@ GROUPS: dict[str, tuple[Measure, ...]] = {
         Measure("trained_parameters", "trained parameters", amount, min),
         Measure("file_bytes", "file size", size, min, "LoRA: without its base; prompted: with its literal captioner"),
         Measure("seconds", "training time", duration, min, "of the steps alone, without validation"),
-        Measure("peak_memory_bytes", "peak training memory", size, min, "of the GPU, or of the process without one"),
+        Measure(
+            "peak_memory_bytes", "peak training memory", size, min, "of the GPU; without one, the size of the process"
+        ),
         Measure(
             "captions_per_second", "captions/s", decimals(1), max, "from stored embeddings to text, CLIP not counted"
         ),
@@ -101,11 +115,13 @@ GROUPS: dict[str, tuple[Measure, ...]] = {
 
 @dataclass(frozen=True)
 class Cell:
+    """One value as it is written, and whether it is the best of its row."""
+
     text: str
     best: bool = False
 
 
-def rows(scores: Sequence[Mapping]) -> dict[str, list[tuple[Measure, list[Cell]]]]:
+def rows(scores: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[Measure, list[Cell]]]]:
     """Group -> its measures that any model has, each with one cell per model; the best of several models is marked."""
     table = {}
     for group, measures in GROUPS.items():
@@ -117,11 +133,11 @@ def rows(scores: Sequence[Mapping]) -> dict[str, list[tuple[Measure, list[Cell]]
     return table
 
 
-def _cells(measure: Measure, values: Sequence) -> list[Cell]:
+def _cells(measure: Measure, values: Sequence[Any]) -> list[Cell]:
     texts = ["–" if value is None else measure.write(value) for value in values]
     ranks = [value["mean"] if isinstance(value, Mapping) else value for value in values]
     known = [rank for rank in ranks if rank is not None]
     if not measure.better or len(set(texts) - {"–"}) < 2:
         return [Cell(text) for text in texts]
-    best = texts[ranks.index(measure.better(known))]  # models that read the same are equally good
+    best = texts[ranks.index(measure.better(known))]  # values that are written alike are equally good
     return [Cell(text, text == best) for text in texts]
