@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 
 help:
 	@echo "make demo     fine-tune a small captioner on drawn pictures and caption new ones (a few minutes)"
-	@echo "make test     check the style and run the tests"
+	@echo "make test     check the style, the types and the layout, and run the tests"
 	@echo "make compare  fine-tune in all four ways on the drawn pictures and write one table"
 	@echo "make bench    measure the speed beside the published algorithm, and write benchmarks/RESULTS.md"
 	@echo "make readme   put the pictures and the table of the last \`make compare\` into the README"
@@ -40,7 +40,8 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -q
+	$(RUN) -m mypy
+	$(RUN) -m pytest -q tests/test_layout.py tests
 
 compare: $(INSTALLED)
 	$(RUN) load_data.py --demo

@@ -1,7 +1,7 @@
 """Files of version 0.1.0, when `clipcap/` was one flat folder: each format still opens and means what it meant.
 
 `tests/data/flat_package/` was written by that version: weights of four kinds, a dataset with literal captions, a run
-killed after its first epoch of two, a report, and what the models said then.
+killed after its first epoch of two, a report, captions of two pictures and a broken one, and what the models said then.
 """
 
 import json
@@ -13,6 +13,7 @@ import torch
 
 import basic_finetuning
 from clipcap import Decoding, load_checkpoint
+from clipcap.captioning.writers import open_writer
 from clipcap.data.store import EmbeddingStore
 from clipcap.evaluation.ratings import add_ratings
 from clipcap.evaluation.report import read_report, rewrite_tables
@@ -80,3 +81,14 @@ def test_a_report_takes_ratings(tmp_path):
     add_ratings(report, [ratings])
     rewrite_tables(report, tmp_path / "report")
     assert "mean rating" in (tmp_path / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv", "captions.html"])
+def test_captions_are_continued_and_failures_tried_again(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(FILES / name, tmp_path)
+    writer = open_writer(name)
+    wanted = [picture for picture in ("photos/a.png", "photos/b.png", "photos/broken.jpg") if writer.wants(picture)]
+    writer.close()
+    assert wanted == ["photos/broken.jpg"]
+    assert (tmp_path / name).read_text().count("photos/a.png") == (FILES / name).read_text().count("photos/a.png")

@@ -59,7 +59,7 @@ def test_conda_installs_what_make_installs() -> None:
     assert by_pip == [f"-c {installed[0]}", f"-e {installed[1]}"]
     others = [Requirement(entry) for entry in environment["dependencies"] if isinstance(entry, str)]
     assert [entry.name for entry in others] == ["python", "pip"]
-    for version, fits in (("3.10", False), ("3.11", True), ("3.12", True), ("3.13", True)):
+    for version, fits in (("3.10", False), ("3.11", True), ("3.12", True), ("3.13", True), ("3.14", True)):
         assert (version in others[0].specifier) is (version in SpecifierSet(PROJECT["requires-python"])) is fits
 
 
