@@ -1,3 +1,5 @@
+"""What `python -m benchmarks` runs."""
+
 from benchmarks.run import main
 from clipcap.cli import run
 

@@ -1,6 +1,7 @@
 """What a user would pick instead of this project: open_clip, and Hugging Face's `generate` with its key-value cache.
 
-Both in bf16 and in batches: the well-known libraries used well, without a line of their own code in the inner loop.
+Both in the precision of ours and in batches: the well-known libraries used well, without a line of one's own code in
+the inner loop.
 
 Shapes: B batch, H x W pixels, C CLIP width, P prefix length, D GPT-2 width.
 """
@@ -9,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from open_clip import CLIP
 from PIL import Image
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "nucleus": {"do_sample": True, "top_p": 0.9, "top_k": 0},
     "beam": {"do_sample": False, "num_beams": 5},
@@ -32,7 +35,7 @@ class Alternative:
         gpt: GPT-2 with its head. All three are in the same dtype.
     """
 
-    def __init__(self, clip: nn.Module, transform: Callable, clip_project: nn.Module, gpt: GPT2LMHeadModel) -> None:
+    def __init__(self, clip: CLIP, transform: Callable, clip_project: nn.Module, gpt: GPT2LMHeadModel) -> None:
         self.clip, self.transform, self.clip_project, self.gpt = clip, transform, clip_project, gpt
         self.dtype, self.device = gpt.dtype, gpt.device
 
@@ -49,7 +52,7 @@ class Alternative:
     def generate(self, clip_embedding: Tensor, method: str, max_tokens: int, stop_token: int | None) -> Tensor:
         """(B, C) -> ids (B, at most max_tokens); after the stop token, padding of 0."""
         prefix = self.clip_project(clip_embedding.to(self.device, self.dtype))
-        return self.gpt.generate(
+        return self.gpt.generate(  # type: ignore[misc, return-value]  # its stub leaves out GPT-2, and one kind of result
             inputs_embeds=prefix,
             attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=self.device),
             max_new_tokens=max_tokens,

@@ -30,9 +30,11 @@ from clipcap.decoding.options import SEQUENCES, Decoding
 END_TO_END, STAGES = "Captioning, end to end", "Stages alone"
 NO_STOP = -1  # no caption ends early: all contenders decode the same number of tokens
 ALTERNATIVE_BATCH = 32
+BATCHES = {"CLIP": CLIP_BATCH, "sequences decoded": SEQUENCES, "alternative": ALTERNATIVE_BATCH}
 
 
 def decoding(method: str, tokens: int) -> Decoding:
+    """The options of one of `alternative.METHODS`, without an early end."""
     return Decoding(method=method, max_tokens=tokens, stop_token=NO_STOP)
 
 
@@ -43,7 +45,7 @@ def folder_greedy(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
 def folder_fp32(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """The same in float32, where the captions must be the published loop's."""
-    yield _folder(setting, plan, "folder fp32", "greedy", tokens=20, photos=256, baseline=4, dtype=torch.float32)
+    yield _folder(setting, plan, "folder fp32", "greedy", tokens=20, photos=256, baseline=4, exact=True)
 
 
 def folder_long(setting: Setting, plan: Plan) -> Iterator[Measurement]:
@@ -52,10 +54,12 @@ def folder_long(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
 
 def folder_beam(setting: Setting, plan: Plan) -> Iterator[Measurement]:
+    """The same with beam search."""
     yield _folder(setting, plan, "folder beam 5", "beam", tokens=20, photos=128, baseline=2)
 
 
 def folder_nucleus(setting: Setting, plan: Plan) -> Iterator[Measurement]:
+    """The same with nucleus sampling, which the published loop does not have."""
     yield _folder(setting, plan, "folder nucleus", "nucleus", tokens=20, photos=256)
 
 
@@ -73,10 +77,16 @@ def _folder(
     photos: int,
     baseline: int = 0,
     stages: bool = False,
-    dtype: torch.dtype | None = None,
+    exact: bool = False,
 ) -> Measurement:
-    """Photos -> captions, everything included; the published loop gets `baseline` photos a round, if any."""
-    dtype = dtype or setting.fast
+    """Photos -> captions, everything included.
+
+    Args:
+        baseline: photos that the published loop gets in a round; 0 leaves it out.
+        stages: whether each stage is measured alone as well.
+        exact: in float32 on every device, and with a count of the captions that are the published loop's.
+    """
+    dtype = torch.float32 if exact else setting.fast
     folder = setting.photos(plan.photos(photos))
     captioner = setting.captioner(dtype)
     search = decoding(method, tokens)
@@ -84,8 +94,7 @@ def _folder(
     work = floors.clip_image(setting.sizes, CLIP_BATCH, dtype)
     work += floors.caption(captioner.model, tokens, size, dtype, search.width)
     contenders = [Contender("ours", partial(rows, captioner, folder, search), len(folder), work, warm_up=40)]
-    exact = setting.model()
-    loop = setting.published(exact)
+    loop = setting.published(setting.model())
     if baseline:
         beams = search.width
         run = partial(one_by_one, loop, folder, tokens, beams)
@@ -97,7 +106,7 @@ def _folder(
     if stages:
         contenders += _stages_of_folder(captioner, folder, search)
     found = plan.alternate(END_TO_END, name, "images/s", contenders)
-    if dtype == torch.float32:
+    if exact:
         found.notes += _identical(captioner, loop, folder[: plan.baseline(8)], search)
     return found
 
@@ -113,7 +122,9 @@ def _identical(
         "photos, which ours decodes at a reduced size": [
             row.captions[0] for row in captioner.rows(photos, *decoding_and_rules(search))
         ],
-        "the same embeddings": map(captioner.tokenizer.decode, captioner.model.generate(embeddings, search)),
+        "the same embeddings": [
+            captioner.tokenizer.decode(found[0]) for found in captioner.model.generate_all(embeddings, search)
+        ],
     }
     return [
         f"{sum(a == captioner.tokenizer.decode(b) for a, b in zip(captions, theirs, strict=True))} of {len(theirs)} "
@@ -130,10 +141,12 @@ def rows(captioner: Captioner, folder: Sequence[Path], search: Decoding, count: 
 def one_by_one(
     loop: published.PublishedClipCap, folder: Sequence[Path], tokens: int, beams: int, count: int
 ) -> list[list[int]]:
+    """What the published code does with a folder."""
     return [published.caption(loop, photo, tokens, NO_STOP, beams) for photo in folder[:count]]
 
 
 def in_batches(pipeline: Alternative, folder: Sequence[Path], method: str, tokens: int, count: int) -> list[list[int]]:
+    """What one would do with a folder instead."""
     return list(pipeline.caption(folder[:count], method, tokens, None, ALTERNATIVE_BATCH))
 
 

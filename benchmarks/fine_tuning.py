@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,6 +23,11 @@ from clipcap.training.trainer import Trainer
 from clipcap.weights.lora import inject
 
 BATCH, PUBLISHED_BATCH = 16, 40
+BATCHES = {
+    "fine-tuning": BATCH,
+    "published step with CLIP in it": BATCH,
+    "published step from stored embeddings": PUBLISHED_BATCH,
+}
 CAPTIONS = 1024  # one pool of 64 batches
 LOG_LENGTH = (2.33, 0.74)  # mean and deviation of the log of the tokens in an Instagram caption, over 100 of them
 MOST_TOKENS = 67
@@ -31,7 +37,7 @@ class Loop(Trainer):
     """The training loop without what it does at an evaluation: validation, samples, weights and state on disk."""
 
     def evaluate(self) -> None:
-        pass
+        """Nothing: an evaluation is not what is timed."""
 
 
 class Sample(list):
@@ -41,6 +47,7 @@ class Sample(list):
 
     @classmethod
     def of(cls, sampler: BucketSampler, batches: int) -> Sample:
+        """That many batches, evenly spaced by length, of those that a sampler draws."""
         ordered = sorted(sampler, key=lambda rows: sampler.lengths[rows].max())
         return cls(ordered[len(ordered) // batches // 2 :: len(ordered) // batches][:batches])
 
@@ -76,6 +83,7 @@ def against_published(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
 
 def published_steps(setting: Setting) -> list[Contender]:
+    """The published training step on one batch: with CLIP in it, and from stored embeddings."""
     model = setting.published(setting.model())
     model.gpt.train()
     optimizer = published.default_optimizer(model)
@@ -113,9 +121,10 @@ def ours(setting: Setting, plan: Plan, name: str, choose: Callable[[ClipCap], No
         output_dir=str(setting.folder), epochs=1, batch_size=BATCH, evals_per_epoch=1, device=str(setting.device)
     )
     loop = Loop(model, dataset, dataset, args, strategy=name, weights="", record={})
-    loop.sampler = Sample.of(loop.sampler, 4 if plan.quick else 8)
-    count = sum(len(rows) for rows in loop.sampler)
-    mean = sum(len(tokens[row]) for rows in loop.sampler for row in rows) / count
+    sample = Sample.of(loop.sampler, 4 if plan.quick else 8)
+    loop.sampler = cast(BucketSampler, sample)  # the loop reads its length, its batches, `epoch` and `skip`, no more
+    count = sum(len(rows) for rows in sample)
+    mean = sum(len(tokens[row]) for rows in sample for row in rows) / count
     work = floors.training_caption(model, mean, BATCH, setting.fast)
     return Contender(name, partial(_run, loop), count, work, warm_up=count)
 

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "numpy", "pillow", "accelerate", "peft")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
+SMALLEST = 256  # side of the first matrix product that is timed
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Work:
     dtype: torch.dtype = torch.bfloat16
 
     def __add__(self, other: Work) -> Work:
+        """The work of both, in the precision of the first."""
         return Work(self.operations + other.operations, self.bytes + other.bytes, self.dtype)
 
 
@@ -51,35 +54,49 @@ class Limits:
         return Limits(operations, max(self.bandwidth, other.bandwidth))
 
 
-def measure_limits(device: torch.device, quick: bool = False) -> Limits:
-    """The best of several attempts: square matrix products, and copies that fit in no cache."""
-    size, megabytes = (8192, 2048) if device.type == "cuda" else (1024 if quick else 2048, 256)
-    operations = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2, size, size, device=device).to(dtype)
-        operations[dtype] = 2 * size**3 / _best(lambda a=a, b=b: a @ b, device)
+def measure_limits(device: torch.device, patience: float = 1.0) -> Limits:
+    """The best of several attempts: square matrix products, and copies that fit in no cache.
+
+    Args:
+        patience: seconds for the attempts at one size; a slow machine makes fewer of them, and smaller ones.
+    """
+    size, megabytes = (8192, 2048) if device.type == "cuda" else (2048, 256)
+    operations = {dtype: _product_rate(dtype, size, device, patience) for dtype in (torch.float32, torch.bfloat16)}
     source = torch.ones(megabytes << 18, device=device)
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / _best(lambda: target.copy_(source), device)
+    copied = 2 * source.nbytes / _best(lambda: target.copy_(source), device, patience)
     return Limits(operations, copied)
 
 
-def _best(run: Callable[[], object], device: torch.device, attempts: int = 8, patience: float = 1.0) -> float:
-    """Seconds of the fastest of several attempts; no more of them once they took `patience` seconds together.
+def _product_rate(dtype: torch.dtype, size: int, device: torch.device, patience: float) -> float:
+    """Operations per second of the best square product, from small ones up to `size`.
 
-    A CPU without instructions for bf16 takes seconds for one product.
+    Twice the size takes eight times as long. A CPU without instructions for bf16 would take seconds for one large
+    product and is no faster at it than at a small one, so the sizes end where one product would use up the patience.
     """
+    rate, side, seconds = 0.0, min(SMALLEST, size), 0.0
+    while side <= size and 8 * seconds < patience:
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        seconds = _best(partial(torch.matmul, a, b), device, patience)
+        rate = max(rate, 2 * side**3 / seconds)
+        side *= 2
+    return rate
+
+
+def _best(run: Callable[[], object], device: torch.device, patience: float, attempts: int = 8) -> float:
+    """Seconds of the fastest of several attempts; no more of them once they took `patience` seconds together."""
     times: list[float] = []
     while len(times) < attempts and sum(times) < patience:
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         run()
-        _wait(device)
+        synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times)
 
 
-def _wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -79,7 +79,7 @@ def peak(task: str, setting: Setting) -> int:
 
 
 def tiny(setting: Setting) -> Setting:
-    """The same photos with tiny models, which are through with thousands of them in a minute."""
+    """The same photos with tiny models, which caption thousands of them in a minute."""
     folder = setting.folder / "tiny"
     folder.mkdir()
     return Setting(folder, setting.device, TINY, setting.own_photos or str(setting.photos(PHOTOS)[0].parent))
@@ -105,7 +105,7 @@ def predict_folders(setting: Setting, few: int = FEW, many: int = MANY) -> dict[
 
 def _watch(process: subprocess.Popen) -> int:
     """The most bytes that a process and its children hold at one time, looked at until it ends."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     most, watched = 0, psutil.Process(process.pid)
     while process.poll() is None:
@@ -119,6 +119,7 @@ def _watch(process: subprocess.Popen) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Do one task and print its peak."""
     parser = argparse.ArgumentParser(description="Peak memory of one task, in bytes.")
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("photos", help="a folder of them")

@@ -12,7 +12,8 @@ from benchmarks.timing import Contender, Measurement, alternate
 
 @dataclass(frozen=True)
 class Plan:
-    """
+    """How much of everything one run measures.
+
     Attributes:
         rounds: turns of every contender; the median counts.
         quick: an eighth of the photos and the two usual batch sizes.
@@ -26,16 +27,20 @@ class Plan:
 
     @property
     def batches(self) -> tuple[int, ...]:
+        """The batch sizes at which a stage is measured."""
         return (8, 32) if self.quick else (1, 8, 32, 128)
 
     def photos(self, count: int) -> int:
+        """How many photos a folder holds that would hold `count`."""
         return max(16, count // 8) if self.quick else count
 
     def baseline(self, count: int) -> int:
-        """Items of a slow contender; a GPU is through with them in no time."""
+        """Items of a slow contender; a GPU gets more of them, which would otherwise take too little time to measure."""
         return count * (8 if self.device.type == "cuda" else 1)
 
     def alternate(self, group: str, title: str, unit: str, contenders: Sequence[Contender]) -> Measurement:
+        """`timing.alternate` with this plan's rounds and device."""
+
         def advance(name: str) -> None:
             self.advance(f"{title}: {name}")
 

@@ -18,6 +18,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from open_clip import CLIP
 from PIL import Image
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
@@ -36,12 +37,12 @@ class PublishedClipCap(nn.Module):
         gpt: GPT-2 with its head.
     """
 
-    def __init__(self, clip: nn.Module, transform: Callable, clip_project: nn.Module, gpt: GPT2LMHeadModel) -> None:
+    def __init__(self, clip: CLIP, transform: Callable, clip_project: nn.Module, gpt: GPT2LMHeadModel) -> None:
         super().__init__()
         self.clip, self.transform, self.clip_project, self.gpt = clip, transform, clip_project, gpt
 
     @classmethod
-    def of(cls, weights: dict[str, Tensor], gpt: GPT2LMHeadModel, clip: nn.Module, transform: Callable) -> Self:
+    def of(cls, weights: dict[str, Tensor], gpt: GPT2LMHeadModel, clip: CLIP, transform: Callable) -> Self:
         """With the mapping network of ClipCap weights, whose names are the published ones."""
         first, second = weights["clip_project.model.0.weight"], weights["clip_project.model.2.weight"]
         project = nn.Sequential(nn.Linear(first.shape[1], len(first)), nn.Tanh(), nn.Linear(len(first), len(second)))
@@ -51,6 +52,7 @@ class PublishedClipCap(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.gpt.transformer.wte.weight.device
 
     def embed(self, photo: Path) -> Tensor:
@@ -76,7 +78,8 @@ def caption(model: PublishedClipCap, photo: Path, max_tokens: int, stop_token: i
 @torch.no_grad()
 def greedy(gpt: GPT2LMHeadModel, prefix: Tensor, max_tokens: int, stop_token: int) -> list[int]:
     """(1, P, D) -> ids up to and with the stop token. Nothing is kept from one step to the next."""
-    sequence, ids = prefix, []
+    sequence = prefix
+    ids: list[int] = []
     while len(ids) < max_tokens and stop_token not in ids:
         logits = gpt(inputs_embeds=sequence, use_cache=False).logits  # (1, S, V)
         token = logits[:, -1].argmax(-1)

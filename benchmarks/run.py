@@ -1,9 +1,11 @@
 """Measure speed and memory beside the published algorithm and beside what a user would pick instead.
 
     python -m benchmarks [--device cpu|cuda] [--quick] [--only NAME ...] [--add]
+    python -m benchmarks --page
 
-Writes benchmarks/RESULTS.md and RESULTS.json. On two CPU cores it takes about 45 minutes, with --quick five.
-Nothing else should run on the machine meanwhile.
+The first writes benchmarks/RESULTS.json and RESULTS.md; the second measures nothing and writes RESULTS.md from the
+RESULTS.json that is there. On two CPU cores the first takes about 45 minutes, with --quick five. Nothing else should
+run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from clipcap.cli import arg, parse
 from clipcap.errors import UserError
 
 HERE = Path(__file__).resolve().parent
+# The comparisons, in the order in which they are measured. The last two are of memory; each of the others is the
+# function of this name in `captioning` or in `fine_tuning`.
 NAMES = (
     *("folder_greedy", "folder_fp32", "folder_long", "folder_beam", "folder_nucleus", "folder_small", "single_photo"),
     *("embedding", "clip_batches", "mapping_batches", "decoding_batches", "against_published", "strategies"),
@@ -27,6 +31,8 @@ NAMES = (
 
 @dataclass
 class Arguments:
+    """The command line."""
+
     _argument_group_name = "what to measure"
 
     only: list[str] | None = arg(None, f"comparisons to run: {', '.join(NAMES)} (default: all)", metavar="NAME")
@@ -36,35 +42,71 @@ class Arguments:
     tiny: bool = arg(False, "tiny models, only to see that the benchmark runs")
     photos: str | None = arg(None, "measure on the photos in this folder (default: noise with their spectrum)")
     add: bool = arg(False, "keep what the page holds already, measured on this machine")
+    page: bool = arg(False, "measure nothing; write the page again from the .json file beside it")
     output: str = arg(str(HERE / "RESULTS.md"), "page to write, and a .json beside it (default: RESULTS.md)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, or write the page of an earlier run again; then print the page."""
     (args,) = parse(argv, Arguments, description="Measure speed and memory.", example="python -m benchmarks --quick")
     unknown = sorted(set(args.only or ()) - set(NAMES))
     if unknown:
         raise UserError(f"--only {unknown[0]} is no comparison; choose from {', '.join(NAMES)}")
     if args.rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {args.rounds}")
-    with tempfile.TemporaryDirectory() as folder:
-        measure(args, Path(folder))
+    if args.page:
+        rewrite(args)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(args, Path(folder))
+    print(Path(args.output).read_text(encoding="utf-8"))
+
+
+def rewrite(args: Arguments) -> None:
+    """Write the page again from the results beside it.
+
+    Raises:
+        UserError: there are none, or the command asks to measure as well.
+    """
+    from benchmarks.page import write_page
+    from benchmarks.results import json_of, read
+
+    if args.only or args.add:
+        raise UserError(f"--page measures nothing: leave out {'--only' if args.only else '--add'}")
+    file = json_of(Path(args.output))
+    if not file.is_file():
+        raise UserError(f"there is no {file} to write a page from: leave out --page to measure")
+    write_page(read(file), Path(args.output))
 
 
 def measure(args: Arguments, folder: Path) -> None:
+    """Run the comparisons that were asked for; the page is written after each, so that nothing is lost at the end.
+
+    Args:
+        folder: an empty one, for photos and weights.
+    """
     from tqdm import tqdm
 
     from benchmarks import captioning, fine_tuning, memory
     from benchmarks.machine import describe, measure_limits
+    from benchmarks.page import write
     from benchmarks.plan import Plan
-    from benchmarks.results import Results, add_to, write
+    from benchmarks.results import Results, add_to
     from benchmarks.setting import TINY, Setting, Sizes
     from clipcap.devices import pick_device
 
     device = pick_device(args.device)
     setting = Setting(folder, device, TINY if args.tiny else Sizes(), args.photos)
     rounds = min(args.rounds, 2) if args.quick else args.rounds
+    patience = 0.02 if args.tiny else 0.25 if args.quick else 1.0  # to measure the limits, after each comparison again
     results = Results(
-        device.type, setting.sizes.name, describe(device), measure_limits(device, args.quick), rounds, args.quick
+        device=device.type,
+        models=setting.sizes.name,
+        machine=describe(device),
+        limits=measure_limits(device, patience),
+        rounds=rounds,
+        quick=args.quick,
+        batches=captioning.BATCHES | fine_tuning.BATCHES,
     )
     if args.add:
         results = add_to(Path(args.output), results)
@@ -82,7 +124,6 @@ def measure(args: Arguments, folder: Path) -> None:
                 module = captioning if hasattr(captioning, name) else fine_tuning
                 for measurement in getattr(module, name)(setting, plan):
                     results.measurements[measurement.title] = measurement
-            results.limits = results.limits.best(measure_limits(device, args.quick))  # others may have run before
+            results.limits = results.limits.best(measure_limits(device, patience))  # others may have run before
             results.photos = setting.describe_photos()
             write(results, Path(args.output))
-    print(Path(args.output).read_text(encoding="utf-8"))

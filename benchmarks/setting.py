@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import open_clip
@@ -33,6 +34,7 @@ from clipcap.model.gpt2 import END_OF_TEXT
 
 PHOTOS = ((640, 480), (480, 640), (800, 600), (1024, 768), (1080, 1080), (1080, 1350), (1600, 1200))
 DIFFERENT_PHOTOS = 42  # a larger folder holds them several times
+Module = TypeVar("Module", bound=nn.Module)
 SLOPE = 1.2  # amplitude falls with frequency ** SLOPE: about half a byte per pixel, as COCO's photos have
 
 
@@ -100,6 +102,7 @@ class Setting:
         return sorted(folder.iterdir())
 
     def describe_photos(self) -> str:
+        """How many different ones there are, of what kind and how large."""
         files = self._different_photos
         size = sum(file.stat().st_size for file in files) / len(files)
         shapes = " to ".join("{} x {}".format(*self.sizes.photos[i]) for i in (0, -1))
@@ -124,6 +127,7 @@ class Setting:
         return Tokenizer(WordLevel(words | {END_OF_TEXT: self.sizes.vocabulary - 1}, unk_token=END_OF_TEXT))
 
     def model(self, dtype: torch.dtype = torch.float32) -> ClipCap:
+        """ClipCap with random weights, the same ones at every call."""
         config = ClipCapConfig(
             clip_model=str(self.clip_folder),
             clip_pretrained=None,
@@ -136,9 +140,11 @@ class Setting:
         return seeded(lambda: ClipCap(config)).eval().to(self.device, dtype)
 
     def encoder(self, dtype: torch.dtype = torch.float32) -> ClipEncoder:
+        """The project's own encoder of the CLIP in `clip_folder`."""
         return ClipEncoder.load(self.clip_folder, None, self.device, dtype)
 
     def captioner(self, dtype: torch.dtype) -> Captioner:
+        """What predict.py captions with."""
         return Captioner(self.decoder(dtype), self.encoder(dtype), self.tokenizer)
 
     def decoder(self, dtype: torch.dtype) -> ClipCap:
@@ -150,15 +156,16 @@ class Setting:
         return PublishedClipCap.of(model.state_dict(), model.gpt, *self._open_clip(torch.float32))
 
     def alternative(self, model: ClipCap) -> Alternative:
+        """The pipeline that one would assemble instead, with a model's mapping network and GPT-2, in its dtype."""
         dtype = model.gpt.dtype
         return Alternative(*self._open_clip(dtype), model.clip_project, model.gpt)
 
-    def _open_clip(self, dtype: torch.dtype) -> tuple[nn.Module, Callable]:
+    def _open_clip(self, dtype: torch.dtype) -> tuple[open_clip.CLIP, Callable]:
         clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{self.clip_folder}")
         return clip.eval().to(self.device, dtype), transform
 
 
-def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+def seeded(make: Callable[[], Module]) -> Module:
     """A module with the same random weights at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.machine import Work
+from benchmarks.machine import Work, synchronize
 
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::_linear_pointwise"}  # what multiplies with weights
 
@@ -54,6 +54,7 @@ class Measurement:
     notes: list[str] = field(default_factory=list)
 
     def rate(self, name: str) -> float:
+        """Items per second: the median of the rounds."""
         return median(self.rates[name])
 
     def ratio(self, fast: str, slow: str) -> float:
@@ -99,14 +100,10 @@ def share_of_products(contender: Contender) -> float:
 
 
 def seconds(contender: Contender, device: torch.device) -> float:
+    """How long one turn takes, with all that it started on a GPU."""
     gc.collect()
     synchronize(device)
     start = time.perf_counter()
     contender.run(contender.items)
     synchronize(device)
     return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

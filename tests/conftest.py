@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is loaded, here and in every process that a test starts. Tiny models gain nothing from a second thread,
+# and on a busy machine threads that wait for each other take twenty times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
