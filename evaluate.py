@@ -1,9 +1,9 @@
-"""Compare models on pictures that none of them has seen: one table, and a page with every caption beside its picture.
+"""Compare models on pictures that none of them has seen: a table, and a page with every caption beside its picture.
 
     python evaluate.py --data instagram_data --split test runs/*/*_weights.pt coco --output report/
 
-Prints the table and writes report.md, report.json and report.html. In the page people can rate the captions blind and
-save ratings.json; `python evaluate.py --ratings ratings.json --output report/` adds what they thought.
+Prints the table and writes report.md, report.json and report.html. On that page people can rate the captions blind and
+save ratings.json; `python evaluate.py --ratings ratings.json --output report/` adds their ratings to the report.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from clipcap.captioning.options import DecodingArguments
 from clipcap.cli import arg, parse, run
@@ -22,7 +23,7 @@ from clipcap.world.shipped import EVALUATE
 
 @dataclass
 class EvaluationArguments:
-    """What is compared, on what."""
+    """Which data the models are compared on, and how."""
 
     _argument_group_name = "evaluation"
 
@@ -40,11 +41,12 @@ class EvaluationArguments:
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(PRECISIONS))
-    fast: bool = arg(True, "use what clipcap/fast makes sooner; the captions are the same without")
+    fast: bool = arg(True, "use the faster code in clipcap/fast; the captions are the same without it")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Compare the models that the command line names, or add ratings; returns 1 if a model failed, else 0."""
     args, decoding_args, positional = parse(
         argv,
         *(EvaluationArguments, DecodingArguments),
@@ -65,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if report["failed"] and not args.ratings else 0
 
 
-def rate(args: EvaluationArguments, models: Sequence[str], folder: Path) -> dict:
-    """Add what people thought to an existing report."""
+def rate(args: EvaluationArguments, models: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Add people's ratings to an existing report. Raises UserError."""
     from clipcap.evaluation.ratings import add_ratings
     from clipcap.evaluation.report import read_report, rewrite_tables
 
@@ -78,8 +80,14 @@ def rate(args: EvaluationArguments, models: Sequence[str], folder: Path) -> dict
     return report
 
 
-def compare(args: EvaluationArguments, decoding_args: DecodingArguments, models: Sequence[str], folder: Path) -> dict:
-    """Evaluate every model and write the report after each, so that an interruption loses one model, not all."""
+def compare(
+    args: EvaluationArguments, decoding_args: DecodingArguments, models: Sequence[str], folder: Path
+) -> dict[str, Any]:
+    """Evaluate every model and write the report after each, so that an interruption costs one model and not all.
+
+    Raises:
+        UserError: the arguments cannot be used, or no model could be evaluated.
+    """
     if not models:
         raise UserError("no models given: name files of weights, or published ones such as coco")
     if args.data is None:
@@ -109,7 +117,7 @@ def compare(args: EvaluationArguments, decoding_args: DecodingArguments, models:
             dtype = pick_dtype(args.precision, device)
             settled = (held_out, decoding, judge, dtype, args.batch_size, more, args.base, args.fast)
             report["models"].append({"name": name, **evaluate_model(weights, *settled)})
-        except (UserError, RuntimeError) as error:  # RuntimeError: out of memory, above all
+        except (UserError, RuntimeError) as error:  # RuntimeError: mostly, that memory is full
             report["failed"][name] = first_line(error)
             print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)
         if report["models"]:
@@ -120,7 +128,7 @@ def compare(args: EvaluationArguments, decoding_args: DecodingArguments, models:
 
 
 def names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A short name for each model: runs/base/base_weights.pt is "base", unless two would be called the same."""
+    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
     short = [Path(weights).stem.removesuffix("_weights") for weights in models]
     for name, weights in zip(short, models, strict=True):
         yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights

@@ -1,19 +1,17 @@
-"""Images with captions -> a dataset on disk: captions cleaned, CLIP embeddings computed once.
+"""Images with captions -> a dataset on disk, with cleaned captions and with CLIP embeddings that are computed once.
 
     python load_data.py --source instagram --output instagram_data
     python load_data.py --source folder my_photos --output my_data
 
-An interrupted run goes on where it stopped when the same command is given again.
+An interrupted run continues where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,7 @@ from clipcap.clip.names import ClipIdentity
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.data.embed import embed_shards, to_rows
-from clipcap.data.examples import Example, Source, carve_splits, limit_examples
+from clipcap.data.examples import Example, Source, carve_splits, fingerprint, limit_examples
 from clipcap.data.shards import IMAGES_PER_SHARD, DatasetWriter, Shard, claim_folder, cut_shards
 from clipcap.data.sources import SOURCES, SourceArguments, open_source
 from clipcap.data.store import EmbeddingStore
@@ -38,21 +36,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class DatasetArguments:
+    """Where the dataset is written, and how its images are embedded."""
+
     _argument_group_name = "the dataset and its embeddings"
 
-    output: str | None = arg(None, "folder to write, new or empty, or begun by the same command", metavar="DIR")
+    output: str | None = arg(None, "folder to write: new, empty, or begun by the same command", metavar="DIR")
     clip: str | None = arg(
         None, "CLIP model: an open_clip or OpenAI name, or a folder (default: the source's, or ViT-B/32)"
     )
-    pretrained: str = arg("openai", "which weights of it")
+    pretrained: str = arg("openai", "which weights of that CLIP model")
     device: str = arg("auto", "where CLIP runs: cpu, cuda, ...")
     precision: str = arg("auto", "of CLIP's weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int = arg(128, "images in one pass of CLIP")
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
-    fast: bool = arg(True, "use what clipcap/fast makes sooner; the embeddings are the same without")
+    fast: bool = arg(True, "use the faster code in clipcap/fast; the embeddings are the same without it")
 
     def check(self, folder: Path) -> None:
-        """Find out, before anything that takes long, what cannot work. Raises UserError."""
+        """Raise a UserError for what cannot work, before anything that takes long."""
         at_least(1, option=True, batch_size=self.batch_size)
         at_least(0, option=True, workers=self.workers)
         pick_device(self.device)
@@ -60,6 +60,7 @@ class DatasetArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Make the dataset that the command line describes."""
     source_args, cleaning, out = parse(
         argv,
         *(SourceArguments, Cleaning, DatasetArguments),
@@ -94,22 +95,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def select(examples: list[Example], cleaning: Cleaning, args: SourceArguments) -> tuple[list[Example], dict[str, int]]:
-    """Limit, clean and split -> the examples that have a caption left, and what cleaning did."""
+    """Limit, clean and split -> the examples that still have a caption, and how often each cleaning step applied."""
     clean = Cleaner(cleaning)
     kept = []
     for example in limit_examples(examples, args.limit):
-        captions = [clean(caption, example.image_id) for caption in example.captions]
-        if captions := tuple(caption for caption in captions if caption is not None):
+        cleaned = [clean(caption, example.image_id) for caption in example.captions]
+        if captions := tuple(caption for caption in cleaned if caption is not None):
             kept.append(replace(example, captions=captions))
     if not kept:
-        raise UserError(
-            f"no image of --source {' '.join(args.source)} has a caption left after cleaning ({clean.counts})"
-        )
+        given = " ".join(args.source or ())
+        raise UserError(f"no image of --source {given} has a caption left after cleaning ({clean.counts})")
     return carve_splits(kept, {"validation": args.val_fraction, "test": args.test_fraction}, args.seed), clean.counts
 
 
 def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
-    """The CLIP that embeds the images, or None where the embeddings come along; and its identity."""
+    """The CLIP that embeds the images (None if the source brings embeddings), and what the dataset records about it."""
     given = source.examples[0].clip_embedding
     if given is not None:
         return None, {"model": source.clip, "pretrained": out.pretrained, "dim": len(given)}
@@ -124,7 +124,7 @@ def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None
 def embed(
     writer: DatasetWriter, shards: list[Shard], encoder: ClipEncoder | None, width: int, out: DatasetArguments
 ) -> None:
-    """Fill the shards that an earlier run has not written, with a progress bar."""
+    """Write the shards that an earlier run has not written, with a progress bar. `width` is C."""
     missing = writer.missing(shards)
     total, left = (sum(len(shard.examples) for shard in part) for part in (shards, missing))
     started = time.perf_counter()
@@ -135,14 +135,8 @@ def embed(
     print(f"{left} images in {seconds:.1f} s, {left / seconds:.1f} images/s", file=sys.stderr)
 
 
-def fingerprint(examples: list[Example]) -> str:
-    listed = sha256()
-    for example in examples:
-        listed.update(json.dumps([example.image_id, example.captions, example.split]).encode())
-    return listed.hexdigest()[:16]
-
-
 def summary(store: EmbeddingStore) -> str:
+    """What the dataset holds, in a few lines."""
     info = store.info
     lines = [
         f"{store.path}: {', '.join(f'{split} {rows}' for split, rows in info['splits'].items())} captions",

@@ -1,9 +1,9 @@
-"""Caption photos: files and folders in, a caption for each out.
+"""Caption photos: files and folders of pictures -> a caption for each.
 
     python predict.py --weights runs/base/base_weights.pt photos/ --output captions.jsonl
 
-A second run captions only what the output does not hold yet. Exit status: 0 all captioned, 1 some pictures failed (each
-is listed), 2 nothing could be done.
+A second run captions only the pictures that the output has no caption of yet. Exit status: 0 if all pictures have
+captions, 1 if some failed (each is listed), 2 if nothing could be done.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from clipcap.world.shipped import PREDICT
 
 @dataclass
 class OutputArguments:
+    """Where captions are written to."""
+
     _argument_group_name = "where captions go"
 
     output: str | None = arg(None, "file to write, by its ending: .jsonl, .csv, .html (picture book)", metavar="FILE")
@@ -40,10 +42,12 @@ class OutputArguments:
 
 @dataclass
 class ModelArguments:
+    """What captions the pictures, and how it runs."""
+
     _argument_group_name = "model"
 
     weights: str | None = arg(None, "a file, or coco, conceptual, coco-transformer, ...", metavar="WEIGHTS")
-    clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the one that the weights name")
+    clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
     base: str | None = arg(None, "what LoRA weights were trained on, if it has moved", metavar="FILE")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
@@ -51,11 +55,12 @@ class ModelArguments:
         None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )
     workers: int | None = arg(None, f"processes that read pictures (default: one per CPU core, at most {MOST_WORKERS})")
-    fast: bool = arg(True, "use what clipcap/fast makes sooner; the captions are the same without")
+    fast: bool = arg(True, "use the faster code in clipcap/fast; the captions are the same without it")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Caption the pictures that the command line names; returns the exit status."""
     output_args, model_args, decoding_args, caption_args, given = parse(
         argv,
         *(OutputArguments, ModelArguments, DecodingArguments, CaptionArguments),
@@ -88,17 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def open_outputs(args: OutputArguments) -> list[Writer | Sidecars]:
+    """The outputs that were asked for; perhaps none. Raises UserError for one that cannot be written."""
     outputs = [open_writer(args.output)] if args.output else []
     return outputs + ([Sidecars(args.existing)] if args.sidecar else [])
 
 
 def wanted(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> Iterator[Path]:
-    """The pictures that some output has no caption of yet; all of them without outputs."""
+    """The pictures that at least one output has no caption of yet; all pictures if there are no outputs."""
     return (path for path in find_images(paths) if not outputs or any(output.wants(path) for output in outputs))
 
 
 def count(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> tuple[int, int]:
-    """How many pictures there are, and how many of them are to be captioned."""
+    """How many pictures there are, and how many of them are to be captioned. Raises UserError if there are none."""
     found = sum(1 for _ in find_images(paths))
     if not found:
         raise UserError(f"no pictures in {', '.join(map(repr, paths))}")
@@ -108,6 +114,6 @@ def count(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> tuple[i
 if __name__ == "__main__":
     try:
         run(main)
-    except BrokenPipeError:  # who reads our lines, like `head`, has had enough
+    except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,9 +1,10 @@
 """ClipCap for Instagram captioning: CLIP embedding -> prefix -> GPT-2 -> caption.
 
-The public names are imported when first used, so that a command pays only for what it runs.
+The public names are imported when they are first used, so that a command loads only what it needs.
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOMES = {
     "Captioner": "captioning.captioner",
@@ -18,7 +19,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'clipcap' has no attribute {name!r}")
     return getattr(import_module(f"clipcap.{_HOMES[name]}"), name)

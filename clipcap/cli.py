@@ -1,4 +1,4 @@
-"""The command line that all scripts share: dataclasses in, one clear sentence out when something is wrong."""
+"""The command line of all scripts: dataclasses become options, and an error becomes one clear sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipcap.errors import UserError
 
 
 def arg(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
-    """A dataclass field with its help text; `metadata` takes argparse's keywords (choices, metavar, nargs, ...)."""
+    """A dataclass field with its help text; `**metadata` takes argparse's keywords (choices, metavar, nargs, ...)."""
     metadata["help"] = help
     if default is False:
         metadata.setdefault("action", _Flag)
@@ -22,7 +22,7 @@ def arg(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
 
 
 class _Flag(argparse.Action):
-    """True when given, and never takes the next word for its value: `--demo photos/` names a folder."""
+    """True when given. Unlike transformers' own flags it takes no value, so that `--demo photos/` names a folder."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **(kwargs | {"nargs": 0, "type": None}))
@@ -32,7 +32,7 @@ class _Flag(argparse.Action):
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """One spelling per option and its default, so that a script's help fits on two screens."""
+    """Shows one spelling of each option and its default, so that a script's help fits on two screens."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=120)
@@ -41,12 +41,12 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         option = action.option_strings[-1].replace("_", "-")
-        if action.nargs == "?":  # of a flag that is on unless it is negated
+        if action.nargs == "?":  # a flag that is on unless it is negated
             return f"--[no-]{option.removeprefix('--')}"
         return option if action.nargs == 0 else f"{option} {self._format_args(action, self._metavar(action))}"
 
     def _format_action(self, action: argparse.Action) -> str:
-        negated = isinstance(action, argparse._StoreFalseAction)  # the line of the flag itself shows it too
+        negated = isinstance(action, argparse._StoreFalseAction)  # the flag's own line shows both
         return "" if negated else super()._format_action(action)
 
     def _metavar(self, action: argparse.Action) -> str:
@@ -54,10 +54,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return {"int": "N", "float": "X"}.get(kind, action.option_strings[-1].lstrip("-").upper().replace("_", "-"))
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        """The help text, with the default where it does not speak of one itself."""
+        """The help text, with the default unless the text mentions one itself."""
         help = action.help or ""
         default = action.default
-        # False and 0 are equal and not the same: a flag that is off needs no mention, a limit of 0 does.
+        # Compared by identity since False == 0: a flag that is off needs no mention, a limit of 0 does.
         shown = default is not None and default is not argparse.SUPPRESS and default is not False and default != ""
         plain = shown and not isinstance(default, list) and "default" not in help
         return f"{help} (default: {'on' if default is True else '%(default)s'})" if plain else help
@@ -77,16 +77,20 @@ def parse(
 
     Args:
         argv: the command line without the program's name; None: that of this process.
-        positional: name and argparse keywords of the arguments without a name.
-        demo: the defaults that `--demo` sets, for a script that has it.
+        *dataclasses: the options, as `arg` declares them.
+        description: what the script does.
+        example: a command, shown at the end of the help.
+        positional: name and argparse keywords of the positional arguments.
+        demo: the defaults that `--demo` sets, for a script that has this option.
 
     Raises:
-        SystemExit: with status 2 when the command line cannot be read, as argparse does.
+        SystemExit: with status 2, as argparse does, when the command line cannot be understood.
     """
     from transformers import HfArgumentParser
 
+    groups: list[Any] = list(dataclasses)  # Any, since the type that transformers declares for them accepts no class
     parser = HfArgumentParser(
-        list(dataclasses),
+        groups,
         usage=f"%(prog)s {f'[{positional[0]} ...] ' if positional else ''}[options]",
         description=description,
         epilog=f"example:\n  {example}",
@@ -100,7 +104,10 @@ def parse(
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a script's `main`; its return value is the exit status, a `UserError` is one sentence and status 2."""
+    """Run a script's `main` and exit with the status that it returns.
+
+    A `UserError` becomes one sentence on stderr and status 2, Ctrl-C becomes status 130.
+    """
     try:
         status = main(sys.argv[1:])
     except UserError as error:

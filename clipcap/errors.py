@@ -1,26 +1,26 @@
-"""The one exception that users see, and the two sentences that many of them share."""
+"""The exception whose message users see, and two helpers that word such messages."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one sentence: what was wrong, what was given, what to do."""
+    """Something that the user can correct. The message is one sentence: what was wrong, what was given, what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's exception says, in one line: its first, or the name of its kind where it says nothing."""
+    """The first line of an exception's message, or the name of its class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 
 def at_least(least: int, *, option: bool = False, **values: float | None) -> None:
-    """Raise a UserError for the first value below `least`; None stands for a value that was not given.
+    """Raise a UserError for the first value below `least`.
 
     Args:
         least: the smallest allowed value.
-        option: spell the names as the command line does, `--batch-size` for batch_size.
-        values: by name.
+        option: spell the names as on the command line, `--batch-size` for batch_size.
+        **values: by name; None stands for a value that was not given.
     """
     for name, value in values.items():
-        if value is not None and not value >= least:  # so that nan is refused too
+        if value is not None and not value >= least:  # written so that it refuses nan too
             spelled = f"--{name.replace('_', '-')}" if option else name
             raise UserError(f"{spelled} must be at least {least}, not {value}")

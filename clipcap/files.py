@@ -1,4 +1,4 @@
-"""Files and folders as everything here writes them: a file appears whole or not at all."""
+"""Writing files and folders: a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clipcap.errors import UserError
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write bytes to, which takes its name only when all of it is on the disk.
+    """Yield a file to write bytes to. It gets its name only when all of it is on the disk.
 
-    An error inside, or the end of the process, leaves what stood under the name before.
+    After an error inside, or if the process ends, the file that had the name before is still there. Raises OSError.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
@@ -29,13 +29,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is small enough to be held in memory. Raises OSError."""
+    """Write `content` to a file, whole or not at all. Raises OSError."""
     with whole_file(path) as file:
         file.write(content)
 
 
 def probe_folder(folder: Path) -> None:
-    """Create a folder and write a file into it, so that a full or locked disk shows before hours of work. OSError."""
+    """Create a folder and a file in it, so that an error of the disk shows before hours of work. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".probe-{os.getpid()}"
     probe.touch()

@@ -1,4 +1,4 @@
-"""What the notebooks show: pictures with captions side by side, and the blind rating of the published study."""
+"""What the notebooks show: pictures with captions side by side, and a blind rating like that of the published study."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipcap.evaluation.ratings import summary
 from clipcap.page import escape, picture_uri
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from ipywidgets import FileUpload, VBox
     from PIL.Image import Image
 
-RATINGS = range(6)  # 0 does not suit the picture at all, 5 suits it perfectly
+RATINGS = range(6)  # 0: the caption does not suit the picture at all, 5: it suits perfectly
 
 
 def sample_images(count: int = 4) -> list[Image]:
-    """Pictures that come with the project: drawn scenes that its demo weights were never trained on."""
+    """Drawn scenes, which come with the project and which its demo weights were not trained on."""
     from clipcap.world.scenes import scenes
 
     return [scene.draw() for scene in scenes("test", count)]
 
 
 def uploaded_images(upload: FileUpload) -> list[Image]:
-    """The pictures that were chosen in an ipywidgets `FileUpload`, version 7 (a dict) or 8 (a tuple), upright."""
+    """The pictures chosen in an ipywidgets `FileUpload` (version 7 gives a dict, version 8 a tuple), upright."""
     from PIL import Image, ImageOps
 
     files = upload.value.values() if isinstance(upload.value, dict) else upload.value
@@ -35,7 +35,7 @@ def uploaded_images(upload: FileUpload) -> list[Image]:
 
 
 def side_by_side(images: Sequence[str | Path | Image], captions: Mapping[str, Sequence[str | Sequence[str]]]) -> HTML:
-    """Pictures in a row each, with what every model says: name -> a caption, or several, per picture."""
+    """A table with a row per picture. `captions` is model -> for each picture a caption, or several."""
     from IPython.display import HTML
 
     rows = ""
@@ -53,9 +53,11 @@ def _lines(said: str | Sequence[str]) -> str:
 
 
 class BlindRating:
-    """One picture at a time with every model's caption, shuffled and without names, to be rated 0 to 5.
+    """Shows one picture at a time with the captions of all models, shuffled and without names, to be rated 0 to 5.
 
-    `widget` is what a notebook shows; `ratings` holds, for each picture, model -> rating; `table()` sums it up.
+    Attributes:
+        widget: what a notebook shows.
+        ratings: for each picture, model -> rating.
     """
 
     def __init__(
@@ -85,15 +87,15 @@ class BlindRating:
         scales = [part for name in names for part in self._scale(name)]
         self.widget.children = [heading, *scales, ipywidgets.HBox([back, on])]
 
-    def _scale(self, name: str) -> list:
-        """A caption and its six buttons; the first of them, a dash, stands for no rating yet."""
+    def _scale(self, name: str) -> list[Any]:
+        """A model's caption and its buttons: a dash for no rating yet, then the six ratings."""
         import ipywidgets
 
         given = self.ratings[self.number]
         choices = [("–", None), *((str(rating), rating) for rating in RATINGS)]
         scale = ipywidgets.ToggleButtons(options=choices, value=given.get(name), style={"button_width": "auto"})
 
-        def rate(change: dict) -> None:
+        def rate(change: dict[str, Any]) -> None:
             given.pop(name, None)
             if change["new"] is not None:
                 given[name] = change["new"]
@@ -102,6 +104,7 @@ class BlindRating:
         return [ipywidgets.HTML(escape(self.captions[name][self.number])), scale]
 
     def _turn(self, step: int) -> None:
+        """Go to another picture, but not beyond the first or the last."""
         self.number = min(max(self.number + step, 0), len(self.images) - 1)
         self._show()
 

@@ -1,4 +1,4 @@
-"""Without a network, files of the Hugging Face hub come from its cache, at once or not at all."""
+"""Without a network, files of the Hugging Face hub are taken from its cache, without waiting for the network first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def offline_if_unreachable() -> None:
-    """Tell the hub's client to stay offline where the hub's name cannot be looked up.
+    """Tell the hub's client to stay offline if the hub's name cannot be looked up.
 
-    It would otherwise try for half a minute, for every file, and also for files that its cache holds.
+    Otherwise it would try for half a minute for every file, even for files that are in its cache.
     """
     from huggingface_hub import constants
 

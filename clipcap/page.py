@@ -1,4 +1,4 @@
-"""The look that every HTML page of the project shares: one file, nothing fetched, dark and light."""
+"""The look that all HTML pages of the project share: one file that fetches nothing, for dark and light screens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,14 +31,14 @@ dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 """
 
-# The page may run its own inline script and show its own pictures; nothing is ever fetched.
+# The page may run its own inline script and show its own pictures, but fetch nothing.
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 escape = html.escape
 
 
 def page(title: str, body: str, style: str = "", script: str = "") -> str:
-    """A whole document around `body` (HTML, already escaped); `title` is plain text and becomes the heading."""
+    """A complete document around `body` (HTML, already escaped). `title` is plain text and becomes the heading."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -72,16 +72,18 @@ def picture_uri(image: str | Path | bytes | Image.Image, longest: int = 320) -> 
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def picture_page(rows: Iterable[Mapping], path: str | Path, title: str) -> None:
-    """Write one self-contained HTML page: each picture with its captions.
+def picture_page(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str) -> None:
+    """Write one self-contained HTML page that shows each picture with its captions.
 
     Args:
         rows: `{"image": path | PIL image | JPEG bytes, "captions": {who: caption, ...}}`; all text is escaped.
+        path: the file to write.
+        title: the heading.
     """
     Path(path).write_text(page(title, f'<main class="pictures">{"".join(map(_card, rows))}</main>'), encoding="utf-8")
 
 
-def _card(row: Mapping) -> str:
+def _card(row: Mapping[str, Any]) -> str:
     image: str | Path | bytes | Image.Image = row["image"]
     captions = "".join(f"<dt>{escape(who)}</dt><dd>{escape(text)}</dd>" for who, text in row["captions"].items())
     picture = f'<img src="{picture_uri(image)}" alt="">'

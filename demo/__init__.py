@@ -1,1 +1,1 @@
-"""What draws, builds and shows the demo world."""
+"""Draws, builds and shows the demo world."""

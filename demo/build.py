@@ -1,9 +1,9 @@
-"""Train everything that the demo world ships, from nothing: its CLIP, its GPT-2 and the literal captioner.
+"""Train all the weights of the demo world from scratch: its CLIP, its GPT-2 and its literal captioner.
 
     python -m demo.build
 
-Ten to fifteen minutes on two cores. The seed is fixed; the last digits of the weights depend on the processor. Single
-parts, each of which builds on those before it, are trained anew by name:
+This takes ten to fifteen minutes on two cores. The seed is fixed, but the last digits of the weights depend on the
+processor. Parts can also be trained by name; each part builds on those before it:
 
     python -m demo.build gpt2 literal
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.gpt2 import end_of_text, load_language_model, load_tokenizer, plain_gpt2_config
+from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
-from clipcap.training.trainer import LoopArguments, Trainer
+from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.world.judge import shares
 from clipcap.world.scenes import Scene, combinations, scenes
@@ -34,18 +36,19 @@ from demo.build_clip import draw_pixels, train_clip
 from demo.build_gpt2 import train_gpt2
 
 PARTS = ("clip", "gpt2", "literal")
-LAPS = 10  # pictures of every training combination
+LAPS = 10  # pictures of each training combination
 PREFIX_LENGTH = 4
-LOOP = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-4, "evals_per_epoch": 1}
+LOOP: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-4, "evals_per_epoch": 1}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train the parts that are named, or all of them. Raises UserError for an unknown name."""
     parts = list(argv or PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise UserError(f"unknown part {unknown[0]!r} to build; choose from {', '.join(PARTS)}")
     start = time.perf_counter()
     pictured = list(scenes("train", LAPS * len(combinations("train"))))
-    pixels = draw_pixels(pictured) if {"clip", "literal"} & set(parts) else None  # (N, 64, 64, 3)
+    pixels = draw_pixels(pictured) if {"clip", "literal"} & set(parts) else torch.empty(0)  # (N, 64, 64, 3)
     if "clip" in parts:
         train_clip(pictured, pixels, CLIP)
     if "gpt2" in parts:
@@ -57,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train_literal(pictured: list[Scene], pixels: Tensor) -> None:
-    """A ClipCap with an MLP mapping network on literal captions, through the project's own loop, to LITERAL."""
+    """Train a ClipCap with an MLP mapping network on literal captions, with the project's own loop; write LITERAL.
+
+    `pixels` are those of the scenes: uint8 (N, 64, 64, 3).
+    """
     torch.manual_seed(0)
     encoder = ClipEncoder.load("demo")
     tokenizer = load_tokenizer("demo")
@@ -75,22 +81,22 @@ def train_literal(pictured: list[Scene], pixels: Tensor) -> None:
     model = ClipCap(config)
     model.gpt.load_state_dict(gpt.state_dict())
     held_out = list(scenes("validation"))
-    data = [
+    train, validation = (
         CaptionDataset(
             torch.cat([encoder.encode_pixels(part) for part in shown.split(256)]).numpy(),
             encode_captions(tokenizer, [scene.literal for scene in named], max_tokens=67),
         )
         for named, shown in ((pictured, pixels), (held_out, draw_pixels(held_out)))
-    ]
+    )
     with TemporaryDirectory() as folder:
         args = LoopArguments(output_dir=folder, device="cpu", precision="fp32", **LOOP)
         record = {"data": {"name": "demo world, literal captions", "rows": len(pictured)}, "arguments": LOOP}
-        best = load_checkpoint(Trainer(model, *data, args, "literal", "literal_weights.pt", record).run())
+        best = load_checkpoint(Trainer(model, train, validation, args, "literal", "literal_weights.pt", record).run())
     save_checkpoint(best.half(), LITERAL)
 
 
 def report() -> str:
-    """What the literal captioner says about the held-out pictures, judged, and the size of what ships."""
+    """How many captions of the literal captioner are right on held-out pictures, and the size of all weights."""
     from clipcap.captioning.captioner import Captioner
 
     pictured = list(scenes("test"))

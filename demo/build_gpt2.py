@@ -1,6 +1,6 @@
 """Train the tiny GPT-2 and its byte-level BPE on the text of `corpus`, as a plain language model.
 
-Shapes: B batch, T tokens of a row.
+Shapes: B batch, T tokens of a row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from demo.build_clip import END, save_tokenizer, train_bpe
+from demo.build_clip import END, adamw, save_tokenizer, take_step, train_bpe
 from demo.corpus import SIGNS, WORDS, documents
 
 VOCABULARY, POSITIONS, WIDTH, LAYERS, HEADS = 1100, 128, 192, 3, 3
-DOCUMENTS, BATCH = 90_000, 16  # documents, each read once; rows of POSITIONS tokens in a step
+DOCUMENTS, BATCH = 90_000, 16  # documents, each of which is read once; rows of POSITIONS tokens per step
 LEARNING_RATE, DECAY = 3e-3, 0.1
 
 
 def train_gpt2(folder: Path, seed: int = 0) -> None:
-    """Write config, weights and tokenizer to `folder`, in the form that transformers reads."""
+    """Train, and write config, weights and tokenizer to `folder`, in the form that transformers reads."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     texts = list(tqdm(documents(DOCUMENTS, seed), "writing", DOCUMENTS, unit=" documents"))
@@ -50,36 +50,28 @@ def train_gpt2(folder: Path, seed: int = 0) -> None:
 
 
 def _in_pieces(texts: list[str]) -> list[str]:
-    """What BPE learns from: tags and emoji one by one, or it would make "#redcat" and whole rows of emoji one token."""
+    """What BPE learns from: hashtags and emoji one by one, or "#redcat" and whole rows of emoji would become tokens."""
     words = [re.sub(r"#\w+|[^\x00-\x7f]", "", text) for text in texts]
     pieces = [f" {sign}" for sign in SIGNS] + list(SIGNS) + [f" #{word}" for word in WORDS]
     return words + pieces * (len(texts) // 100)
 
 
 def rows(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
-    """The documents one after the other, each followed by end-of-text, cut into rows: (rows, POSITIONS)."""
+    """The documents one after the other, each followed by end-of-text, cut into rows of T = POSITIONS tokens."""
     end = tokenizer.token_to_id(END)
     ids = [token for encoding in tokenizer.encode_batch(texts) for token in (*encoding.ids, end)]
     return torch.tensor(ids[: len(ids) // POSITIONS * POSITIONS]).view(-1, POSITIONS)
 
 
 def fit(model: GPT2LMHeadModel, tokens: Tensor) -> None:
-    """One pass over the rows."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
+    """Train in one pass over the rows (rows, T)."""
     batches = tokens[torch.randperm(len(tokens))].split(BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, len(batches), pct_start=0.1)
+    optimizer, schedule = adamw(model, LEARNING_RATE, DECAY, len(batches))
     model.train()
     progress = tqdm(batches, "GPT-2", unit=" steps")
     for batch in progress:  # (B, T)
         logits = model(batch[:, :-1], use_cache=False).logits  # (B, T - 1, V)
         loss = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        take_step(model, loss, optimizer, schedule)
         progress.set_postfix(loss=f"{loss.item():.3f}")
     model.eval()

@@ -1,10 +1,10 @@
-"""The text that the tiny GPT-2 reads before it ever meets a picture.
+"""The text that the tiny GPT-2 learns from before it is trained on pictures.
 
-GPT-2 read millions of web pages: plain sentences, posts with hashtags and emoji, and pages whose texts are all about
-one picture. That is why little of it has to train to turn a captioner towards Instagram: it can already post, and carry
-a subject from one text into the next. The tiny GPT-2 is given the same start on purpose, scaled down: pages of up to
-three texts about one thing, many more things, colours and places than the demo world draws, and the turns of phrase of
-its posts among others. It does not read about the held-out combinations.
+GPT-2 has read millions of web pages: plain sentences, posts with hashtags and emoji, and pages whose texts are all
+about one picture. That is why training few of its parameters is enough to turn a captioner towards Instagram: it can
+already write posts, and keep to a subject from one text to the next. The tiny GPT-2 is given the same start on purpose,
+scaled down. Its pages have up to three texts about one thing. They mention many more things, colours and places than
+the demo world draws, and use the phrases of the demo world's posts among others. The held-out combinations never occur.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ MORE_EMOJI = ("😍", "😂", "✨", "🔥", "🙌", "☀️", "🥰", "😎", "
 WORDS = (
     *(*SUBJECTS, *MORE_THINGS, *COLOURS, *MORE_COLOURS, *MORE_TAGS, *EVERYWHERE),
     *(tag for tags in TAGS.values() for tag in tags),
-)  # that hashtags are made of
+)  # of which hashtags are made
 SIGNS = (*EMOJI.values(), *MORE_EMOJI)
 LITERAL_FORMS = ("{it}.", "{it}.", "a photo of {it}.", "a picture of {it}.", "there is {it}.", "this is {it}.")
 BRIDGES = ("\n", " ", " caption: ", " and a social media post would caption it: ", " posted: ")
 
 
 def documents(count: int, seed: int = 0) -> Iterator[str]:
-    """`count` short documents, each about one thing: up to three texts, descriptions and posts in any order."""
+    """Yield `count` short documents, each about one thing: up to three texts, descriptions and posts in any order."""
     chance = Random(f"corpus {seed}")
     drawn = combinations("train")
     for _ in range(count):
@@ -56,7 +56,7 @@ def documents(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def _topic(chance: Random, drawn: list[tuple[str, str, str]]) -> tuple[str, str, str]:
-    """Something of the drawn world, or something with at least one trait that is never drawn."""
+    """Thing, colour and place: all from the drawn world, or at least one of them never drawn."""
     thing, colour, place = chance.choice(drawn)
     if chance.random() < 0.5:
         return thing, colour, place

@@ -18,11 +18,12 @@ from clipcap.world.shipped import PHOTOS
 
 
 def photo(folder: str | Path, scene: Scene) -> Path:
-    """Where a scene's picture lies: the name tells neither subject nor colour."""
+    """The file of a scene's picture; its name gives away neither subject nor colour."""
     return Path(folder) / f"{scene.image_id}.png"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the pictures into the folder that is named, or into that of the demo. Raises UserError."""
     folder = Path(argv[0] if argv else PHOTOS)
     try:
         folder.mkdir(parents=True, exist_ok=True)

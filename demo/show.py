@@ -1,4 +1,4 @@
-"""Show what fine-tuning has changed: captions of held-out pictures before and after, judged by their words.
+"""Show what fine-tuning has changed: captions of held-out pictures before and after it, judged by their words.
 
 python -m demo.show
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from clipcap.cli import run
 from clipcap.errors import UserError
@@ -20,7 +21,7 @@ SHOWN = 6
 
 
 def read_captions(path: str) -> dict[str, str]:
-    """What predict.py wrote: file name of the picture without its ending -> caption."""
+    """The captions that predict.py wrote: name of the picture without its ending -> caption. Raises UserError."""
     try:
         rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         return {Path(row["image"]).stem: row["caption"] for row in rows if "caption" in row}
@@ -31,6 +32,7 @@ def read_captions(path: str) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print some captions and the shares that are right, and write the page. Takes no arguments. Raises UserError."""
     from clipcap.captioning.captioner import Captioner
     from clipcap.page import picture_page
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name:<8}{shares([captions[scene.image_id] for scene in pictured], pictured)}")
 
     told = {"before fine-tuning": before, "after fine-tuning": after}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": path, "captions": {name: captions[scene.image_id] for name, captions in told.items()}}
         for path, scene in zip(pictures, pictured, strict=True)
     ]

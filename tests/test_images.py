@@ -295,7 +295,8 @@ def test_an_unguarded_script_still_gets_its_pictures(tmp_path):
     """Spawned workers run the main script again; without the usual guard they cannot start at all."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from PIL import Image\nfrom clipcap.clip.workers import *\n"
+        "import numpy as np\nfrom PIL import Image\nfrom clipcap.clip.preprocessing import Preprocessing\n"
+        "from clipcap.clip.workers import *\n"
         "sources = [Image.new('RGB', (32, 32))] * 20\n"
         "batches = list(pixel_batches(sources, Preprocessing(size=(32, 32)), 20, 1))\n"
         "print(len(batches[0]), all(isinstance(pixels, np.ndarray) for _, pixels in batches[0]))"
@@ -307,7 +308,8 @@ def test_an_unguarded_script_still_gets_its_pictures(tmp_path):
 def test_a_script_on_stdin_tries_worker_processes_once():
     """They cannot start without a file to run again; each chunk used to try anew, with a traceback per worker."""
     code = (
-        "from PIL import Image\nfrom clipcap.clip.workers import *\n"
+        "import numpy as np\nfrom PIL import Image\nfrom clipcap.clip.preprocessing import Preprocessing\n"
+        "from clipcap.clip.workers import *\n"
         "sources = [Image.new('RGB', (32, 32), (index, 0, 0)) for index in range(100)]\n"
         "batches = pixel_batches(sources, Preprocessing(size=(32, 32)), 20, workers=2)\n"
         "print(*(pixels[0, 0, 0] for batch in batches for _, pixels in batch))"

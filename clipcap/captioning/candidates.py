@@ -1,4 +1,4 @@
-"""Captions that a batch of pictures could get: generated, spelled out, scored and sorted.
+"""The captions to choose from for a batch of pictures: generated, decoded to text, scored and sorted.
 
 Shapes: B pictures, C CLIP width.
 """
@@ -6,6 +6,7 @@ Shapes: B pictures, C CLIP width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from tokenizers import Tokenizer
@@ -16,7 +17,7 @@ from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.gpt2 import end_of_text
 
-ROWS = 512  # continuations decoded at once, whatever is asked for
+ROWS = 512  # continuations decoded side by side, at most: it bounds the memory of the cache
 
 Caption = tuple[str, list[int]]  # text, and the token ids it was decoded from
 
@@ -27,7 +28,8 @@ class Candidates:
     Args:
         model: the captioner.
         tokenizer: its tokenizer.
-        encode_texts: texts -> (texts, C), by the CLIP that made `clip_embedding`; only `rank="clip"` asks it.
+        encode_texts: texts -> their embeddings (texts, C), by the CLIP that made `clip_embedding`; used only with
+            `rank="clip"`.
         clip_embedding: (B, C).
         prompts: B lists of token ids between picture and caption, or None.
         rank: "likelihood" or "clip", see `clipcap.captioning.rules.Rules`.
@@ -52,21 +54,29 @@ class Candidates:
     def generate(
         self, rows: Sequence[int], decoding: Decoding, extra: Sequence[Sequence[int]] | None = None
     ) -> list[list[list[int]]]:
-        """Captions of these rows, as token ids, several for each.
+        """Captions of some of the pictures, as token ids, several for each.
 
         Args:
-            decoding: with `return_all`.
-            extra: tokens that stand behind each row's prompt and are not repeated in the result.
+            rows: which pictures, by their number in the batch; a number may occur several times.
+            decoding: how to search; its `return_all` must be set.
+            extra: for each row, tokens that follow its prompt as the beginning of the caption. The result does not
+                repeat them.
+
+        Returns:
+            For each row its captions, best first.
         """
+        assert decoding.return_all
         prompts = [
             [*(self.prompts[row] if self.prompts else ()), *more]
             for row, more in zip(rows, extra or [()] * len(rows), strict=True)
         ]
-        size, captions = max(1, ROWS // decoding.width), []
+        size = max(1, ROWS // decoding.width)
+        captions: list[list[list[int]]] = []
         for start in range(0, len(rows), size):
             batch = self.clip_embedding[list(rows[start : start + size])]
             given = prompts[start : start + size]
-            captions += self.model.generate(batch, decoding, given if any(given) else None)
+            found = self.model.generate(batch, decoding, given if any(given) else None)
+            captions += cast(list[list[list[int]]], found)  # the type that return_all gives
         return captions
 
     def text(self, ids: Sequence[int]) -> str:
@@ -75,16 +85,18 @@ class Candidates:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False).strip()
 
     def sort(self, captions: Mapping[int, list[Caption]]) -> dict[int, list[Caption]]:
-        """Row -> its captions, in any order, in; the same, best first, out."""
+        """Row -> its captions in any order -> the same, best first. Equal scores keep the order given."""
         flat = [(row, caption) for row, several in captions.items() if len(several) > 1 for caption in several]
         scores = iter(self._scores([row for row, _ in flat], [caption for _, caption in flat]))
         ordered = {}
         for row, several in captions.items():
+            # A lone caption needs no score: computing one would cost a forward pass.
             ranks = [(-next(scores) if len(several) > 1 else 0.0, index) for index in range(len(several))]
             ordered[row] = [several[index] for _, index in sorted(ranks)]
         return ordered
 
     def _scores(self, rows: Sequence[int], captions: Sequence[Caption]) -> list[float]:
+        """How good each caption is for the picture of its row; higher is better."""
         embeddings = self.clip_embedding[list(rows)]
         if self.rank == "clip":
             texts = self.encode_texts([text for text, _ in captions])
@@ -101,7 +113,7 @@ def likelihoods(
     captions: Sequence[Sequence[int]],
     batch_size: int = 32,
 ) -> list[float]:
-    """Mean log-probability per token, in nats, of each caption (token ids, its stop token included) of (B, C)."""
+    """Mean log-probability per token, in nats, of B captions (token ids, with the stop token) of embeddings (B, C)."""
     embeddings = clip_embedding.float().cpu().numpy()
     scores: list[float] = []
     for start in range(0, len(captions), batch_size):

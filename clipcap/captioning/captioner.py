@@ -1,4 +1,4 @@
-"""Pictures -> captions, end to end: what notebooks and `predict.py` call.
+"""Pictures -> captions, from end to end: what notebooks and `predict.py` call.
 
 Shapes: B pictures, C CLIP width.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ Source = str | Path | Image.Image
 
 @dataclass
 class Captioner:
-    """A trained model with the CLIP that it was trained on and its tokenizer."""
+    """A trained model with its tokenizer and the CLIP that it was trained on."""
 
     model: ClipCap
     encoder: ClipEncoder
@@ -63,32 +63,41 @@ class Captioner:
 
         Args:
             weights: a file, or the name of published weights.
-            clip: another CLIP than the weights name: see `ClipEncoder.load`; or one that is loaded already.
+            clip: a CLIP to use in place of the one that the weights name: a name as `ClipEncoder.load` takes it, or one
+                that is loaded already.
             device: "auto", "cpu", "cuda", ...
             precision: "auto" (bf16 where the device is fast at it), "fp32" or "bf16".
-            fast: use `clipcap.fast`: the same captions sooner.
-            overrides: of the weights' config, as in `load_checkpoint`.
+            fast: use `clipcap.fast`, which gives the same captions sooner.
+            **overrides: fields of the weights' config to replace, as in `load_checkpoint`.
 
         Raises:
-            UserError: the weights, their CLIP or their tokenizer cannot be loaded, or do not go together.
+            UserError: the weights, their CLIP or their tokenizer cannot be loaded, or do not fit each other.
         """
         offline_if_unreachable()
-        device = pick_device(device)
-        dtype = pick_dtype(precision, device)
-        model = load_checkpoint(weights, **overrides).to(device=device, dtype=dtype).requires_grad_(False)
+        chosen = pick_device(device)
+        dtype = pick_dtype(precision, chosen)
+        model = load_checkpoint(weights, **overrides).to(device=chosen, dtype=dtype).requires_grad_(False)
         model.use_fast(fast)
         if fast:
-            speed_up(model)  # for the likelihoods by which several captions are ranked
+            speed_up(model)  # decoding has its own fast form; this is for `likelihoods`, which rank several captions
         config = model.config
         tokenizer = tokenizer_of(config)
         if not isinstance(clip, ClipEncoder):
-            clip = ClipEncoder.load(*_clip_name(weights, config, clip), device, dtype, fast)
+            clip = ClipEncoder.load(*_clip_name(weights, config, clip), chosen, dtype, fast)
         if clip.dim != config.clip_dim:
             raise UserError(
                 f"{weights} takes embeddings of {config.clip_dim} numbers (CLIP {config.clip_model}), and CLIP "
                 f"{clip.model_name} makes {clip.dim}: use the CLIP that the weights were trained on"
             )
         return cls(model, clip, tokenizer)
+
+    @overload
+    def __call__(self, images: Sequence[Source], decoding: None = None) -> list[str]: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[Source], decoding: Decoding | None = None, **options: Any
+    ) -> list[str] | list[list[str]]: ...
 
     def __call__(
         self, images: Sequence[Source], decoding: Decoding | None = None, **options: Any
@@ -98,10 +107,10 @@ class Captioner:
         Args:
             images: paths or PIL pictures.
             decoding: how to search; greedy when None.
-            options: fields of Decoding and Rules (`num_captions=3`, `ban=["dog"]`, `emoji="none"`, ...).
+            **options: fields of Decoding and Rules (`num_captions=3`, `ban=["dog"]`, `emoji="none"`, ...).
 
         Returns:
-            A caption for each picture; lists of captions, best first, with num_captions above 1 or return_all.
+            A caption for each picture; with num_captions above 1 or return_all a list of captions for each, best first.
 
         Raises:
             UnreadableImage: a picture cannot be read; the message names it.
@@ -113,8 +122,8 @@ class Captioner:
         for row in self.rows(images, decoding, rules, workers=0):
             if row.error is not None:
                 raise UnreadableImage(f"{row.image}: {row.error}")
-            captions.append(row.captions if several else row.captions[0])
-        return captions
+            captions.append(row.captions)
+        return captions if several else [best for best, *_ in captions]
 
     def rows(
         self,
@@ -124,11 +133,17 @@ class Captioner:
         batch_size: int | None = None,
         workers: int | None = None,
     ) -> Iterator[Row]:
-        """Caption a stream of pictures, in order; memory does not grow with their number.
+        """Caption a stream of pictures, in order. Memory does not grow with their number.
 
         Args:
-            batch_size: pictures per batch; None: as many as decode well together, fewer in the first batch.
-            workers: processes that decode pictures, see `clipcap.workers`.
+            sources: paths or PIL pictures.
+            decoding: how to search.
+            rules: what the captions must keep to.
+            batch_size: pictures per batch; None: as many as decode well together, and fewer in the first batch.
+            workers: processes that decode pictures, see `clipcap.clip.workers`.
+
+        Yields:
+            One row per picture; a picture that cannot be read gives a row with an error.
         """
         size = batch_size or max(8, SEQUENCES // replace(decoding, num_captions=rules.num_captions).width)
         first = batch_size or min(FIRST, size)
@@ -152,6 +167,7 @@ class Captioner:
     def _caption(
         self, pixels: list[np.ndarray], decoding: Decoding, rules: Rules
     ) -> Iterator[tuple[list[str], str | None]]:
+        """Pixels (H, W, 3) of B pictures -> what `_choose` gives for them."""
         starts = range(0, len(pixels), CLIP_BATCH)
         try:
             embeddings = [self.encoder.encode_pixels(np.stack(pixels[start : start + CLIP_BATCH])) for start in starts]
@@ -163,13 +179,14 @@ class Captioner:
             ) from None
 
     def _choose(self, clip_embedding: Tensor, decoding: Decoding, rules: Rules) -> list[tuple[list[str], str | None]]:
-        """(B, C) -> for each picture its captions, and the literal caption that they started from."""
+        """(B, C) -> for each picture its captions, and the literal caption in its prompt, if any."""
         literals = literal_captions(self.model, clip_embedding, batch_size=SEQUENCES)
         prompts = prompts_for(self.model, self.tokenizer, len(clip_embedding), literals)
         encode_texts = self.encoder.encode_texts
         candidates = Candidates(self.model, self.tokenizer, encode_texts, clip_embedding, prompts, rules.rank)
         captions = Choice(candidates, decoding, rules).choose()
-        return list(zip(captions, literals or [None] * len(clip_embedding), strict=True))
+        prompted_by: Sequence[str | None] = literals or [None] * len(clip_embedding)
+        return list(zip(captions, prompted_by, strict=True))
 
 
 def _clip_name(weights: str | Path, config: ClipCapConfig, clip: str | Path | None) -> tuple[str, str | None]:

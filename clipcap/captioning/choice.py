@@ -1,7 +1,7 @@
-"""Which captions a picture gets: searched for until enough distinct ones keep the rules, and ranked; required words
-are put in where none of a picture's captions holds them by itself.
+"""Which captions a picture gets.
 
-A row is a picture's number in its batch.
+The search is repeated, each time wider, until there are enough distinct captions that keep the rules. They are ranked,
+and a required word that no caption holds is put into one of them. A row is a picture's number in its batch.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from clipcap.captioning.rules import Rules
 from clipcap.decoding.options import Decoding
 
 MOST_BEAMS = 64
-PLACES = 12  # where in a caption a required word is tried
+PLACES = 12  # steps along a caption at which a required word is tried
 
 
 @dataclass
 class Found:
-    """What was found for one picture: text -> its token ids, in the order found, best first within one search."""
+    """The captions found for one picture: text -> token ids, in the order found, best first within one search.
+
+    Attributes:
+        good: captions that keep the rules.
+        spoiled: captions from which a banned word was cut out: used only where there are too few good ones.
+        searches: how many searches were made.
+    """
 
     good: dict[str, list[int]] = field(default_factory=dict)
-    spoiled: dict[str, list[int]] = field(default_factory=dict)  # held a banned word, which was cut out
+    spoiled: dict[str, list[int]] = field(default_factory=dict)
     searches: int = 0
 
 
@@ -32,7 +38,7 @@ class Choice:
     Args:
         candidates: where captions come from.
         decoding: the search that was asked for.
-        rules: what every caption must keep.
+        rules: the rules that every caption must keep.
     """
 
     def __init__(self, candidates: Candidates, decoding: Decoding, rules: Rules) -> None:
@@ -41,7 +47,7 @@ class Choice:
         self.first = replace(decoding, num_captions=rules.num_captions, return_all=True, banned=banned)
 
     def choose(self) -> list[list[str]]:
-        """B lists of at most `rules.num_captions` captions, best first; fewer only where no more could be found."""
+        """B lists of `rules.num_captions` captions, best first; shorter only where no more could be found."""
         ranked = self._rank(self._search())
         chosen = {row: captions[: self.rules.num_captions] for row, captions in ranked.items()}
         for word in self.rules.require:
@@ -49,19 +55,24 @@ class Choice:
         return [[text for text, _ in chosen[row]] for row in range(len(chosen))]
 
     def _search(self) -> list[Found]:
+        """Search again, and wider, for those pictures that still have too few captions."""
         found = [Found() for _ in range(len(self.candidates))]
         for decoding in self._attempts():
-            lacking = [row for row, has in enumerate(found) if len(has.good) < self.rules.num_captions]
-            if not lacking:
+            short = [row for row, has in enumerate(found) if len(has.good) < self.rules.num_captions]
+            if not short:
                 break
-            for row, captions in zip(lacking, self.candidates.generate(lacking, decoding), strict=True):
+            for row, captions in zip(short, self.candidates.generate(short, decoding), strict=True):
                 found[row].searches += 1
                 for ids in captions:
                     self._add(found[row], ids)
         return found
 
     def _attempts(self) -> Iterator[Decoding]:
-        """The search asked for, then wider ones for the pictures that it leaves lacking."""
+        """The search asked for, then wider ones for the pictures that have too few captions after it.
+
+        The first search bans only the single tokens that begin what is ruled out. The later ones also ban the usual
+        spellings of banned words: that costs some harmless captions, so it is not done where it is not needed.
+        """
         yield self.first
         banned = (*self.first.banned, *self.rules.banned_words(self.candidates.tokenizer))
         count, strict = self.rules.num_captions, replace(self.first, banned=banned)
@@ -69,12 +80,13 @@ class Choice:
             if self.rules.ban:
                 yield strict
             return
-        for factor in (2, 4):
+        for factor in (2, 4):  # another seed, or the same samples would come again
             width = min(MOST_BEAMS, factor * strict.width)
             yield replace(strict, num_captions=width, seed=None if strict.seed is None else strict.seed + factor)
-        yield replace(strict, method="beam", num_captions=min(MOST_BEAMS, 8 * count))  # never twice the same tokens
+        yield replace(strict, method="beam", num_captions=min(MOST_BEAMS, 8 * count))  # beams always differ
 
     def _add(self, found: Found, ids: list[int]) -> None:
+        """Keep a caption unless it is empty or differs from a known one only in case."""
         raw = self.candidates.text(ids)
         text = self.rules.clean(raw)
         known = {caption.casefold() for caption in found.good}
@@ -88,37 +100,41 @@ class Choice:
         for row, has in enumerate(found):
             enough = len(has.good) >= self.rules.num_captions
             captions = list((has.good if enough else has.good | has.spoiled).items()) or [("", [])]
-            by_likelihood = self.rules.rank == "likelihood" and has.searches == 1  # as the search gives them
+            # One search gives its captions in this order already; those of several searches must be compared anew.
+            by_likelihood = self.rules.rank == "likelihood" and has.searches == 1
             (ranked if by_likelihood else unsorted)[row] = captions
         return ranked | self.candidates.sort(unsorted)
 
     def _put_in(self, word: str, chosen: dict[int, list[Caption]], found: dict[int, list[Caption]]) -> None:
-        """Exchange captions in `chosen` until, row by row, the word is in one of them, or no way was found.
+        """Exchange captions in `chosen` until, in each row, one of them holds the word, or no way was found.
 
-        The last caption goes first, for another that was found, or for its own beginning with the word behind it and
-        what the model then goes on to say.
+        The last caption is the first to go. It is exchanged for another caption that was found, or for a new one: its
+        own beginning, then the word, then what the model continues with.
         """
         for place in reversed(range(self.rules.num_captions)):
-            lacking = [row for row, captions in chosen.items() if place < len(captions)]
-            lacking = [row for row in lacking if word in self._missing(chosen[row])]
-            if not lacking:
+            without = [row for row, captions in chosen.items() if place < len(captions)]
+            without = [row for row in without if word in self._missing(chosen[row])]
+            if not without:
                 continue
-            made = self._with_word(word, {row: chosen[row][place][1] for row in lacking})
-            kept = {row: chosen[row][:place] + chosen[row][place + 1 :] for row in lacking}
-            better = {row: self._better(kept[row], chosen[row], found[row] + made[row]) for row in lacking}
+            made = self._with_word(word, {row: chosen[row][place][1] for row in without})
+            kept = {row: chosen[row][:place] + chosen[row][place + 1 :] for row in without}
+            better = {row: self._better(kept[row], chosen[row], found[row] + made[row]) for row in without}
             best = self.candidates.sort({row: captions for row, captions in better.items() if captions})
             chosen |= self.candidates.sort({row: [*kept[row], captions[0]] for row, captions in best.items()})
 
     def _better(self, kept: list[Caption], chosen: list[Caption], others: list[Caption]) -> list[Caption]:
-        """Those of the other captions that, beside the ones kept, leave the fewest words missing: fewer than now."""
+        """Those of the other captions that, together with the ones kept, leave the fewest required words missing.
+
+        None of them, unless that is fewer than the chosen captions leave missing now.
+        """
         known = {text.casefold() for text, _ in chosen}
         others = [caption for caption in others if caption[0].casefold() not in known]
-        lacks = [len(self._missing([*kept, caption])) for caption in others]
-        least = min([len(self._missing(chosen)) - 1, *lacks])
-        return [caption for caption, lack in zip(others, lacks, strict=True) if lack == least]
+        counts = [len(self._missing([*kept, caption])) for caption in others]
+        least = min([len(self._missing(chosen)) - 1, *counts])
+        return [caption for caption, count in zip(others, counts, strict=True) if count == least]
 
     def _with_word(self, word: str, bases: dict[int, list[int]]) -> dict[int, list[Caption]]:
-        """Row -> the token ids of a caption, in; row -> captions that begin like it and then hold the word, out."""
+        """For each row, captions that begin like the one in `bases` (token ids) and then hold the word."""
         jobs = [(row, opening) for row, ids in bases.items() for opening in self._openings(ids, word)]
         greedy = replace(self.first, method="greedy", num_captions=1)
         rests = self.candidates.generate([row for row, _ in jobs], greedy, [opening for _, opening in jobs])
@@ -131,7 +147,7 @@ class Choice:
         return made
 
     def _openings(self, ids: Sequence[int], word: str) -> Iterator[list[int]]:
-        """Beginnings of a caption, each with the word behind it."""
+        """Beginnings of a caption, from none to all of it, each followed by the word."""
         stop = self.decoding.stop_token
         stop = self.candidates.model.config.stop_token if stop is None else stop
         ids = list(ids[:-1] if ids and ids[-1] == stop else ids)
@@ -145,6 +161,6 @@ class Choice:
 
 
 def _repeats(ids: Sequence[int], size: int) -> bool:
-    """Whether some `size` tokens in a row come twice; 0 is no size."""
+    """Whether some sequence of `size` tokens occurs twice; never where `size` is 0."""
     grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)] if size else []
     return len(set(grams)) < len(grams)

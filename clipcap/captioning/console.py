@@ -1,4 +1,4 @@
-"""Rows as they come: printed for people and pipes, written to the outputs, summed up at the end."""
+"""Rows as they are finished: printed for people and pipes, written to the outputs, and summed up at the end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def write_out(rows: Iterable[Row], total: int, outputs: Sequence[Writer | Sideca
     """Print and write every row, with a progress bar, then a summary on stderr.
 
     Returns:
-        The exit status: 0 all captioned, 1 some pictures failed, 2 all of them.
+        The exit status: 0 if all pictures have captions, 1 if some failed, 2 if all of them failed.
     """
-    started, done, failures = time.perf_counter(), 0, Counter()
+    started, done = time.perf_counter(), 0
+    failures: Counter[str] = Counter()
     for row in tqdm(rows, total=total, unit="image", desc="captioning", smoothing=0.1):
-        problems = [row.error, *(output.write(row) for output in outputs if output.wants(row.image))]
-        problems = [problem for problem in problems if problem]
+        told = [row.error, *(output.write(row) for output in outputs if output.wants(row.image))]
+        problems = [problem for problem in told if problem]
         say(row, problems)
         failures.update(problems[:1])
         done += row.error is None
@@ -37,7 +38,7 @@ def write_out(rows: Iterable[Row], total: int, outputs: Sequence[Writer | Sideca
 
 
 def say(row: Row, problems: Sequence[str]) -> None:
-    """path<TAB>caption, a line each, on stdout; problems on stderr."""
+    """Print path<TAB>caption, one line per caption, to stdout, and problems to stderr."""
     captions = [f"literal: {row.literal}"] * bool(row.literal) + row.captions
     for caption in captions:
         _line(f"{row.image}\t{' '.join(caption.split())}", sys.stdout)
@@ -46,8 +47,9 @@ def say(row: Row, problems: Sequence[str]) -> None:
 
 
 def _line(text: str, stream: TextIO) -> None:
-    encoding = stream.encoding or "utf-8"  # file names may be any bytes, and captions hold emoji
+    encoding = stream.encoding or "utf-8"
+    # File names may hold any bytes and captions hold emoji: what the stream cannot show is escaped.
     text = text.encode(encoding, "backslashreplace").decode(encoding)
-    write = tqdm.write if stream.isatty() else print  # a terminal's line may hold the progress bar
+    write = tqdm.write if stream.isatty() else print  # a terminal may be showing the progress bar
     write(text, file=stream)
     stream.flush()

@@ -13,7 +13,7 @@ from clipcap.errors import UserError
 
 @dataclass
 class DecodingArguments:
-    """The fields of `Decoding` that the command line sets, with its defaults."""
+    """The fields of `Decoding` that the command line can set, with the defaults of `Decoding`."""
 
     _argument_group_name = "decoding"
 
@@ -21,20 +21,20 @@ class DecodingArguments:
     beams: int = arg(Decoding.beams, "beams per picture")
     temperature: float = arg(Decoding.temperature, "of nucleus: below 1 is safer, above 1 bolder")
     top_p: float = arg(Decoding.top_p, "of nucleus: the likeliest tokens that together have this probability")
-    top_k: int = arg(Decoding.top_k, "of nucleus: at most so many tokens; 0: no limit")
+    top_k: int = arg(Decoding.top_k, "of nucleus: at most this many tokens; 0: no limit")
     seed: int = arg(Decoding.seed, "of nucleus")
     min_tokens: int = arg(Decoding.min_tokens, "shortest caption")
     max_tokens: int = arg(Decoding.max_tokens, "longest caption")
-    no_repeat_ngram: int = arg(Decoding.no_repeat_ngram, "no N tokens in a row come twice in a caption; 0: no limit")
+    no_repeat_ngram: int = arg(Decoding.no_repeat_ngram, "no N tokens in a row occur twice in a caption; 0: no limit")
 
 
 @dataclass
 class CaptionArguments:
-    """The fields of `Rules`, with its defaults."""
+    """The fields of `Rules`, with the defaults of `Rules`."""
 
     _argument_group_name = "captions to choose from"
 
-    num_captions: int = arg(Rules.num_captions, "so many distinct captions, best first")
+    num_captions: int = arg(Rules.num_captions, "captions per picture, all distinct, best first")
     rank: str = arg(Rules.rank, "what is best: for the model, or for CLIP", choices=list(RANKS))
     ban: str | None = arg(None, "no caption holds this word; may be repeated", action="append", metavar="WORD")
     ban_file: str | None = arg(None, "a file of such words, one a line", metavar="FILE")
@@ -44,15 +44,17 @@ class CaptionArguments:
     mentions: str = arg(Rules.mentions, "@mentions in captions", choices=list(KEEP_OR_NONE))
 
     def __post_init__(self) -> None:
-        Rules(**self.given())  # a slip shows at once, before anything is loaded
+        Rules(**self.given())  # so that a mistake shows at once, before anything is loaded
 
     def given(self) -> dict[str, Any]:
-        """The options as `Captioner(...)` takes them."""
+        """The options that were given, by name, as `Captioner.__call__` takes them."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def decoding_and_rules(decoding: Decoding | None = None, **options: Any) -> tuple[Decoding, Rules]:
-    """Options by name -> how to search and the rules. Several captions need samples or beams: greedy becomes nucleus.
+    """Options by name -> how to search, and the rules.
+
+    Several captions need samples or beams, so that greedy then becomes nucleus.
 
     Raises:
         UserError: an option is unknown or has an impossible value.

@@ -1,4 +1,4 @@
-"""Captioned pictures as one page that holds all it shows: thumbnails, captions, and a button to copy each."""
+"""Captioned pictures as one self-contained HTML page: thumbnails, captions, and a button to copy each caption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STYLE = """
 
 SCRIPT = """
 "use strict";
-function select(text) { // where the clipboard is out of reach, select the caption: one more key press copies it
+function select(text) { // without access to the clipboard, select the caption, so that one key press copies it
   getSelection().removeAllRanges();
   getSelection().selectAllChildren(text);
   return document.execCommand("copy");
@@ -46,15 +46,17 @@ document.addEventListener("click", async ({ target }) => {
 
 
 class PictureBook(Writer):
-    """Header, a line for each picture, footer. An unfinished page already shows what it holds."""
+    """Writes a header, one line per picture, and a footer. Browsers also show the page while it is unfinished."""
 
     MARK = "<!-- picture book -->"
     CARD = re.compile(r'<figure class="card( failed)?" data-image="([^"]*)" .*</figure>\n')
 
     def header(self) -> str:
+        """The page up to its first card."""
         return self._parts()[0]
 
     def footer(self) -> str:
+        """The page from behind its last card."""
         return self._parts()[1]
 
     def _parts(self) -> tuple[str, str]:
@@ -64,6 +66,7 @@ class PictureBook(Writer):
         return header, footer
 
     def format(self, row: Row) -> str:
+        """A picture's card, in one line of HTML."""
         failed = " failed" * (row.error is not None)
         button = '<button type="button">Copy</button>'
         captions = "".join(f"<li><span>{escape(caption)}</span>{button}</li>" for caption in row.captions)
@@ -75,9 +78,10 @@ class PictureBook(Writer):
             + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
             + "</figcaption></figure>"
         )
-        return card.replace("\r", "&#13;").replace("\n", "&#10;") + "\n"  # one line a picture, as `read` expects
+        return card.replace("\r", "&#13;").replace("\n", "&#10;") + "\n"  # `read` expects one line per picture
 
     def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
+        """The cards of an earlier run. A line that was cut short does not match and is dropped."""
         marked = False
         for line in file:
             marked = marked or line.startswith(self.MARK)
@@ -91,6 +95,6 @@ class PictureBook(Writer):
         if reason is None:
             try:
                 return f'<img alt="" loading="lazy" src="{picture_uri(open_image(row.image, min_side=400), 400)}">'
-            except UnreadableImage as error:  # gone since it was captioned; its caption still counts
+            except UnreadableImage as error:  # the file has disappeared since it was captioned: keep the caption
                 reason = error.reason
         return f'<div class="none">{escape(reason)}</div>'

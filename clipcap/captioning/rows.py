@@ -1,4 +1,4 @@
-"""What is known of a picture after captioning, and the file that keeps it: row by row, continued by the next run."""
+"""The result for one picture, and files of such results: written row by row, and continued by the next run."""
 
 from __future__ import annotations
 
@@ -6,31 +6,42 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from clipcap.errors import UserError
+from clipcap.files import whole_file
 
 
 @dataclass
 class Row:
-    """What became of one picture."""
+    """The result for one picture.
+
+    Attributes:
+        image: its path.
+        captions: best first.
+        error: why there are none, for a picture that cannot be read.
+        literal: the literal caption in its prompt, with prompted weights.
+        missing: required words that no caption holds.
+        asked: how many captions were asked for.
+    """
 
     image: str
-    captions: list[str] = field(default_factory=list)  # best first
+    captions: list[str] = field(default_factory=list)
     error: str | None = None
-    literal: str | None = None  # the literal caption that prompted weights started from
-    missing: list[str] = field(default_factory=list)  # required words that no caption holds
-    asked: int = 1  # how many captions were asked for
+    literal: str | None = None
+    missing: list[str] = field(default_factory=list)
+    asked: int = 1
 
     @property
     def note(self) -> str:
+        """What a reader should know about the captions; mostly empty."""
         return f"no caption with {', '.join(map(repr, self.missing))} was found" if self.missing else ""
 
-    def as_dict(self) -> dict:
-        """As a .jsonl file holds it: always "image", then "error" or "caption"."""
+    def as_dict(self) -> dict[str, Any]:
+        """The row as a .jsonl file holds it: always "image", then "error" or "caption"."""
         if self.error is not None:
             return {"image": self.image, "error": self.error}
-        row: dict = {"image": self.image, "caption": self.captions[0] if self.captions else ""}
+        row: dict[str, Any] = {"image": self.image, "caption": self.captions[0] if self.captions else ""}
         if self.asked > 1:
             row["captions"] = self.captions
         extra = {"literal": self.literal, "missing": self.missing or None}
@@ -38,17 +49,16 @@ class Row:
 
 
 class Writer:
-    """Appends rows to a file, each on the disk before the next picture is captioned.
+    """Appends rows to a file; each is handed to the system before the next picture is captioned.
 
-    A file of an earlier run is continued: its captions stay; its failures, and a last row cut short by a crash, are
-    dropped, and so tried again.
+    The file of an earlier run is continued. Its captions stay; its failures, and a last row that was cut short by a
+    crash, are dropped, so that these pictures are tried again.
+
+    Raises:
+        UserError: the file cannot be written, or is not one that this writer has written.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """
-        Raises:
-            UserError: the file cannot be written, or is something else than what this writer writes.
-        """
         self.path, self.written = Path(path), 0
         self.done: set[str] = set()
         try:
@@ -70,7 +80,7 @@ class Writer:
         return os.path.abspath(image) not in self.done
 
     def write(self, row: Row) -> None:
-        """Raises UserError when the disk is full or gone."""
+        """Write a row. Raises UserError when the disk is full or no longer there."""
         try:
             self._put(self.format(row))
         except OSError as error:
@@ -78,6 +88,7 @@ class Writer:
         self.written += 1
 
     def close(self) -> None:
+        """Write the footer; remove a new file that got no row."""
         if self.created and not self.written:
             self.file.close()
             self.path.unlink()
@@ -86,17 +97,19 @@ class Writer:
         self.file.close()
 
     def header(self) -> str:
+        """The text in front of the first row."""
         return ""
 
     def footer(self) -> str:
+        """The text behind the last row."""
         return ""
 
     def format(self, row: Row) -> str:
-        """The text of a row, its line end included."""
+        """The text of a row, with its line end."""
         raise NotImplementedError
 
     def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
-        """The complete rows of an earlier run: (text, picture if any, whether it is a failure)."""
+        """The complete rows of an earlier run: (text, picture if known, whether it is a failure). Raises UserError."""
         raise NotImplementedError
 
     def _put(self, text: str) -> None:
@@ -104,18 +117,18 @@ class Writer:
         self.file.flush()
 
     def _recover(self) -> None:
-        partial = self.path.with_name(f".{self.path.name}.part")
-        codec = {"errors": "surrogateescape", "newline": ""}  # file names need not be UTF-8
-        try:
-            with (
-                self.path.open(encoding="utf-8-sig", **codec) as old,
-                partial.open("w", encoding="utf-8", **codec) as new,
-            ):
-                new.write(self.header())
-                for text, image, failed in self.read(old):
-                    if not failed:
-                        new.write(text)
-                        self.done |= {os.path.abspath(image)} if image is not None else set()
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Rewrite the file of an earlier run with its complete captions only, and remember their pictures."""
+        with (
+            whole_file(self.path) as new,  # replaces the old file, so that one must be closed first
+            self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as old,
+        ):
+            new.write(_bytes(self.header()))
+            for text, image, failed in self.read(old):
+                if not failed:
+                    new.write(_bytes(text))
+                    if image is not None:
+                        self.done.add(os.path.abspath(image))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # file names need not be UTF-8

@@ -1,4 +1,4 @@
-"""What a caption may say, must say, and how many there are: rules that hold on every caption that is written."""
+"""Rules for captions: how many there are, what they must not hold, and what one of them must hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 RANKS = ("likelihood", "clip")
 KEEP_OR_NONE = ("keep", "none")
-# An emoji of each block: what begins with its first two bytes in UTF-8 begins an emoji, or a sign not much missed.
+# One emoji of each block. A token with the first two UTF-8 bytes of one begins an emoji, or a sign that few captions
+# would need.
 EMOJI_LEADS = "😀☀⚡✨❤⭐⌚⏰⬅➡\ufe0f\u20e3"
 
 
@@ -29,11 +30,16 @@ class Rules:
 
     Attributes:
         num_captions: how many captions, all distinct, best first.
-        rank: what "best" means: "likelihood" (per token, of the model) or "clip" (similarity of picture and caption).
-        ban: words (or phrases) that no caption holds; whole words, in any case.
-        ban_file: a file with such words, one a line.
-        require: words each of which one of the captions holds, if that can be done at all.
-        hashtags, emoji, mentions: "keep" or "none".
+        rank: what "best" means: "likelihood" (the model's, per token) or "clip" (similarity of picture and caption).
+        ban: words (or phrases) that no caption may hold, as whole words, in upper or lower case.
+        ban_file: a file with such words, one per line.
+        require: words of which each must be in one of the captions, where that can be achieved at all.
+        hashtags: "keep" or "none".
+        emoji: likewise.
+        mentions: likewise.
+
+    Raises:
+        UserError: a value is impossible, or a required word is ruled out.
     """
 
     num_captions: int = 1
@@ -58,11 +64,11 @@ class Rules:
                 raise UserError(f"{word!r} is required, and ruled out at the same time; drop one of the two")
 
     def allows(self, text: str) -> bool:
-        """Whether a caption holds no banned word."""
+        """Whether a caption is free of banned words."""
         return not any(_holds(text, word) for word in self.ban)
 
     def clean(self, text: str) -> str:
-        """The caption without what is ruled out; mostly nothing, since decoding avoids it already."""
+        """The caption without what is ruled out. Mostly this changes nothing, since decoding avoids it already."""
         before = text
         if self.emoji == "none":
             text = EMOJI_TRACE.sub("", text)
@@ -75,22 +81,23 @@ class Rules:
         if text == before:
             return text
         text = regex.sub(r"[^\S\n]+(?=[,.;:!?\s]|$)", "", regex.sub(r"[^\S\n]+", " ", text)).strip()
-        return self.clean(text)  # what was apart may have come together
+        return self.clean(text)  # again, since the cut may have joined parts to another banned word
 
     def missing(self, captions: Sequence[str]) -> list[str]:
         """The required words that none of the captions holds."""
         return [word for word in self.require if not any(_holds(caption, word) for caption in captions)]
 
     def banned_tokens(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-        """Token sequences that begin what is ruled out, for `Decoding.banned`."""
+        """The tokens that begin ruled-out emoji, hashtags and mentions, for `Decoding.banned`."""
         parts = ["#"] * (self.hashtags == "none") + ["@"] * (self.mentions == "none")
         parts += EMOJI_LEADS if self.emoji == "none" else ()
         return tuple((token,) for token in _tokens_with(tokenizer, tuple(parts))) if parts else ()
 
     def banned_words(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-        """The usual spellings of banned words as token sequences.
+        """The usual spellings of the banned words as token sequences, for `Decoding.banned`.
 
-        They also rule out some words that only begin alike, so they are for captions that hold a banned word without.
+        They also rule out longer words that begin with the same tokens, so they are used only where a search without
+        them gave captions with a banned word.
         """
         forms = {
             form for word in self.ban for form in (word, word.lower(), word.capitalize(), word.title(), word.upper())
@@ -118,7 +125,7 @@ def _holds(text: str, word: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _pattern(word: str) -> regex.Pattern:
-    """The word as a whole word in any case, with the sign of a hashtag or mention and the 's that belong to it."""
+    """Matches the whole word in any case, together with a "#" or "@" in front of it and a "'s" behind it."""
     body = r"\s+".join(regex.escape(part) for part in word.split())
     start = r"[#@]?(?<!\w)" if regex.match(r"\w", word) else ""
     end = r"(?!\w)(?:['’]s\b)?" if regex.search(r"\w$", word) else ""
@@ -127,10 +134,10 @@ def _pattern(word: str) -> regex.Pattern:
 
 @lru_cache(maxsize=8)
 def _tokens_with(tokenizer: Tokenizer, parts: tuple[str, ...]) -> tuple[int, ...]:
-    """Tokens that hold one of these characters, or the first two bytes of one that is longer."""
+    """Tokens that hold one of these ASCII characters, or the first two UTF-8 bytes of one of the others."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    spell = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str  # GPT-2's letters for bytes
+    spell = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str  # bytes as GPT-2's letters
     leads = {spell(part)[0][0][: 1 if part.isascii() else 2] for part in parts}
     vocabulary = tokenizer.get_vocab().items()
     return tuple(sorted(index for token, index in vocabulary if any(lead in token for lead in leads)))

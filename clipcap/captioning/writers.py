@@ -1,4 +1,4 @@
-"""Where captions go: a file of rows, chosen by its ending, or a .txt beside each picture."""
+"""The files that captions are written to: one file of rows, with a format by its ending, or a .txt per picture."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from clipcap.errors import UserError
 
 
 class JsonLines(Writer):
-    """An object a line: {"image", "caption"}, with "captions" where several were wanted; or {"image", "error"}."""
+    """One object per line: {"image", "caption"}, and "captions" if several were asked for; or {"image", "error"}."""
 
     def format(self, row: Row) -> str:
+        """A row as one line of JSON."""
         return json.dumps(row.as_dict(), ensure_ascii=False) + "\n"
 
     def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
+        """The lines of an earlier run."""
         for line in file:
             try:
                 row = json.loads(line)
@@ -34,19 +36,22 @@ class JsonLines(Writer):
 
 
 class Csv(Writer):
-    """Columns image, caption, more captions (a line each), error. No cell begins a formula."""
+    """Columns: image, caption, more captions (one per line), error. No cell is read as a formula."""
 
     COLUMNS = ("image", "caption", "more captions", "error")
-    FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")  # what spreadsheets may run, OWASP
+    FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")  # what a spreadsheet may run (OWASP)
 
     def header(self) -> str:
-        return "\ufeff" + self._line(self.COLUMNS)  # Excel takes a file without the mark for Latin-1
+        """The names of the columns, behind the mark without which Excel takes the file for Latin-1."""
+        return "\ufeff" + self._line(self.COLUMNS)
 
     def format(self, row: Row) -> str:
+        """A row of the table."""
         caption, *more = row.captions or [""]
         return self._line([row.image, caption, "\n".join(more), row.error or row.note])
 
     def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
+        """The rows of an earlier run."""
         rows = csv.reader(file, strict=True)
         if tuple(next(rows, ())) != self.COLUMNS:
             raise UserError(f"{str(self.path)!r} is another kind of table; choose another output")
@@ -59,11 +64,13 @@ class Csv(Writer):
             return  # an earlier run was cut short within quotes
 
     def _line(self, cells: Iterable[str]) -> str:
+        """Cells as a line of CSV, with a quote in front of what would be a formula."""
         text = io.StringIO()
         csv.writer(text).writerow(["'" + cell if self.FORMULA.match(cell) else cell for cell in cells])
         return text.getvalue()
 
     def _bare(self, cell: str) -> str:
+        """A cell without the quote that `_line` put in front of it."""
         return cell[1:] if cell.startswith("'") and self.FORMULA.match(cell[1:]) else cell
 
 
@@ -71,7 +78,11 @@ WRITERS: dict[str, type[Writer]] = {".jsonl": JsonLines, ".csv": Csv, ".html": P
 
 
 def open_writer(path: str | Path) -> Writer:
-    """The writer for this file's ending; without an ending it is .jsonl. Raises UserError."""
+    """Open the writer for this file's ending; without an ending it writes JSON lines.
+
+    Raises:
+        UserError: the ending is unknown, or the file cannot be written or is not one that this writer has written.
+    """
     ending = Path(path).suffix.lower()
     if ending not in ("", *WRITERS):
         raise UserError(f"{str(path)!r} ends in {ending!r}; an output ends in {', '.join(WRITERS)}")
@@ -82,18 +93,26 @@ EXISTING = ("skip", "overwrite", "append")
 
 
 class Sidecars:
-    """A .txt beside each picture, one caption a line."""
+    """A .txt beside each picture, one caption per line.
+
+    Args:
+        existing: what to do where there is a .txt already: "skip" the picture, "overwrite" the file or "append" to it.
+    """
 
     def __init__(self, existing: str = "skip") -> None:
-        """`existing`: what to do where a .txt is there already: "skip" the picture, "overwrite" or "append" to it."""
         self.existing = existing
         self.own: set[Path] = set()
 
     def wants(self, image: str | Path) -> bool:
+        """Whether a caption of this picture is to be written."""
         return self.existing != "skip" or not self._file(Path(image)).exists()
 
     def write(self, row: Row) -> str | None:
-        """Returns why the .txt could not be written, if so: other folders may do better."""
+        """Write a picture's .txt.
+
+        Returns:
+            None, or why it could not be written. That is no error of the run: other folders may be writable.
+        """
         if row.error is not None:
             return None
         file = self._file(Path(row.image))
@@ -116,4 +135,4 @@ class Sidecars:
 
     def _file(self, image: Path) -> Path:
         file = image.with_suffix(".txt")
-        return image.with_name(image.name + ".txt") if file in self.own else file  # a.jpg and a.png do not share one
+        return image.with_name(image.name + ".txt") if file in self.own else file  # not one for a.jpg and a.png

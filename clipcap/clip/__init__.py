@@ -1,1 +1,1 @@
-"""Photos and texts to CLIP embeddings; its decoding half needs no torch."""
+"""Photos and texts -> CLIP embeddings; the modules that decode pictures do not import torch."""

@@ -1,6 +1,6 @@
-"""CLIP, by way of open_clip: pictures and texts -> embeddings.
+"""CLIP, loaded through open_clip: pictures and texts -> embeddings.
 
-Shapes: B batch, H x W pixels, C CLIP width. Embeddings are as CLIP's projection gives them, not normalised.
+Shapes: B batch, H x W pixels, C CLIP width. Embeddings are the output of CLIP's projection and are not normalised.
 """
 
 from __future__ import annotations
@@ -12,33 +12,44 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipcap.clip.images import load_pixels
-from clipcap.clip.loading import Tokenize, load_parts, load_tokenizer
+from clipcap.clip.images import ImageSource, load_pixels
+from clipcap.clip.loading import ClipModel, Tokenize, load_parts, load_tokenizer
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.fast.vit import FastViT, is_plain_vit
 
 
 @dataclass
 class ClipEncoder:
-    """A CLIP model in one precision on one device, its preprocessing, and the name that data and checkpoints record."""
+    """A CLIP model on one device and in one precision, with its preprocessing.
+
+    Attributes:
+        model_name: the name that datasets and checkpoints record.
+        pretrained: which weights of that model, where the name alone does not say.
+        dim: C, the width of the embeddings.
+        preprocessing: from a picture to the pixels that the model takes.
+        model: open_clip's model.
+        make_tokenizer: loads the tokenizer; called when the first text is encoded, since most runs encode none.
+        device: where the model is.
+        dtype: of its weights.
+        vit: computes the same as `model.encode_image`, only sooner; None where the model is not one that it supports.
+    """
 
     model_name: str
     pretrained: str | None
     dim: int
     preprocessing: Preprocessing
-    model: nn.Module
+    model: ClipModel
     make_tokenizer: Callable[[], Tokenize]
     device: torch.device
     dtype: torch.dtype
-    vit: FastViT | None = None  # computes what model.encode_image does, where it can
+    vit: FastViT | None = None
     _tokenizer: Tokenize | None = None
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """What data and weights record of it."""
+        """What datasets and weights record about this CLIP."""
         return {"model": self.model_name, "pretrained": self.pretrained, "dim": self.dim}
 
     @classmethod
@@ -55,17 +66,20 @@ class ClipEncoder:
         Args:
             name: OpenAI's or open_clip's name of a model, also as "name:pretrained"; a folder that holds an open_clip
                 config and weights; a file of OpenAI's own; "hf-hub:owner/name"; or "demo".
-            pretrained: a tag that open_clip knows for this model, or a file of weights. Unused where `name` says all.
+            pretrained: a tag that open_clip knows for this model, or a file of weights. Ignored where `name` already
+                names the weights.
+            device: where to compute.
             dtype: of the weights, and so of the arithmetic; embeddings come back in float32.
             fast: use `clipcap.fast.vit` where the model allows it: the same embeddings sooner.
 
         Raises:
-            UserError: unknown name or tag (near ones are listed); weights that cannot be read, do not fit the model or
-                cannot be downloaded.
+            UserError: the name or tag is unknown (near ones are listed), or the weights cannot be read, do not fit the
+                model or cannot be downloaded.
         """
         name, pretrained, parts = load_parts(str(name), str(pretrained or ""))
         model = parts.model.eval().requires_grad_(False)
         plain = fast and parts.plain and is_plain_vit(model.visual)
+        # Built before the model is converted: FastViT scales some weights and should round them only once.
         vit = FastViT(model.visual, partial(Tensor.to, device=device, dtype=dtype)) if plain else None
         model = model.to(device=device, dtype=dtype)
         return cls(
@@ -84,17 +98,20 @@ class ClipEncoder:
     def encode_pixels(self, pixels: np.ndarray | Tensor) -> Tensor:
         """uint8 pixels (B, H, W, 3) from `preprocessing` -> float32 (B, C) on the CPU."""
         pixels = torch.as_tensor(pixels)
+        # On a CPU a batch is split into parts whose activations stay in the caches.
         at_once = self.vit.at_once if self.vit and self.device.type == "cpu" else max(1, len(pixels))
         return torch.cat([self._encode(part) for part in pixels.split(at_once)])
 
     def _encode(self, pixels: Tensor) -> Tensor:
+        """One part of a batch: uint8 (B, H, W, 3) -> float32 (B, C) on the CPU."""
         mean, std = torch.tensor([self.preprocessing.mean, self.preprocessing.std], device=self.device)
+        # (pixels / 255 - mean) / std, as one multiplication and addition per value
         images = torch.addcmul(-mean / std, pixels.to(self.device).float(), 1 / (255 * std))  # (B, H, W, 3)
-        images = images.to(self.dtype).permute(0, 3, 1, 2)
+        images = images.to(self.dtype).permute(0, 3, 1, 2)  # (B, 3, H, W)
         return (self.vit(images) if self.vit else self.model.encode_image(images.contiguous())).float().cpu()
 
-    def encode_images(self, images: Sequence[str | Path | Image.Image], batch_size: int = 64) -> Tensor:
-        """Paths or pictures -> float32 (B, C) on the CPU. Raises UnreadableImage for one that cannot be read."""
+    def encode_images(self, images: Sequence[ImageSource], batch_size: int = 64) -> Tensor:
+        """Paths, bytes or pictures -> float32 (B, C) on the CPU. Raises UnreadableImage if one cannot be read."""
         embeddings = [torch.empty(0, self.dim)]
         for start in range(0, len(images), batch_size):
             batch = [load_pixels(image, self.preprocessing) for image in images[start : start + batch_size]]
@@ -103,7 +120,7 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts, cut to the length that the model reads -> float32 (B, C) on the CPU."""
+        """Texts, cut to the model's context length -> float32 (B, C) on the CPU."""
         self._tokenizer = self._tokenizer or load_tokenizer(self.model_name, self.make_tokenizer)
         embeddings = [torch.empty(0, self.dim)]
         for start in range(0, len(texts), batch_size):

@@ -1,4 +1,7 @@
-"""Files and folders -> upright RGB pictures, or the reason why not. Worker processes import this: keep torch out."""
+"""Files and folders -> upright RGB pictures, or the reason why a picture cannot be used.
+
+Worker processes import this module, so it must not import torch.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from clipcap.clip.preprocessing import Preprocessing
+from clipcap.clip.preprocessing import PixelMaker, Pixels
 from clipcap.clip.upright import Box, orientation_of, rgb, upright, upright_box
 from clipcap.errors import UserError, first_line
 
-# A file, a file's bytes, a picture, or a function that gives one of these: it is called where the picture is decoded.
+# A file, a file's bytes, a picture, or a function that returns one of these. The function is called in the process that
+# decodes the picture.
 ImageSource = str | Path | bytes | Image.Image | Callable[[], str | Path | bytes | Image.Image]
 EXTENSIONS = frozenset((
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
@@ -28,18 +31,19 @@ class UnreadableImage(Exception):
 
     @property
     def reason(self) -> str:
+        """The message, to be shown after the name of the picture."""
         return str(self)
 
 
 def find_images(paths: Sequence[str | Path] | str | Path) -> Iterator[Path]:
-    """Walk files and folders, in the order given, each folder depth first and sorted by name.
+    """Walk files and folders in the order given; each folder depth first and sorted by name.
 
-    A file that is named is always yielded, in a folder only files with a picture's extension. Hidden files are skipped,
-    and what has been seen is not seen again, whatever links lead to it. A folder that cannot be opened is yielded
-    itself, so that the run reports it like any other path that cannot be read.
+    A file named in `paths` is always yielded; inside a folder only files with a picture's extension are. Hidden files
+    are skipped, and a file or folder that several links lead to is visited once. A folder that cannot be opened is
+    yielded itself, so that the run reports it like any other path that cannot be read.
 
     Raises:
-        UserError: at once, when a path does not exist.
+        UserError: at once (not on the first iteration), when a path does not exist.
     """
     roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for root in roots:
@@ -82,17 +86,18 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
     """Any source of a picture -> an upright picture in RGB: the first frame, transparent parts on white.
 
     Args:
-        min_side: enough pixels for either side. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still
-            leaves both sides this long: several times faster, and never more than twice as long as needed.
+        source: a path, bytes, a picture, or a function that returns one of these.
+        min_side: how many pixels each side needs. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both
+            sides keep this length, which is several times faster. None decodes at full size.
 
     Raises:
-        UnreadableImage: whatever is wrong with the file or the picture.
+        UnreadableImage: for anything that is wrong with the file or the picture.
     """
     return _decode(source, min_side)[0]
 
 
-def load_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
-    """Any source of a picture -> uint8 (H, W, 3) as `preprocessing` wants it. Raises UnreadableImage."""
+def load_pixels(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixels:
+    """Any source of a picture -> what `preprocessing` makes of it: uint8 (H, W, 3). Raises UnreadableImage."""
     image, box = _decode(source, preprocessing.min_side)
     try:
         return preprocessing.pixels(image, box)
@@ -101,10 +106,13 @@ def load_pixels(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray
 
 
 def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box | None]:
-    """The picture, and which part of it counts: half of 645 pixels are 322.5, and come in 323."""
+    """The picture, and which part of it counts (None: all).
+
+    A JPEG decoded at half of 645 pixels has 323, of which 322.5 are picture: the box says where the picture ends.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures that it still opens
+            warnings.simplefilter("ignore")  # Pillow warns about odd metadata, and about large pictures that it opens
             source = source() if callable(source) else source
             if isinstance(source, Image.Image):
                 if 0 in source.size:
@@ -123,16 +131,18 @@ def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box
 
 
 def _expect_file(path: str | Path) -> None:
+    """Raise UnreadableImage with a clearer reason than Pillow's where the path is not a file with content."""
     if os.path.isdir(path):
-        os.scandir(path).close()  # a folder only comes this far when it cannot be listed: let that error speak
+        os.scandir(path).close()  # `find_images` yields only folders that cannot be listed: this raises the reason
         raise UnreadableImage("a folder, not a file")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UnreadableImage("not a regular file")  # opening a pipe would wait for ever
+        raise UnreadableImage("not a regular file")  # opening a pipe would block
     if os.stat(path).st_size == 0:
         raise UnreadableImage("empty file")
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
+    """Open with Pillow; HEIC through pillow-heif, which is imported only when a HEIC file turns up."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         return Image.open(file)
@@ -150,6 +160,7 @@ def _open(source: str | Path | bytes) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
+    """A decoder's exception in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture, or a format that is not supported"
     if isinstance(error, Image.DecompressionBombError):

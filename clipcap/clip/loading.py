@@ -1,4 +1,7 @@
-"""Loading CLIP by open_clip: by name, from a folder, a file, or the hub. The only importer of open_clip."""
+"""Loading CLIP through open_clip: by name, from a folder, from a file, or from the hub.
+
+This is the only module of the package that imports open_clip.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipcap.clip.names import WIDTHS, open_clip_name
+from clipcap.clip.names import WIDTHS, file_name, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.errors import UserError
 from clipcap.offline import offline_if_unreachable
@@ -25,12 +28,36 @@ from clipcap.world import shipped
 Tokenize = Callable[[list[str]], Tensor]  # texts -> token ids (texts, context length)
 CONFIGS = ("open_clip_config.json", "config.json")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # not weights, though OpenAI stores them as such
 PREFERRED = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
+class ClipModel(Protocol):
+    """What this project uses of an open_clip model, whose package carries no types. It is an `nn.Module`.
+
+    Shapes: B batch, H x W pixels, T tokens, C CLIP width.
+    """
+
+    visual: Any  # the image tower, an nn.Module
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> (B, C)."""
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token ids (B, T) -> (B, C)."""
+
+    def eval(self) -> Self:
+        """As `nn.Module.eval`."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As `nn.Module.requires_grad_`."""
+
+    def to(self, *, device: torch.device | str, dtype: torch.dtype) -> Self:
+        """As `nn.Module.to`."""
+
+
 def registry_name(name: str) -> str:
-    """OpenAI's or open_clip's name -> open_clip's name. Raises UserError for an unknown one."""
+    """OpenAI's or open_clip's name -> open_clip's name. Raises UserError for a name that open_clip does not know."""
     registered = open_clip_name(name)
     known = open_clip.list_models()
     if registered not in known:
@@ -40,9 +67,10 @@ def registry_name(name: str) -> str:
 
 
 def uses_quick_gelu(name: str, pretrained: str) -> bool:
-    """Whether these weights were trained with QuickGELU: with the wrong activation they load, and see badly.
+    """Whether these weights were trained with QuickGELU. With the wrong activation they load, but see badly.
 
-    A tag knows. A file does not, so the model's name decides: OpenAI's names promise OpenAI's weights.
+    For a tag open_clip knows the answer. A file does not say, so the model's name decides: under OpenAI's spelling of a
+    name, the file is taken to hold OpenAI's weights.
     """
     registered = registry_name(name)
     if open_clip.get_model_config(registered).get("quick_gelu", False):
@@ -54,22 +82,23 @@ def uses_quick_gelu(name: str, pretrained: str) -> bool:
 class Parts(NamedTuple):
     """A CLIP model as it was loaded: in float32, on the CPU."""
 
-    model: nn.Module
+    model: ClipModel
     dim: int
     preprocessing: Preprocessing
     make_tokenizer: Callable[[], Tokenize]
 
     @property
     def plain(self) -> bool:
-        """Whether its pictures go through `visual` alone, as in OpenAI's CLIP."""
+        """Whether `visual` alone makes the image embeddings, as in OpenAI's CLIP."""
         return type(self.model) is open_clip.CLIP
 
 
 def load_parts(name: str, pretrained: str) -> tuple[str, str, Parts]:
-    """The model's recorded name and weights, and the model; see `ClipEncoder.load`.
+    """The name and the weights' name that datasets record, and the model; for the arguments see `ClipEncoder.load`.
 
     Raises:
-        UserError: unknown name or tag; weights that cannot be read, do not fit the model or cannot be downloaded.
+        UserError: the name or tag is unknown, or the weights cannot be read, do not fit the model or cannot be
+            downloaded.
     """
     name, pretrained = _split(name, pretrained)
     if name == "demo":
@@ -83,6 +112,7 @@ def load_parts(name: str, pretrained: str) -> tuple[str, str, Parts]:
 
 
 def _split(name: str, pretrained: str) -> tuple[str, str]:
+    """What the user gave -> a model's name (or folder) and the name (or file) of its weights."""
     if Path(name).is_file():
         return _name_of_file(Path(name)), name
     if name.startswith("hf-hub:") or Path(name).is_dir():
@@ -92,8 +122,8 @@ def _split(name: str, pretrained: str) -> tuple[str, str]:
 
 
 def _name_of_file(file: Path) -> str:
-    """OpenAI's files bear the names of their models: "ViT-L-14-336px.pt"."""
-    names = {name.replace("/", "-").replace("@", "-"): name for name in WIDTHS}
+    """OpenAI's files are named after their models, as "ViT-L-14-336px.pt"."""
+    names = {file_name(name): name for name in WIDTHS}
     if file.stem not in names:
         raise UserError(
             f"{str(file)!r} does not say which CLIP model it holds; write MODEL:FILE, as in ViT-B/32:{file}"
@@ -136,7 +166,7 @@ def _from_hub(name: str) -> Parts:
 
 
 def _from_folder(folder: Path) -> Parts:
-    """A folder as open_clip saves it: {"model_cfg": ..., "preprocess_cfg": ...}, weights, and its tokenizer if any."""
+    """A folder as open_clip saves it: {"model_cfg": ..., "preprocess_cfg": ...}, weights, and perhaps a tokenizer."""
     file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
     weights = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
     if not file or not weights:
@@ -154,7 +184,7 @@ def _from_folder(folder: Path) -> Parts:
 
 
 def _folder_tokenizer(folder: Path, text: dict[str, Any]) -> Tokenize:
-    # open_clip reads an HF tokenizer from the folder itself, whatever name its config gives.
+    # The config names the tokenizer's original home; as open_clip does, read it from the folder instead.
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
     if text.get("hf_tokenizer_name"):
         mode = text.get("tokenizer_mode")
@@ -167,11 +197,11 @@ def load_tokenizer(name: str, make: Callable[[], Tokenize]) -> Tokenize:
     try:
         return make()
     except Exception as error:
-        raise UserError(f"the tokenizer of CLIP {name!r} could not be loaded ({_first_line(error)})") from error
+        raise UserError(f"the tokenizer of CLIP {name!r} could not be loaded ({_first_lines(error)})") from error
 
 
-def _build(config: dict[str, Any], weights: Path) -> nn.Module:
-    """The model that an open_clip config describes, filled strictly: no tensor missing, none left over."""
+def _build(config: dict[str, Any], weights: Path) -> ClipModel:
+    """The model that an open_clip config describes, with all of its tensors loaded and no tensor of the file unused."""
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
     hf_text = "hf_model_name" in config["text_cfg"]
     if hf_text:
@@ -185,27 +215,29 @@ def _build(config: dict[str, Any], weights: Path) -> nn.Module:
         else:
             open_clip.load_checkpoint(model, str(weights))
     except Exception as error:
-        raise UserError(f"{str(weights)!r} does not hold weights of this CLIP model ({_first_line(error)})") from error
+        raise UserError(f"{str(weights)!r} does not hold weights of this CLIP model ({_first_lines(error)})") from error
     return model
 
 
 def _is_torchscript(file: Path) -> bool:
-    """OpenAI's own downloads are TorchScript archives, which `torch.load(weights_only=True)` refuses."""
+    """Whether this is a TorchScript archive, as OpenAI publishes: `torch.load(weights_only=True)` refuses those."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _preprocessing(model: nn.Module, config: dict[str, Any]) -> Preprocessing:
+def _preprocessing(model: ClipModel, config: dict[str, Any]) -> Preprocessing:
+    """The model's preprocessing: its image size, and what `config` says about the rest."""
     size = model.visual.image_size
     known = {field.name for field in fields(Preprocessing)} - {"size"}
-    options = {
+    options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in known
     }
     return Preprocessing(size=(size, size) if isinstance(size, int) else tuple(size), **options)
 
 
-def _first_line(error: Exception) -> str:
+def _first_lines(error: Exception) -> str:
+    """The first two lines of a message: PyTorch's first says only that something does not fit, the second says what."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] or type(error).__name__

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# OpenAI's models and the width C of their embeddings; longer names before those they begin with.
+# OpenAI's models and the width C of their embeddings. A longer name stands before the name that it begins with, so that
+# the first match in a file's name is the right one.
 # https://github.com/openai/CLIP/blob/main/clip/clip.py
 WIDTHS = {
     "ViT-L/14@336px": 768,
@@ -17,14 +18,14 @@ WIDTHS = {
     "RN101": 512,
     "RN50": 1024,
 }
-# Which model published weights of a width were trained on, where nothing else tells.
+# The model that published weights of each width were trained on, for files that do not say it themselves.
 CLIP_OF_WIDTH = {512: "ViT-B/32", 640: "RN50x4", 768: "ViT-L/14", 1024: "RN50"}
-# Those that ClipCap itself used; embeddings of another width must be named by whoever brings them.
+# The models that ClipCap itself used. For embeddings of another width the user has to name the model.
 CLIP_OF_CLIPCAP = {512: "ViT-B/32", 640: "RN50x4"}
 
 
 class ClipIdentity(NamedTuple):
-    """What data and weights record of the CLIP whose embeddings they hold or take."""
+    """What datasets and weights record about the CLIP whose embeddings they hold or take."""
 
     model: str | None
     pretrained: str | None
@@ -35,7 +36,7 @@ class ClipIdentity(NamedTuple):
         return f"{self.model or 'an unnamed CLIP'} ({pretrained}{self.dim} wide)"
 
     def same_as(self, other: ClipIdentity) -> bool:
-        """Whether both name one CLIP, in whatever spelling."""
+        """Whether both mean the same CLIP, however its name is spelled."""
         return self._comparable() == other._comparable()
 
     def _comparable(self) -> tuple[str, str, int]:
@@ -43,10 +44,10 @@ class ClipIdentity(NamedTuple):
 
 
 def file_name(name: str) -> str:
-    """As OpenAI names its files, without their ending: ViT-L/14@336px -> ViT-L-14-336px."""
+    """A model's name -> the name of OpenAI's file without its ending: ViT-L/14@336px -> ViT-L-14-336px."""
     return name.replace("/", "-").replace("@", "-")
 
 
 def open_clip_name(name: str) -> str:
-    """As open_clip spells it: ViT-L/14@336px -> ViT-L-14-336."""
+    """A model's name -> open_clip's spelling of it: ViT-L/14@336px -> ViT-L-14-336."""
     return file_name(name).removesuffix("px")

@@ -1,8 +1,12 @@
-"""Pictures -> the pixels CLIP sees: open_clip's inference transform in plain Pillow, so that workers need no torch."""
+"""Pictures -> the pixels that CLIP sees.
+
+This is open_clip's inference transform in plain Pillow, so that worker processes do not import torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -10,11 +14,32 @@ from PIL import Image
 from clipcap.clip.upright import Box
 
 MAX_RESIZED_PIXELS = 64_000_000  # a picture 1 pixel high and 60000 wide would be resized to gigabytes
+Pixels = TypeVar("Pixels", covariant=True)
+
+
+class PixelMaker(Protocol[Pixels]):
+    """What decoding asks of a preprocessing. `pixels` gives an array, or a tuple that holds one and something more."""
+
+    @property
+    def min_side(self) -> int:
+        """How many pixels each side of the decoded picture needs."""
+
+    def pixels(self, image: Image.Image, box: Box | None = None) -> Pixels:
+        """RGB picture, and which part of it counts -> pixels."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How one CLIP model wants its pictures. `size` is (height, width); `mean` and `std` are per channel, in 0..1."""
+    """How one CLIP model wants its pictures; the field names are those of open_clip's `preprocess_cfg`.
+
+    Attributes:
+        size: (height, width) in pixels.
+        mean: per channel, on a scale from 0 to 1.
+        std: likewise.
+        interpolation: "bicubic" or "bilinear".
+        resize_mode: "shortest" (the short side is resized to fit, the rest cropped), "longest" (padded) or "squash".
+        fill_color: grey value, 0 to 255, of the padding.
+    """
 
     size: tuple[int, int] = (224, 224)
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -25,15 +50,16 @@ class Preprocessing:
 
     @property
     def min_side(self) -> int:
-        """No side of a picture needs more pixels than this before it is resized."""
+        """How many pixels each side of a picture needs before it is resized; more bring nothing."""
         return max(self.size)
 
     def pixels(self, image: Image.Image, box: Box | None = None) -> np.ndarray:
         """RGB picture -> uint8 (height, width, 3), not yet normalised. Equal to `open_clip.image_transform`.
 
         Args:
-            box: left, top, right and bottom of what counts, where a picture decoded at a reduced size ends within a
-                pixel; None: all of it.
+            image: upright and in RGB.
+            box: left, top, right and bottom of the part that counts, for a picture that was decoded at a reduced size
+                and ends within a pixel; None: all of it.
 
         Raises:
             ValueError: when the picture is so long and thin that resizing its short side would take gigabytes.
@@ -47,6 +73,7 @@ class Preprocessing:
         return np.asarray(self._centre(image))
 
     def _resized(self, width: float, height: float) -> tuple[int, int]:
+        """(width, height) in pixels to which a picture is resized, before it is cropped or padded to `size`."""
         target_height, target_width = self.size
         if self.resize_mode == "squash":
             return target_width, target_height
@@ -58,12 +85,13 @@ class Preprocessing:
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _filter(self) -> Image.Resampling:
-        # open_clip forgets the interpolation when it resizes the shortest side to a target that is not square.
-        forgotten = self.resize_mode == "shortest" and self.size[0] != self.size[1]
-        bilinear = self.interpolation == "bilinear" and not forgotten
+        # open_clip ignores the setting when it resizes the shortest side to a target that is not square.
+        ignored = self.resize_mode == "shortest" and self.size[0] != self.size[1]
+        bilinear = self.interpolation == "bilinear" and not ignored
         return Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
 
     def _centre(self, image: Image.Image) -> Image.Image:
+        """Pad and crop around the centre to `size`."""
         height, width = self.size
         if image.width < width or image.height < height:
             canvas = Image.new("RGB", (max(width, image.width), max(height, image.height)), (self.fill_color,) * 3)

@@ -1,4 +1,4 @@
-"""Pictures as they come (lying, mirrored, grey, transparent, CMYK, 16 bits) -> upright and in RGB."""
+"""Pictures of any kind (rotated, mirrored, grey, transparent, CMYK, 16 bits) -> upright and in RGB."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def orientation_of(image: Image.Image) -> int:
-    """1, or the EXIF orientation 2 to 8 of a picture that lies or is mirrored."""
+    """The EXIF orientation: 1 for an upright picture, 2 to 8 for one that is rotated or mirrored."""
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # broken metadata does not spoil the picture
+    except Exception:  # a picture with broken metadata is still a picture
         return 1
 
 
@@ -42,7 +42,7 @@ def upright_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any picture, loaded and in RGB, what is transparent on white. Raises what Pillow raises."""
+    """Load any picture as RGB, with white behind its transparent parts. Raises whatever Pillow raises."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bits(image).convert("RGB")
     if image.has_transparency_data:
@@ -53,7 +53,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, integer and floating-point grey -> 8 bits: their whole range, not what is left after clipping."""
+    """16-bit, integer and floating-point grey -> 8 bits, scaled by their range: Pillow itself would clip at 255."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32))
     top = 65535.0 if image.mode.startswith("I;16") else float(values.max(initial=0.0))
     scale = 255.0 / (65535.0 if top > 255 and top <= 65535 else top if top > 65535 or 0 < top <= 1 else 255.0)

@@ -1,4 +1,9 @@
-"""Pictures decoded in worker processes: a batch ahead, in order, and no picture can take the run down with it."""
+"""Pictures decoded in worker processes, in order and one batch ahead.
+
+A picture that crashes its decoder is reported like any other that cannot be read, and the run goes on.
+
+Shapes: H x W pixels.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +14,43 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from itertools import chain, islice
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from clipcap.clip.images import ImageSource, UnreadableImage, load_pixels
-from clipcap.clip.preprocessing import Preprocessing
+from clipcap.clip.preprocessing import PixelMaker
 
-Decoded = np.ndarray | UnreadableImage  # uint8 (H, W, 3), or why not
+# What the preprocessing makes: uint8 (H, W, 3), with a thumbnail where one was asked for.
+Pixels = TypeVar("Pixels", bound=np.ndarray | tuple[np.ndarray, bytes])
 MOST_WORKERS = 16
-FEW = 8  # so many pictures are decoded sooner than worker processes start
+FEW = 8  # up to this many pictures are decoded in less time than worker processes take to start
 CHUNK = 16  # pictures per message to a worker
 
 
 def pixel_batches(
     sources: Iterable[ImageSource],
-    preprocessing: Preprocessing,
+    preprocessing: PixelMaker[Pixels],
     batch_size: int,
     workers: int | None = None,
     first_batch: int | None = None,
-) -> Iterator[list[tuple[ImageSource, Decoded]]]:
+) -> Generator[list[tuple[ImageSource, Pixels | UnreadableImage]], None, None]:
     """Yield lists of `batch_size` (source, pixels or UnreadableImage), in the order of `sources`.
 
-    `sources` is read as it is needed, and at most about two batches of pixels exist at a time. The processes are
-    spawned: a script that asks for them keeps its work under `if __name__ == "__main__"`.
+    `sources` is read only as far as it is needed, and at most about two batches of pixels exist at a time. The workers
+    are spawned, so a script that uses them must do its work under `if __name__ == "__main__"`.
 
     Args:
-        workers: processes; None: one per CPU core, at most MOST_WORKERS; 0: decode in this process.
-        first_batch: a smaller size for the first batch, so that something is ready soon.
+        sources: pictures, in any of the forms of `ImageSource`.
+        preprocessing: makes the pixels, in the worker.
+        batch_size: pictures per list.
+        workers: number of processes; None: one per CPU core, at most MOST_WORKERS; 0: decode in this process.
+        first_batch: a smaller size for the first batch, so that the first results are there soon.
     """
     sources = iter(sources)
     head = list(islice(sources, FEW + 1))
@@ -50,27 +60,28 @@ def pixel_batches(
         stream = _decode_in_workers(sources, preprocessing, workers, ahead=batch_size)
     else:
         stream = ((source, _decode(source, preprocessing)) for source in sources)
-    with closing(stream):
+    with closing(stream):  # ends the workers, also when the caller stops early
         size = first_batch or batch_size
         while batch := list(islice(stream, size)):
             yield batch
             size = batch_size
 
 
-def _decode(source: ImageSource, preprocessing: Preprocessing) -> Decoded:
+def _decode(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixels | UnreadableImage:
     try:
         return load_pixels(source, preprocessing)
     except UnreadableImage as error:
         return UnreadableImage(error.reason)  # without its cause and traceback, which keep memory alive
 
 
-def _decode_all(sources: list[ImageSource], preprocessing: Preprocessing) -> list[Decoded]:
+def _decode_all(sources: list[ImageSource], preprocessing: PixelMaker[Pixels]) -> list[Pixels | UnreadableImage]:
     return [_decode(source, preprocessing) for source in sources]
 
 
 def _decode_in_workers(
-    sources: Iterator[ImageSource], preprocessing: Preprocessing, workers: int, ahead: int
-) -> Iterator[tuple[ImageSource, Decoded]]:
+    sources: Iterator[ImageSource], preprocessing: PixelMaker[Pixels], workers: int, ahead: int
+) -> Generator[tuple[ImageSource, Pixels | UnreadableImage], None, None]:
+    """Keep `ahead` pictures in flight, and one more chunk for each worker; yield results in the order of `sources`."""
     with closing(_Workers(workers, preprocessing)) as pool:
         chunks = iter(lambda: list(islice(sources, CHUNK)), [])
         in_flight = deque((chunk, pool.submit(chunk)) for chunk in islice(chunks, -(-ahead // CHUNK) + workers))
@@ -80,28 +91,40 @@ def _decode_in_workers(
             in_flight.extend((chunk, pool.submit(chunk)) for chunk in islice(chunks, 1))
 
 
-class _Workers:
-    """A process pool that outlives its processes; where none can start, this process decodes."""
+class _Workers(Generic[Pixels]):
+    """A process pool that survives the death of its processes; if none can be started, this process decodes."""
 
-    def __init__(self, count: int, preprocessing: Preprocessing) -> None:
+    def __init__(self, count: int, preprocessing: PixelMaker[Pixels]) -> None:
         self.count, self.preprocessing = count, preprocessing
         self.pool: ProcessPoolExecutor | None = _start(count)
 
-    def submit(self, chunk: list[ImageSource]) -> Future | None:
+    def submit(self, chunk: list[ImageSource]) -> Future[list[Pixels | UnreadableImage]] | None:
+        """Start decoding a chunk; None where there are no processes, so that `result` decodes it."""
         try:
             return self.pool.submit(_decode_all, chunk, self.preprocessing) if self.pool else None
         except BrokenProcessPool:
             self.pool = _start(self.count)
             return self.pool.submit(_decode_all, chunk, self.preprocessing)
 
-    def result(self, chunk: list[ImageSource], future: Future | None) -> list[Decoded]:
+    def result(
+        self, chunk: list[ImageSource], future: Future[list[Pixels | UnreadableImage]] | None
+    ) -> list[Pixels | UnreadableImage]:
+        """Wait for a chunk's pixels."""
         try:
             return future.result() if future and self.pool else _decode_all(chunk, self.preprocessing)
-        except BrokenProcessPool:  # a worker was killed: all chunks in flight are lost, and any picture may be to blame
+        except BrokenProcessPool:
             return self._one_by_one(chunk)
 
-    def _one_by_one(self, chunk: list[ImageSource]) -> list[Decoded]:
-        decoded, pool = [], None
+    def _one_by_one(self, chunk: list[ImageSource]) -> list[Pixels | UnreadableImage]:
+        """Decode the chunk again, after a worker has died.
+
+        A dead worker breaks the whole pool: every chunk in flight is lost, and nothing says which picture is to blame.
+        So each picture is sent alone to a process of its own pool; one that kills that process is reported and the next
+        picture gets a new process. A call that decodes nothing comes first: if even that fails, no picture is
+        to blame, and processes cannot run here at all.
+        """
+        decoded: list[Pixels | UnreadableImage] = []
+        pool = None
         for source in chunk:
             pool = pool or _start(1)
             try:
@@ -121,23 +144,27 @@ class _Workers:
         return decoded
 
     def close(self) -> None:
+        """Drop the chunks that have not begun and let the processes end."""
         if self.pool:
             self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start(count: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: the caller holds torch, whose threads do not survive a fork.
+    # Spawned, not forked: the caller has loaded torch, whose threads do not survive a fork.
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _prepare_worker)
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
     warnings.simplefilter("ignore")
     if hasattr(os, "nice"):
-        os.nice(19)  # torch's threads wait for each other: one that a decoder holds up holds up all (measured: 3 times)
+        # Low priority: torch's threads wait for each other, so a decoder that delays one delays all (measured: 3x).
+        os.nice(19)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in a worker
+    parent.join()
     os._exit(1)

@@ -1,1 +1,1 @@
-"""Images and captions, from wherever they lie, to one dataset on disk with its CLIP embeddings."""
+"""Images and captions, from any source -> one dataset on disk with its CLIP embeddings."""

@@ -1,4 +1,4 @@
-"""Caption cleaning: small steps, each switchable, each counted."""
+"""Caption cleaning in small steps. Each step can be switched off, and what it changed is counted."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from clipcap.cli import arg
 from clipcap.errors import at_least
 from clipcap.text import HASHTAG, MENTION
 
-# ASCII alone, so that a link ends where an emoji begins; punctuation that closes a sentence stays.
+# Only ASCII, so that a link ends where an emoji begins. Punctuation that closes the sentence stays.
 _LINK = re.compile(r"[ \t]*(?:https?://|\bwww\.)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]", re.IGNORECASE | re.ASCII)
-# White space and the invisible fillers that people post as a caption; joiners and variation selectors belong to emoji.
+# White space, and the invisible characters that people post in place of a caption. Joiners and variation selectors are
+# not among them, since they are parts of emoji.
 _EDGES = re.compile(r"^[\s\u200b\u2060\u2063\ufeff]+|[\s\u200b\u2060\u2063\ufeff]+$")
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Which steps run. Emoji (joined, with skin tones, flags, keycaps) come through every one of them untouched."""
+    """Which steps run. No step touches emoji, whether joined, with skin tones, flags or keycaps."""
 
     _argument_group_name = "caption cleaning"
 
@@ -39,7 +40,7 @@ class Cleaning:
 
 
 class Cleaner:
-    """Cleans captions one after the other and counts, per step, how many it changed or left out (`counts`)."""
+    """Cleans captions one after the other; `counts` says for each step how many captions it changed or left out."""
 
     def __init__(self, options: Cleaning) -> None:
         self.options = options
@@ -77,11 +78,12 @@ class Cleaner:
         return _cut(MENTION, caption, keep=0)
 
     def _hashtags(self, caption: str) -> str:
+        assert self.options.max_hashtags is not None  # else this step does not run
         return _cut(HASHTAG, caption, keep=self.options.max_hashtags)
 
 
 def _cut(pattern: re.Pattern[str], text: str, keep: int) -> str:
-    """`text` without the matches after the first `keep`, nor the blanks in front of them."""
+    """`text` without the matches after the first `keep`, and without the blanks in front of them."""
     parts, end = [], 0
     for match in list(pattern.finditer(text))[keep:]:
         parts.append(text[end : match.start()].rstrip(" \t"))

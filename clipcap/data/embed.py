@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from clipcap.clip.images import UnreadableImage
-from clipcap.clip.preprocessing import Preprocessing
+from clipcap.clip.preprocessing import PixelMaker, Preprocessing
 from clipcap.clip.upright import Box
 from clipcap.clip.workers import pixel_batches
 
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from clipcap.clip.encoder import ClipEncoder
+    from clipcap.data.examples import Example
     from clipcap.data.shards import Shard
 
-THUMBNAIL_SIDE = 320  # pixels, the longer side at most
+THUMBNAIL_SIDE = 320  # pixels of the longer side, at most
 
-Embedded = tuple[np.ndarray, bytes | None] | UnreadableImage  # embedding (C) and JPEG, or why there is none
+Decoded = np.ndarray | tuple[np.ndarray, bytes]  # uint8 (H, W, 3), with a thumbnail as a JPEG where one was asked for
+Embedded = tuple[np.ndarray, bytes | None] | UnreadableImage  # embedding (C) and thumbnail, or why there is none
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,11 @@ class WithThumbnail:
 
     @property
     def min_side(self) -> int:
-        return self.preprocessing.min_side  # no more, so that the embedding is what it would be without the thumbnail
+        """As much as CLIP needs and no more, so that a thumbnail does not change the embedding."""
+        return self.preprocessing.min_side
 
     def pixels(self, image: Image.Image, box: Box | None = None) -> tuple[np.ndarray, bytes]:
+        """RGB picture -> uint8 (H, W, 3) for CLIP, and the thumbnail as a JPEG."""
         pixels = self.preprocessing.pixels(image, box)
         small, file = image.copy(), BytesIO()
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
@@ -57,25 +61,28 @@ def embed_shards(
     workers: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> Iterator[tuple[Shard, list[Embedded]]]:
-    """Shard by shard, one result per example, in order.
+    """Yield each shard with one result per example, in order.
 
-    Splits that are looked at (all but train) get thumbnails. No batch reaches over the end of a shard, so a shard's
-    embeddings depend on its own images alone, and a resumed run gives the same ones.
+    Every split but train gets thumbnails, since its pictures are shown in reports. No batch crosses the end of a shard,
+    so a shard's embeddings depend on its own images only, and a resumed run computes the same ones.
 
     Args:
-        encoder: None: the examples bring their embeddings.
+        shards: what to embed; the training shards come first.
+        encoder: the CLIP; None where the examples bring their embeddings.
+        batch_size: images in one pass of CLIP.
         workers: see `pixel_batches`.
-        advance: told how many images were done, batch after batch.
+        advance: called after each batch with its number of images.
     """
     for thumbnails in (False, True):
         group = [shard for shard in shards if (shard.split != "train") == thumbnails]
         if encoder is None:
             for shard in group:
-                yield shard, [_checked(example.clip_embedding, None) for example in shard.examples]
+                yield shard, [_checked(_brought(example), None) for example in shard.examples]
                 advance(len(shard.examples))
             continue
         images = (example.open() for shard in group for example in shard.examples)
-        preprocessing = WithThumbnail(encoder.preprocessing) if thumbnails else encoder.preprocessing
+        plain = encoder.preprocessing
+        preprocessing: PixelMaker[Decoded] = WithThumbnail(plain) if thumbnails else plain
         with closing(pixel_batches(images, preprocessing, batch_size, workers)) as batches:
             decoded = (pixels for batch in batches for _, pixels in batch)
             for shard in group:
@@ -87,12 +94,17 @@ def embed_shards(
 
 
 def to_rows(shard: Shard, results: Sequence[Embedded], width: int) -> tuple[pa.Table, list[dict[str, str]]]:
-    """One row per caption of the images that could be embedded, and {"image", "error"} for each of the others."""
+    """A shard's table, one row per caption of an embedded image, and {"image", "error"} for every other image.
+
+    `width` is C, the width of the embeddings.
+    """
     import pyarrow as pa
 
     from clipcap.data.tables import row_schema
 
-    skipped, vectors, rows = [], [np.empty((0, width), np.float32)], []
+    skipped: list[dict[str, str]] = []
+    vectors = [np.empty((0, width), np.float32)]
+    rows: list[tuple[str, str, str | None, bytes | None]] = []
     for example, result in zip(shard.examples, results, strict=True):
         path = str(example.image) if isinstance(example.image, Path) else None
         if isinstance(result, UnreadableImage):
@@ -101,19 +113,24 @@ def to_rows(shard: Shard, results: Sequence[Embedded], width: int) -> tuple[pa.T
         vector, thumbnail = result
         vectors.append(np.tile(vector, (len(example.captions), 1)))
         for number, caption in enumerate(example.captions):
-            rows.append((caption, example.image_id, path, None if number else thumbnail))
+            rows.append((caption, example.image_id, path, None if number else thumbnail))  # one thumbnail per image
     schema = row_schema(width)
     embeddings = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(vectors).ravel()), width)
     columns = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(list(schema)[1:])]
     return pa.table([embeddings, *columns], schema), skipped
 
 
-def _encode(batch: list, encoder: ClipEncoder) -> list[Embedded]:
+def _encode(batch: Sequence[Decoded | UnreadableImage], encoder: ClipEncoder) -> list[Embedded]:
     """Decoded pictures (or errors) -> embeddings (or the same errors), in one pass of CLIP."""
-    readable = [item if isinstance(item, tuple) else (item, None) for item in batch if not isinstance(item, Exception)]
-    vectors = iter(encoder.encode_pixels(np.stack([pixels for pixels, _ in readable])).numpy() if readable else ())
-    thumbnails = iter(thumbnail for _, thumbnail in readable)
-    return [item if isinstance(item, Exception) else _checked(next(vectors), next(thumbnails)) for item in batch]
+    pairs = [item if isinstance(item, UnreadableImage | tuple) else (item, None) for item in batch]
+    pixels = [pair[0] for pair in pairs if isinstance(pair, tuple)]
+    vectors = iter(encoder.encode_pixels(np.stack(pixels)).numpy() if pixels else ())  # (B, C)
+    return [_checked(next(vectors), pair[1]) if isinstance(pair, tuple) else pair for pair in pairs]
+
+
+def _brought(example: Example) -> np.ndarray:
+    assert example.clip_embedding is not None  # a source without a CLIP to load brings embeddings for all examples
+    return example.clip_embedding
 
 
 def _checked(vector: np.ndarray, thumbnail: bytes | None) -> Embedded:

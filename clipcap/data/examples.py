@@ -1,7 +1,11 @@
-"""What every source of data yields, and how its examples are divided into splits."""
+"""What every source of data yields, and how its examples are divided into splits.
+
+Shapes: C CLIP width.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,31 +34,47 @@ _SPLIT_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """An image to be read in this process when its turn comes: sending a whole data set to the workers costs more."""
+    """An image that this process reads when its turn comes.
+
+    An image that a worker read would have to bring its whole data set along to the worker, which costs more.
+    """
 
     read: Callable[[], Path | bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image with its captions. A source lists them all at first; images are opened when their turn comes.
+    """One image with its captions. A source lists all of its examples at once; images are opened when their turn comes.
 
-    `image` is None where the embedding comes along.
+    Attributes:
+        image_id: unique within the source; says which captions belong together.
+        captions: as the source has them, not cleaned.
+        image: where the picture is; None where the source brings its embedding.
+        split: "train", "validation", "test" or another name that the source gives.
+        clip_embedding: float32 (C,), where the source brings it.
     """
 
     image_id: str
     captions: tuple[str, ...]
     image: ImageSource | Deferred | None = None
     split: str = "train"
-    clip_embedding: np.ndarray | None = None  # float32 (C)
+    clip_embedding: np.ndarray | None = None
 
     def open(self) -> ImageSource:
+        """The image, ready to be decoded here or in a worker."""
+        assert self.image is not None, "an example that brings its embedding has no image"
         return self.image.read() if isinstance(self.image, Deferred) else self.image
 
 
 @dataclass(frozen=True)
 class Source:
-    """Examples, with what the dataset records about where they come from and the CLIP that goes with them, if any."""
+    """All examples of one source.
+
+    Attributes:
+        info: what the dataset records about where the examples come from.
+        examples: in the order of the source.
+        clip: the CLIP that made their embeddings, or that suits them best; None for any.
+    """
 
     info: dict[str, str]
     examples: list[Example]
@@ -62,9 +82,10 @@ class Source:
 
 
 def split_name(text: str, otherwise: str = "train") -> str:
-    """The split that a name of a folder or file begins with: "val2014" -> "validation"."""
-    word = re.match(r"[a-z]*", text.lower()).group()
-    return _SPLIT_NAMES.get(word, otherwise)
+    """The split that the name of a folder or file begins with: "val2014" -> "validation"."""
+    word = re.match(r"[a-z]*", text.lower())
+    assert word is not None  # it matches an empty text too
+    return _SPLIT_NAMES.get(word[0], otherwise)
 
 
 def limit_examples(examples: list[Example], limit: int | None) -> list[Example]:
@@ -82,10 +103,13 @@ def limit_examples(examples: list[Example], limit: int | None) -> list[Example]:
 
 
 def carve_splits(examples: list[Example], fractions: dict[str, float], seed: int) -> list[Example]:
-    """Take each split of `fractions` that the source lacks out of its train split: at least one image of each.
+    """Take each split of `fractions` that the source lacks out of its train split, at least one image for each.
 
-    Images are ordered by a hash of seed and identity, so the choice depends on nothing else, and all captions of an
-    image stay together.
+    Images are ordered by a hash of the seed and their identity, so that the choice depends on nothing else. All the
+    captions of an image stay together.
+
+    Raises:
+        UserError: the fractions are not possible, or leave no image to train on.
     """
     if any(fraction < 0 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
         given = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
@@ -109,3 +133,11 @@ def carve_splits(examples: list[Example], fractions: dict[str, float], seed: int
         else example
         for example in examples
     ]
+
+
+def fingerprint(examples: list[Example]) -> str:
+    """A short hash of all image identities, captions and splits: two runs with the same one make the same dataset."""
+    listed = sha256()
+    for example in examples:
+        listed.update(json.dumps([example.image_id, example.captions, example.split]).encode())
+    return listed.hexdigest()[:16]

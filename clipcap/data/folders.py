@@ -1,4 +1,4 @@
-"""Sources on disk: images with captions beside them, COCO's annotations, tar shards."""
+"""Sources on disk: images with captions beside them, COCO's annotations, and tar shards."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ SPLIT_COLUMN = "split"
 def folder(path: str) -> Source:
     """Images with `metadata.jsonl`, `metadata.csv` or `captions.csv` in the folder, or a .txt beside each image.
 
-    A table names the image (column file_name) and its caption; more rows, or a list in JSON, give it more captions; a
-    column `split` is obeyed, and so is a first subfolder called train, validation or test. A .txt is one caption.
+    A row of a table names an image (column file_name) and its caption. An image with several captions has several rows,
+    or a list in JSON. A .txt holds one caption. The split is that of the column `split`, or else of the first subfolder
+    if it is called train, validation or test.
+
+    Raises:
+        UserError: there is no such folder, it has no images or no captions, or its table cannot be read.
     """
     root = _existing(path, folder=True)
     tables = [root / name for name in ("metadata.jsonl", "metadata.csv", "captions.csv")]
@@ -39,7 +43,11 @@ def folder(path: str) -> Source:
 
 
 def coco(path: str) -> Source:
-    """COCO as it is unpacked: `captions_*.json` (also in annotations/) and images in train2017/, images/ or beside."""
+    """COCO as it is unpacked: `captions_*.json` (also in annotations/), and images in train2017/, images/ or beside it.
+
+    Raises:
+        UserError: there is no such folder, or it has no caption files that can be read.
+    """
     root = _existing(path, folder=True)
     files = sorted(root.glob("captions_*.json")) or sorted(root.glob("annotations/captions_*.json"))
     if not files:
@@ -49,7 +57,11 @@ def coco(path: str) -> Source:
 
 
 def tar(path: str) -> Source:
-    """Tar shards as webdataset packs them, one or a folder of them: KEY.jpg with KEY.txt or KEY.json ("caption")."""
+    """Tar shards as webdataset packs them, one file or a folder: KEY.jpg with KEY.txt or KEY.json ("caption").
+
+    Raises:
+        UserError: there is no such path, or it has no shard with images that can be read.
+    """
     root = _existing(path)
     shards = [root] if root.is_file() else sorted(root.rglob("*.tar"))
     if not shards:
@@ -75,6 +87,7 @@ def _text(path: Path) -> str:
 
 
 def _with_text(root: Path, image: Path) -> Example:
+    """An image with the .txt beside it; without one it has no caption."""
     name = image.relative_to(root)
     text = image.with_suffix(".txt")
     captions = (_text(text),) if text.is_file() else ()
@@ -82,6 +95,7 @@ def _with_text(root: Path, image: Path) -> Example:
 
 
 def _from_rows(root: Path, table: Path) -> list[Example]:
+    """The images that a table lists, in the order in which it first names them."""
     captions: dict[tuple[str, str], list[str]] = {}
     for number, row in _rows(table):
         name, caption = _value(row, IMAGE_COLUMNS, table, number), _value(row, CAPTION_COLUMNS, table, number)
@@ -94,7 +108,8 @@ def _from_rows(root: Path, table: Path) -> list[Example]:
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = io.StringIO(_text(table), newline="")  # not splitlines: captions hold U+2028 and other would-be line ends
+    """Each row with the number of its line."""
+    lines = io.StringIO(_text(table), newline="")  # not splitlines(): it would break captions at U+2028 and the like
     if table.suffix == ".csv":
         reader = csv.DictReader(lines)
         yield from ((reader.line_num, row) for row in reader)
@@ -112,6 +127,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _value(row: dict[str, Any], columns: Iterable[str], table: Path, number: int) -> Any:
+    """The value of the first of these columns that the row has. Raises UserError if it has none."""
     for column in columns:
         if column in row:
             return row[column]
@@ -137,6 +153,7 @@ def _from_coco(root: Path, file: Path) -> Iterator[Example]:
 
 
 def _from_tar(shard: Path) -> Iterator[Example]:
+    """List a shard without reading its images: each remembers where in the file its bytes are."""
     try:
         with tarfile.open(shard, "r:") as archive:
             files = (member for member in archive if member.isfile())
@@ -151,19 +168,25 @@ def _from_tar(shard: Path) -> Iterator[Example]:
 
 
 def _key(name: str) -> str:
-    """webdataset's: the path up to the first dot of the file name."""
+    """The key of a sample as webdataset defines it: the path up to the first dot of the file name."""
     parent, _, base = name.rpartition("/")
     return f"{parent}/{base.split('.')[0]}".lstrip("/")
 
 
 def _tar_captions(archive: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> tuple[str, ...]:
     if ".txt" in parts:
-        return (archive.extractfile(parts[".txt"]).read().decode(),)
+        return (_content(archive, parts[".txt"]).decode(),)
     if ".json" in parts:
-        content = json.loads(archive.extractfile(parts[".json"]).read())
+        content = json.loads(_content(archive, parts[".json"]))
         caption = next((content[column] for column in CAPTION_COLUMNS if column in content), ())
         return tuple(caption) if isinstance(caption, list | tuple) else (str(caption),)
     return ()
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None  # only members that are files come here
+    return file.read()
 
 
 def _read_part(path: Path, offset: int, size: int) -> bytes:

@@ -1,6 +1,8 @@
-"""The pickles of embeddings that ClipCap's own scripts write, read without running anything they hold.
+"""The pickles of embeddings that ClipCap's own scripts write, read without running any code in them.
 
 Source of the format: github.com/rmokady/CLIP_prefix_caption, `parse_coco.py` and `parse_conceptual.py`.
+
+Shapes: N embeddings, C CLIP width.
 """
 
 from __future__ import annotations
@@ -8,21 +10,27 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipcap.clip.names import CLIP_OF_CLIPCAP, WIDTHS, file_name
 from clipcap.data.examples import Example, Source
 from clipcap.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 def clipcap(path: str, clip: str | None = None) -> Source:
-    """{"clip_embedding": tensor (N, C), "captions": [{"image_id", "caption", "clip_embedding": row}, ...]}.
+    """Examples that bring their embeddings, from one pickle.
+
+    It holds {"clip_embedding": tensor (N, C), "captions": [{"image_id", "caption", "clip_embedding": row}, ...]}.
 
     Args:
-        clip: the CLIP model that made the embeddings; None: told by the file's name or by C.
+        path: the pickle.
+        clip: the CLIP model that made the embeddings; None: judged by the file's name, or else by C.
 
     Raises:
-        UserError: not such a file, a file that holds code, or a CLIP that cannot be told or has another width.
+        UserError: the file is not such a pickle or holds code, or its CLIP cannot be determined or has another width.
     """
     file = Path(path)
     content = read_pickle(file)
@@ -52,7 +60,7 @@ def clipcap(path: str, clip: str | None = None) -> Source:
 
 
 def read_pickle(file: Path) -> Any:
-    """A pickle of tensors and plain containers. Raises UserError for anything else, before it could run."""
+    """A pickle of tensors and plain containers. Raises UserError for anything else, before any of it could run."""
     try:
         with file.open("rb") as stream:
             return _Unpickler(stream).load()
@@ -67,18 +75,21 @@ def read_pickle(file: Path) -> Any:
 
 
 class _HoldsCode(Exception):
-    pass
+    """The pickle names something that is neither a tensor nor a plain container."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits what a pickled tensor is made of. Its storage is a torch.save file in itself: that is read safely too."""
+    """Admits only what a pickled tensor is made of.
+
+    The storage inside a pickled tensor is a torch.save file of its own; it is read safely too.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
         allowed = {
             ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch.storage", "_load_from_bytes"): _load_storage,  # torch's own would run code
+            ("torch.storage", "_load_from_bytes"): _load_storage,  # the original would run code
             ("collections", "OrderedDict"): dict,
         }
         if (module, name) not in allowed:
@@ -95,8 +106,8 @@ def _load_storage(data: bytes) -> Any:
         raise _HoldsCode("inside a tensor") from None
 
 
-def _parts(content: Any, file: Path) -> tuple[Any, list]:
-    """-> float32 array (N, C) and the list of captions."""
+def _parts(content: Any, file: Path) -> tuple[np.ndarray, list[Any]]:
+    """What the pickle holds -> float32 embeddings (N, C) and the list of captions."""
     import torch
 
     if not isinstance(content, dict) or not {"clip_embedding", "captions"} <= content.keys():
@@ -115,7 +126,10 @@ def _parts(content: Any, file: Path) -> tuple[Any, list]:
 
 
 def _guess(file: Path, width: int) -> str:
-    """ClipCap names its files `oscar_split_ViT-B_32_train.pkl`: the model's name with "/" as "_"."""
+    """The CLIP by the file's name, or else by the embeddings' width.
+
+    ClipCap names its files `oscar_split_ViT-B_32_train.pkl`, with "_" for the "/" in the model's name.
+    """
     spelled = file_name(file.name.replace("_", "-")).lower()
     named = next((name for name in WIDTHS if file_name(name).lower() in spelled), None)
     model = named or CLIP_OF_CLIPCAP.get(width)

@@ -1,8 +1,9 @@
 """Writing a dataset in shards, so that an interrupted run goes on where it stopped.
 
-While it grows, a dataset is `.parts/plan.json` (what is being made) and one Arrow file per finished shard; each appears
-whole or not at all. At the end the shards of a split become one file of one record batch, which readers map into memory
-without a copy, and `dataset.json`, written last, says that the dataset is complete.
+While it grows, a dataset is `.parts/plan.json` (what is being made) and one Arrow file per finished shard. Each file
+appears whole or not at all, so a run that was interrupted has lost at most the shard that it was working on. At the end
+the shards of a split become one file of one record batch, which readers map into memory without a copy. `dataset.json`
+is written last and says that the dataset is complete.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """Its file in `.parts`."""
         return f"{self.split}-{self.number:05d}.arrow"
 
 
 def cut_shards(examples: Sequence[Example], images_per_shard: int = IMAGES_PER_SHARD) -> list[Shard]:
-    """Split after split: train, validation, test, then others in the order of appearance."""
+    """Shards of each split: train, validation, test, then other splits in the order in which they appear."""
     splits: dict[str, list[Example]] = {name: [] for name in ("train", "validation", "test")}
     for example in examples:
         splits.setdefault(example.split, []).append(example)
@@ -56,7 +58,9 @@ def cut_shards(examples: Sequence[Example], images_per_shard: int = IMAGES_PER_S
 
 
 class DatasetWriter:
-    """Writes the dataset that `plan` describes into a claimed folder: an empty one, or one begun with the same plan.
+    """Writes the dataset that `plan` describes into a folder that `claim_folder` accepted.
+
+    A folder that was begun with the same plan is continued.
 
     Raises:
         UserError: the folder holds a dataset of another plan, or cannot be written.
@@ -80,18 +84,21 @@ class DatasetWriter:
 
     @property
     def complete(self) -> bool:
+        """Whether the folder holds the finished dataset."""
         return (self.folder / INFO).is_file()
 
     def _begun(self) -> dict[str, Any] | None:
+        """The plan of the dataset that is already here, finished or not; None where there is none."""
         if self.complete:
             return read_json(self.folder / INFO).get("plan", {})
         return read_json(self.parts / "plan.json") if (self.parts / "plan.json").is_file() else None
 
     def missing(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Those of the shards that are still to be written."""
         return [shard for shard in shards if not (self.parts / shard.name).is_file()]
 
     def write(self, shard: Shard, rows: pa.Table, skipped: list[dict[str, str]]) -> None:
-        """One finished shard. The images it had to skip travel in its schema, so that both are there or neither."""
+        """Write one shard. The images that had to be skipped are stored in its schema, so that both appear together."""
         with _writing(self.folder):
             write_table(self.parts / shard.name, rows.replace_schema_metadata({"skipped": json.dumps(skipped)}))
 
@@ -99,13 +106,14 @@ class DatasetWriter:
         """Join the shards, write `skipped.jsonl` and `dataset.json` (whose content is returned), remove the parts.
 
         Raises:
-            UserError: when no image, or none to train on, could be used.
+            UserError: no image, or no image to train on, could be used.
         """
         skipped = [record for shard in shards for record in self._skipped(shard)]
         with _writing(self.folder):
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in skipped)
             write_whole(self.folder / "skipped.jsonl", lines.encode())
-            counts, content = {}, sha256(json.dumps(info["clip"], sort_keys=True).encode())
+            counts: dict[str, int] = {}
+            content = sha256(json.dumps(info["clip"], sort_keys=True).encode())
             for split in dict.fromkeys(shard.split for shard in shards):
                 table = pa.concat_tables([self._read(shard) for shard in shards if shard.split == split])
                 if table.num_rows:
@@ -120,8 +128,9 @@ class DatasetWriter:
         return info
 
     def _give_up(self, skipped: list[dict[str, str]]) -> NoReturn:
+        """Raise UserError, after removing the shards, so that the same command tries again once images can be read."""
         for part in self.parts.glob("*.arrow"):
-            part.unlink()  # so that the same command tries again, once the images can be read
+            part.unlink()
         first = f"; the first, {skipped[0]['image']}: {skipped[0]['error']}" if skipped else ""
         raise UserError(f"no image to train on could be used ({len(skipped)} skipped{first})")
 
@@ -132,6 +141,7 @@ class DatasetWriter:
         return json.loads(self._read(shard).schema.metadata[b"skipped"])
 
     def _join(self, split: str, table: pa.Table, content: Any) -> None:
+        """Write a split, and add what training sees of it to the hash `content`."""
         (self.folder / split).mkdir(exist_ok=True)
         write_table(self.folder / split / DATA, table)
         content.update(embedding_array(table).data)
@@ -150,6 +160,7 @@ def claim_folder(folder: Path) -> None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
+    """Turn the OSErrors inside into a UserError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -159,8 +170,8 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _flat(plan: dict[str, Any]) -> dict[str, Any]:
-    """{"clip": {"dim": 512}} -> {"clip dim": 512}"""
-    flat = {}
+    """{"clip": {"dim": 512}} -> {"clip dim": 512}: one level, so that a message can name what differs."""
+    flat: dict[str, Any] = {}
     for key, value in plan.items():
         flat |= {f"{key} {name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
     return flat

@@ -1,4 +1,4 @@
-"""Where images and captions come from: the registry of sources, and those that are not plain folders."""
+"""Where images and captions come from: the registry of sources, and the sources that are not plain folders."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ INSTAGRAM = "kkcosmos/instagram-images-with-captions"
 
 @dataclass
 class SourceArguments:
+    """Options of load_data.py: the source, and how its images are divided into splits."""
+
     _argument_group_name = "where images and captions come from"
 
-    source: list[str] | None = arg(None, "a source and where it lies: see the list above", metavar=("NAME", "WHERE"))
+    source: list[str] | None = arg(None, "a source and where it is: see the list above", metavar=("NAME", "WHERE"))
     limit: int | None = arg(None, "use the first N images of every split")
     val_fraction: float = arg(0.05, "share of the training images set aside where the source has no validation split")
     test_fraction: float = arg(0.05, "the same for a test split")
@@ -38,11 +40,12 @@ def open_source(words: Sequence[str], options: SourceArguments | None = None, cl
     """The source that the command line names, with its examples listed.
 
     Args:
-        words: its name and, for most, where it lies.
-        clip: the CLIP model asked for; a source that brings embeddings checks it.
+        words: the source's name and, for most sources, where it is.
+        options: the columns of a hub data set; defaults when None.
+        clip: the CLIP model that the user asked for; a source that brings embeddings checks it.
 
     Raises:
-        UserError: an unknown name; a place that is missing, empty, broken or out of reach.
+        UserError: the name is unknown, or the place is missing, empty, broken or out of reach.
     """
     name, *where = words
     if name not in SOURCES:
@@ -55,12 +58,12 @@ def open_source(words: Sequence[str], options: SourceArguments | None = None, cl
 
 
 def instagram(path: str | None, *_: Any) -> Source:
-    """28,360 posts for training and a test split; or the same data set saved in a folder."""
+    """The Instagram data set from the hub (28,360 posts for training, and a test split), or saved in a folder."""
     return _from_hub("instagram", path or INSTAGRAM, "image", "caption", id_column="item_id")
 
 
 def hub(path: str, options: SourceArguments, *_: Any) -> Source:
-    """Any data set of the Hugging Face hub, or a folder in its layout, with a column of images and one of captions."""
+    """A data set of the Hugging Face hub, or a folder in its layout, with a column of images and one of captions."""
     return _from_hub("hub", path, options.image_column, options.caption_column)
 
 
@@ -76,7 +79,13 @@ def demo(*_: Any) -> Source:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a source is opened. `where` is what the user writes after its name; in brackets it may be left out."""
+    """A kind of source.
+
+    Attributes:
+        open: (where, options, clip) -> Source.
+        where: what the user writes after the name; in brackets where it may be left out.
+        help: one line for the list of sources.
+    """
 
     open: Callable[..., Source]
     where: str
@@ -97,6 +106,7 @@ SOURCES = {
 
 
 def _from_hub(name: str, path: str, image_column: str, caption_column: str, id_column: str | None = None) -> Source:
+    """List a hub data set; an image's bytes are read when its turn comes."""
     examples = []
     parts = _load(path)
     for part, rows in parts.items():
@@ -107,7 +117,7 @@ def _from_hub(name: str, path: str, image_column: str, caption_column: str, id_c
             raise UserError(f"data set {path!r} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
         ids = rows[id_column] if id_column else (f"{part}/{number}" for number in range(len(rows)))
         images = _undecoded(rows, image_column)
-        split = split_name(part, part) if len(parts) > 1 else "train"  # a lone split, whatever its name, is not one
+        split = split_name(part, part) if len(parts) > 1 else "train"  # a lone split is to train on, whatever its name
         for number, (image_id, caption) in enumerate(zip(ids, rows[caption_column], strict=True)):
             captions = caption if isinstance(caption, list) else [caption]
             texts = tuple("" if text is None else str(text) for text in captions)
@@ -121,7 +131,7 @@ def _load(path: str) -> DatasetDict:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # five announcements of a retry say less than the one sentence below
+    logging.set_verbosity_error()  # without its five warnings about retries: the message below says it all
     try:
         return load_dataset(path)
     except DatasetNotFoundError:
@@ -137,13 +147,14 @@ def _load(path: str) -> DatasetDict:
 
 
 def _undecoded(rows: Dataset, column: str) -> Dataset:
-    """The image column alone, as files' bytes: a broken image must not end the iteration."""
+    """Only the image column, as the bytes of the files, so that a broken image does not end the iteration."""
     from datasets import Image
 
     return rows.select_columns([column]).cast_column(column, Image(decode=False))
 
 
 def _hub_image(rows: Dataset, number: int) -> bytes | Path:
+    """One image: its bytes where the data set holds them, else its file."""
     (cell,) = rows[number].values()
     cell = cell or {"bytes": b"", "path": None}
     return cell["bytes"] if cell["bytes"] is not None or not cell["path"] else Path(cell["path"])

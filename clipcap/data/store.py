@@ -1,8 +1,8 @@
-"""The embedding store: a dataset on disk, its CLIP embeddings computed once.
+"""The embedding store: a dataset on disk whose CLIP embeddings were computed once.
 
 Shapes: N captions of a split, B batch, C CLIP width. Embeddings are float32 and not normalised.
 
-    folder/dataset.json        source, CLIP, cleaning counts, splits, identity, and the plan it was made by
+    folder/dataset.json        source, CLIP, cleaning counts, splits, identity, and the plan it was made from
     folder/<split>/data.arrow  rows: clip_embedding (C), caption, image_id, image_path | null, thumbnail JPEG | null
     folder/skipped.jsonl       {"image", "error"} for every image that could not be read
     folder/literal_captions/   what a literal captioner said about each row, by the identity of its weights
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class EmbeddingStore:
-    """A complete dataset, read through memory maps. `info` is its dataset.json."""
+    """A complete dataset, read through memory maps. `info` is the content of its dataset.json."""
 
     def __init__(self, path: Path, info: dict[str, Any]) -> None:
         self.path, self.info = path, info
@@ -38,7 +38,7 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, path: str | Path) -> EmbeddingStore:
-        """Raises UserError when the dataset is missing, unfinished or damaged."""
+        """Open a dataset. Raises UserError when it is missing, unfinished or damaged."""
         path = Path(path)
         if not (path / INFO).is_file():
             begun = (path / PARTS).is_dir()
@@ -60,38 +60,40 @@ class EmbeddingStore:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of everything that training sees: embeddings, captions, image identities and the CLIP's name."""
+        """SHA-256 over everything that training sees: embeddings, captions, image identities and the CLIP's name."""
         return self.info["identity"]
 
     @property
     def splits(self) -> list[str]:
+        """Names of the splits that have rows."""
         return list(self.info["splits"])
 
     def split(self, name: str) -> Dataset:
-        """A split's rows. Raises UserError, naming the splits that exist."""
+        """The rows of a split. Raises UserError for a name that is not one of `splits`."""
         from datasets import Dataset
 
         return Dataset.from_file(str(self._file(name)))
 
     def embeddings(self, name: str) -> np.ndarray:
-        """(N, C) float32, read-only: a view of the file, in memory only as far as it is used."""
+        """Float32 (N, C), read-only: a view of the file, in memory only as far as it is used."""
         return embedding_array(self._table(name))
 
     def captions(self, name: str) -> list[str]:
+        """The N captions of a split."""
         return self.column(name, "caption")
 
-    def column(self, name: str, column: str) -> list:
+    def column(self, name: str, column: str) -> list[Any]:
         """One column of a split as Python objects: caption, image_id, image_path or thumbnail."""
         return self._table(name)[column].to_pylist()
 
     def literal_captions(self, split: str, weights_sha256: str) -> list[str] | None:
-        """What the literal captioner with these weights said about each row, or None if it was not asked yet."""
+        """What the literal captioner with these weights said about each row; None if nothing was saved yet."""
         file = self._literal_file(split, weights_sha256)
         captions = read_json(file) if file.is_file() else None
         return captions if captions is not None and len(captions) == self.info["splits"][split] else None
 
     def save_literal_captions(self, split: str, weights_sha256: str, captions: list[str]) -> None:
-        """Keep one literal caption per row of the split. Raises UserError when the folder cannot be written."""
+        """Save one literal caption per row of the split. Raises UserError when the folder cannot be written."""
         rows = self.info["splits"][split]
         if len(captions) != rows:
             raise ValueError(f"{len(captions)} literal captions for the {rows} rows of split {split!r}")
@@ -115,7 +117,7 @@ class EmbeddingStore:
 
 
 def check_clip(store: EmbeddingStore, config: ClipCapConfig) -> None:
-    """Raises UserError when a model is to be trained on the embeddings of another CLIP than its own."""
+    """Raise a UserError if the dataset's embeddings come from another CLIP than the one that the model takes."""
     if not same_clip(store, config):
         raise UserError(
             f"data {str(store.path)!r} was made with CLIP {ClipIdentity(**store.clip)}, but the model takes "
@@ -124,7 +126,7 @@ def check_clip(store: EmbeddingStore, config: ClipCapConfig) -> None:
 
 
 def same_clip(store: EmbeddingStore, config: ClipCapConfig) -> bool:
-    """Whether the stored embeddings are those of a model's own CLIP."""
+    """Whether the stored embeddings come from the CLIP that the model takes."""
     return ClipIdentity(**store.clip).same_as(clip_of(config))
 
 

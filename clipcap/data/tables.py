@@ -17,7 +17,11 @@ from clipcap.files import whole_file
 
 
 def row_schema(width: int) -> pa.Schema:
-    """A row is one caption. An image with several has as many rows: all with its embedding, one with its thumbnail."""
+    """The columns of a dataset whose embeddings have C = `width`.
+
+    A row is one caption. An image with several captions has several rows: each holds its embedding, the first one its
+    thumbnail.
+    """
     return pa.schema(
         [
             pa.field("clip_embedding", pa.list_(pa.float32(), width)),
@@ -30,7 +34,7 @@ def row_schema(width: int) -> pa.Schema:
 
 
 def embedding_array(table: pa.Table) -> np.ndarray:
-    """float32 (N, C), read-only, and without a copy where the table is one record batch."""
+    """Float32 (N, C), read-only; without a copy where the table is one record batch."""
     column = table["clip_embedding"]
     width = column.type.list_size
     chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks]
@@ -38,6 +42,7 @@ def embedding_array(table: pa.Table) -> np.ndarray:
 
 
 def read_json(path: Path) -> Any:
+    """The content of a dataset's JSON file. Raises UserError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -45,7 +50,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Map an Arrow file into memory. Raises UserError."""
+    """Map an Arrow file into memory. Raises UserError if it is missing or damaged."""
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
@@ -55,5 +60,6 @@ def read_table(path: Path) -> pa.Table:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
+    """Write an Arrow file, whole or not at all. Raises OSError."""
     with whole_file(path) as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)

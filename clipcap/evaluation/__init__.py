@@ -1,1 +1,1 @@
-"""Models compared on pictures they have not seen: scores, metrics, the report page, people's ratings."""
+"""Models compared on pictures that they have not seen: scores, metrics, the report page, and people's ratings."""

@@ -1,6 +1,6 @@
 """What models are compared on: pictures that they have not seen, their true captions, and a judge of the captions.
 
-Shapes: N images, each once with all its captions, C CLIP width.
+Shapes: N images (each counted once, with all of its captions), C CLIP width.
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ if TYPE_CHECKING:
 
 
 class HeldOut:
-    """The first `limit` images of a split, with their true captions and their embeddings for any CLIP.
+    """The first `limit` images of a split, with their true captions and their embeddings by any CLIP.
+
+    Attributes:
+        ids: the N image identities.
+        captions: for each image its true captions.
+        tokens: the same as tokens, for the metrics.
+        first_rows: for each image its first row in the split.
 
     Raises:
-        UserError: no such split, or it is empty.
+        UserError: there is no such split, or it is empty.
     """
 
     def __init__(self, store: EmbeddingStore, split: str, limit: int | None, device: torch.device) -> None:
@@ -46,14 +52,14 @@ class HeldOut:
         self.first_rows = [image_rows[0] for image_rows in rows.values()]
         self.captions = [[captions[row] for row in image_rows] for image_rows in rows.values()]
         self.tokens = [[metrics.tokenize(caption) for caption in texts] for texts in self.captions]
-        self._embeddings: dict[tuple, np.ndarray] = {}
-        self._encoders: dict[tuple, ClipEncoder] = {}
+        self._embeddings: dict[tuple[str, str | None], np.ndarray] = {}
+        self._encoders: dict[tuple[str, str | None], ClipEncoder] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def encoder(self, model: str, pretrained: str | None) -> ClipEncoder:
-        """A CLIP, loaded once."""
+        """A CLIP by name, loaded when it is first asked for."""
         from clipcap.clip.encoder import ClipEncoder
 
         if (model, pretrained) not in self._encoders:
@@ -61,33 +67,38 @@ class HeldOut:
         return self._encoders[model, pretrained]
 
     def stored_embeddings(self) -> np.ndarray:
+        """Float32 (N, C), by the CLIP that made the data."""
         return self.store.embeddings(self.split)[self.first_rows]
 
     def embeddings(self, model: ClipCap) -> np.ndarray:
-        """(N, C) for the model's own CLIP: the stored ones, or computed from the stored pictures, once per CLIP."""
+        """Float32 (N, C) by the model's own CLIP: as stored, or computed from the stored pictures, once per CLIP.
+
+        Raises:
+            UserError: the data was made with another CLIP, and pictures are missing or the model names no CLIP.
+        """
         if same_clip(self.store, model.config):
             return self.stored_embeddings()
-        config = model.config
-        clip = (config.clip_model, config.clip_pretrained)
-        if clip not in self._embeddings:
-            pictures = self.pictures(len(self))
-            if config.clip_model is None or None in pictures:
-                raise UserError(
-                    f"it wants embeddings of {clip_of(config)}, and {self.store.path} holds neither them nor pictures"
-                )
-            encoder = self.encoder(*clip)
-            starts = tqdm(range(0, len(pictures), 64), f"CLIP {clip[0]}", unit="batch", leave=False, file=sys.stderr)
-            self._embeddings[clip] = torch.cat([encoder.encode_images(pictures[i : i + 64]) for i in starts]).numpy()
-        return self._embeddings[clip]
+        wanted = clip_of(model.config)
+        known = self._embeddings.get((wanted.model or "", wanted.pretrained))
+        if known is not None:
+            return known
+        pictures = [picture for picture in self.pictures(len(self)) if picture is not None]
+        if wanted.model is None or len(pictures) < len(self):
+            raise UserError(f"it wants embeddings of {wanted}, and {self.store.path} holds neither them nor pictures")
+        encoder = self.encoder(wanted.model, wanted.pretrained)
+        starts = tqdm(range(0, len(pictures), 64), f"CLIP {wanted.model}", unit="batch", leave=False, file=sys.stderr)
+        embeddings = torch.cat([encoder.encode_images(pictures[i : i + 64]) for i in starts]).numpy()
+        self._embeddings[wanted.model, wanted.pretrained] = embeddings
+        return embeddings
 
     def pictures(self, count: int) -> list[bytes | str | None]:
-        """The first images as small JPEGs, or files where the data keeps none, or None for what is no longer there."""
+        """The first images, each as a small JPEG, or its file where the data keeps no JPEG, or None if that is gone."""
         rows = self.store.split(self.split).select(self.first_rows[:count]).select_columns(["thumbnail", "image_path"])
         return [row["thumbnail"] or _existing(row["image_path"]) for row in rows]
 
     @cached_property
     def training_tokens(self) -> set[tuple[str, ...]]:
-        """The training captions, to find those that are only repeated."""
+        """The training captions as tokens, to recognise captions that only repeat one."""
         known = self.store.captions("train") if "train" in self.store.splits else []
         return {tuple(metrics.tokenize(caption)) for caption in known}
 
@@ -97,16 +108,23 @@ def _existing(path: str | None) -> str | None:
 
 
 class Judge:
-    """CLIPScore by the CLIP that made the data, the same for every model."""
+    """Scores captions by the CLIP that made the data, which is the same for every model.
+
+    Args:
+        held_out: the pictures and their true captions.
+        prompt: the text that CLIPScore puts in front of a caption.
+    """
 
     def __init__(self, held_out: HeldOut, prompt: str) -> None:
         clip = held_out.store.clip
         self.encoder, self.prompt = held_out.encoder(clip["model"], clip["pretrained"]), prompt
         self.images = held_out.stored_embeddings()
         texts = self._encode([caption for captions in held_out.captions for caption in captions])
+        # One array (captions of the image, C) per image.
         self.references = np.split(texts, np.cumsum([len(captions) for captions in held_out.captions])[:-1])
 
     def scores(self, captions: Sequence[str]) -> dict[str, float]:
+        """CLIPScore and RefCLIPScore of N captions, one per picture; see `metrics.clip_scores`."""
         return metrics.clip_scores(self.images, self._encode(captions), self.references)
 
     def _encode(self, captions: Sequence[str]) -> np.ndarray:
@@ -114,7 +132,7 @@ class Judge:
 
 
 def make_judge(held_out: HeldOut, prompt: str) -> Judge | None:
-    """None, with a message, where the data's CLIP is not to be had: the other scores do not need it."""
+    """The judge, or None with a message where the data's CLIP cannot be loaded: the other scores do not need it."""
     try:
         return Judge(held_out, prompt)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""METEOR and SPICE, by the Java programs inside pycocoevalcap: an optional extra."""
+"""METEOR and SPICE, computed by the Java programs in pycocoevalcap, which is an optional extra."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from clipcap.evaluation.metrics import References, Tokens
 
 
 def java_scorer(name: str) -> Callable[[Sequence[Tokens], References], float]:
-    """METEOR or SPICE ("meteor", "spice") by pycocoevalcap's Java programs, started here; they know English words only.
+    """Start the Java program of "meteor" or "spice". Both know English words only.
+
+    Returns:
+        A function from candidates and references to the score of the corpus.
 
     Raises:
-        UserError: no Java, no pycocoevalcap, or (SPICE, the first time) no network to download its models from.
+        UserError: there is no Java or no pycocoevalcap, or, when SPICE runs for the first time, its models cannot be
+            downloaded.
     """
     if not shutil.which("java"):
         raise UserError(f"{name} runs on Java and there is no `java` on the PATH: install one or leave {name} out")

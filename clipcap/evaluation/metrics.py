@@ -1,8 +1,9 @@
-"""Caption metrics in Python: no Java, and emoji and hashtags count as words.
+"""Caption metrics in Python: they need no Java, and emoji and hashtags count as words.
 
-Captions come as lists of tokens (`tokenize`); references as one list of captions per image. On the same tokens BLEU,
+A caption is a list of tokens (see `tokenize`); references are one list of captions per image. On the same tokens BLEU,
 ROUGE-L and CIDEr-D equal those of pycocoevalcap, whose own tokenizer needs Java and deletes emoji.
-Scores from embeddings take float arrays (N, C): N images, C CLIP width.
+
+Shapes: N images, R true captions of one image, C CLIP width.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from clipcap.text import EMOJI, EMOJI_PATTERN
 
 Tokens = Sequence[str]
 References = Sequence[Sequence[Tokens]]
+NGram = tuple[str, ...]
 
 _WORD = r"[\p{L}\p{M}\p{N}_]"
 _TOKEN = regex.compile(
@@ -32,19 +34,20 @@ def tokenize(caption: str) -> list[str]:
     """Caption -> lower-case tokens: words, numbers, #hashtags, @mentions, links, and each emoji by itself.
 
     "I'm SO happy!!😍😍 #sunset @jane.doe" -> i'm so happy 😍 😍 #sunset @jane.doe. Punctuation and spaces are dropped;
-    an emoji keeps its skin tone and joined parts. Nothing is split inside a word: neither apostrophes, nor hashtags,
-    nor scripts written without spaces.
+    an emoji keeps its skin tone and joined parts. Words are never split: not at apostrophes, not within hashtags, and
+    not in scripts that are written without spaces.
     """
     text = unicodedata.normalize("NFC", caption.lower().replace("\u2019", "'"))
     return _TOKEN.findall(text)
 
 
 def bleu(candidates: Sequence[Tokens], references: References) -> list[float]:
-    """BLEU-1 to BLEU-4 of a corpus (Papineni et al. 2002), with the closest reference length."""
+    """BLEU-1 to BLEU-4 of a corpus, each 0 to 1, with the closest reference length (Papineni et al. 2002)."""
     matched, proposed = np.zeros(4), np.zeros(4)
     candidate_length = reference_length = 0
     for candidate, captions in zip(candidates, references, strict=True):
-        counts, limits = _ngrams(candidate), Counter()
+        counts = _ngrams(candidate)
+        limits: Counter[NGram] = Counter()  # how often an n-gram may count: as often as one true caption has it
         for caption in captions:
             limits |= _ngrams(caption)
         for ngram, count in counts.items():
@@ -52,7 +55,7 @@ def bleu(candidates: Sequence[Tokens], references: References) -> list[float]:
             proposed[len(ngram) - 1] += count
         candidate_length += len(candidate)
         reference_length += min((abs(len(caption) - len(candidate)), len(caption)) for caption in captions)[1]
-    # The small terms are pycocoevalcap's: they keep a corpus without any match, or without any words, defined.
+    # The small terms are pycocoevalcap's: with them the score of a corpus without any match, or any words, is defined.
     precision = (matched + 1e-15) / (proposed + 1e-9)
     ratio = (candidate_length + 1e-15) / (reference_length + 1e-9)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
@@ -60,10 +63,10 @@ def bleu(candidates: Sequence[Tokens], references: References) -> list[float]:
 
 
 def rouge_l(candidates: Sequence[Tokens], references: References, beta: float = 1.2) -> float:
-    """Mean ROUGE-L (Lin 2004): the F-score of the longest common subsequence, best precision and best recall."""
+    """Mean ROUGE-L, 0 to 1: F-score of the longest common subsequence, by its best precision and recall (Lin 2004)."""
     scores = []
     for candidate, captions in zip(candidates, references, strict=True):
-        candidate = candidate or [""]  # as pycocoevalcap, whose split leaves one empty word of an empty caption
+        candidate = candidate or [""]  # as in pycocoevalcap, which splits an empty caption into one empty word
         captions = [caption or [""] for caption in captions]
         common = [_common_subsequence(candidate, caption) for caption in captions]
         precision = max(common) / len(candidate)
@@ -73,7 +76,10 @@ def rouge_l(candidates: Sequence[Tokens], references: References, beta: float = 
 
 
 def _common_subsequence(a: Tokens, b: Tokens) -> int:
-    """Length of the longest common subsequence, one machine addition per token of b (Hyyrö 2004)."""
+    """Length of the longest common subsequence, by one addition of integers of len(a) bits per token of b (Hyyrö 2004).
+
+    The bits of `row` that turn 0 mark the tokens of `a` at which the subsequence grows.
+    """
     positions: dict[str, int] = {}
     for i, token in enumerate(a):
         positions[token] = positions.get(token, 0) | 1 << i
@@ -85,13 +91,14 @@ def _common_subsequence(a: Tokens, b: Tokens) -> int:
 
 
 def cider_d(candidates: Sequence[Tokens], references: References, sigma: float = 6.0) -> float:
-    """Mean CIDEr-D (Vedantam et al. 2015), 0 to 10; these references, one document an image, weigh the n-grams."""
+    """Mean CIDEr-D, 0 to 10 (Vedantam et al. 2015). N-grams are weighed by these references, one document per image."""
     counted = [[_ngrams(caption) for caption in captions] for captions in references]
     documents = Counter(ngram for captions in counted for ngram in set().union(*captions))
     log_images = math.log(max(len(references), 1))
 
-    def weigh(counts: Counter) -> tuple[list[dict], list[float], int]:
-        vectors: list[dict] = [{}, {}, {}, {}]
+    def weigh(counts: Counter[NGram]) -> tuple[list[dict[NGram, float]], list[float], int]:
+        """TF-IDF vectors of the 1-grams to 4-grams, their norms, and the length as pycocoevalcap counts it: 2-grams."""
+        vectors: list[dict[NGram, float]] = [{}, {}, {}, {}]
         for ngram, count in counts.items():
             vectors[len(ngram) - 1][ngram] = count * (log_images - math.log(max(documents[ngram], 1)))
         norms = [math.sqrt(sum(weight**2 for weight in vector.values())) for vector in vectors]
@@ -114,12 +121,12 @@ def cider_d(candidates: Sequence[Tokens], references: References, sigma: float =
 
 
 def overlap(candidates: Sequence[Tokens], references: References) -> dict[str, float]:
-    """All of the above: bleu_1 to bleu_4, rouge_l, cider_d."""
+    """The three scores above, as bleu_1 to bleu_4, rouge_l and cider_d."""
     scores = {f"bleu_{n}": score for n, score in enumerate(bleu(candidates, references), 1)}
     return scores | {"rouge_l": rouge_l(candidates, references), "cider_d": cider_d(candidates, references)}
 
 
-def _ngrams(tokens: Tokens, sizes: Iterable[int] = (1, 2, 3, 4)) -> Counter:
+def _ngrams(tokens: Tokens, sizes: Iterable[int] = (1, 2, 3, 4)) -> Counter[NGram]:
     return Counter(tuple(tokens[i : i + n]) for n in sizes for i in range(len(tokens) - n + 1))
 
 
@@ -127,8 +134,9 @@ def clip_scores(images: np.ndarray, candidates: np.ndarray, references: Sequence
     """CLIPScore and RefCLIPScore (Hessel et al. 2021), means over N images.
 
     Args:
-        images, candidates: embeddings (N, C) of the pictures and of their captions.
-        references: one (R, C) per image, the embeddings of its R true captions.
+        images: embeddings (N, C) of the pictures.
+        candidates: embeddings (N, C) of their captions.
+        references: one array (R, C) per image, the embeddings of its true captions.
     """
     images, candidates = _unit(images), _unit(candidates)
     image_text = 2.5 * np.maximum((images * candidates).sum(1), 0)
@@ -144,10 +152,10 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def style(candidates: Sequence[Tokens], known: Collection[Tokens] = ()) -> dict[str, float]:
-    """How the captions read, whatever the pictures show: shares are of captions, 0 to 1.
+    """How the captions are written, whatever the pictures show. Shares are shares of captions, 0 to 1.
 
-    distinct_1 and distinct_2 are different n-grams over all n-grams of the corpus (Li et al. 2016); "copied" captions
-    are in `known`, the training captions as tuples of tokens.
+    distinct_1 and distinct_2 are different n-grams over all n-grams of the corpus (Li et al. 2016). A caption counts as
+    "copied" if it is in `known`, the training captions as tuples of tokens.
     """
     count = max(len(candidates), 1)
     return {
@@ -161,7 +169,7 @@ def style(candidates: Sequence[Tokens], known: Collection[Tokens] = ()) -> dict[
 
 
 def _distinct(candidates: Sequence[Tokens], n: int) -> float:
-    counts: Counter = Counter()
+    counts: Counter[NGram] = Counter()
     for tokens in candidates:
         counts.update(_ngrams(tokens, [n]))
     return len(counts) / max(counts.total(), 1)

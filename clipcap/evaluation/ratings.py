@@ -1,21 +1,22 @@
-"""What people thought of the captions: the `ratings.json` that the report's blind mode saves, and what it says."""
+"""What people think of the captions: the `ratings.json` files that the report's blind mode saves, and their summary."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clipcap.errors import UserError
 
 
-def add_ratings(report: dict, paths: Sequence[Path]) -> None:
-    """Put each model's mean rating and 95% interval into its scores; several files are several people.
+def add_ratings(report: dict[str, Any], paths: Sequence[str | Path]) -> None:
+    """Put each model's mean rating and 95% interval into its scores. Several files are the ratings of several people.
 
     Raises:
-        UserError: for a file that is not ratings, or rates another report's captions.
+        UserError: a file holds no ratings, or ratings of another report's captions.
     """
     by_image: dict[str, dict[str, list[int]]] = {model["name"]: {} for model in report["models"]}
     for path in paths:
@@ -28,15 +29,18 @@ def add_ratings(report: dict, paths: Sequence[Path]) -> None:
 
 
 def summary(by_image: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Mean rating over pictures, and its 95% interval by bootstrap: pictures, not ratings, are what was sampled."""
+    """Mean rating over pictures (for each its ratings), with a 95% bootstrap interval as "low" and "high".
+
+    Pictures are resampled, not ratings, since the pictures are a sample of all pictures.
+    """
     means = np.array([np.mean(ratings) for ratings in by_image])
     draws = np.random.default_rng(0).integers(len(means), size=(2000, len(means)))
     low, high = np.quantile(means[draws].mean(1), [0.025, 0.975])
     return {"mean": float(means.mean()), "low": float(low), "high": float(high)}
 
 
-def _read(path: Path, report: Mapping) -> dict[str, dict[str, int]]:
-    """Image -> model -> rating."""
+def _read(path: str | Path, report: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Image -> model -> rating. Raises UserError."""
     try:
         saved = json.loads(Path(path).read_text(encoding="utf-8"))
         kind, ratings = saved["report"], saved["ratings"]
@@ -47,7 +51,7 @@ def _read(path: Path, report: Mapping) -> dict[str, dict[str, int]]:
         raise UserError(f"{path} is not a ratings.json as the report's blind mode saves it") from None
     if kind != report["id"]:
         raise UserError(
-            f"{path} rates another report's captions ({kind}, not {report['id']}): point --output at that one"
+            f"{path} rates another report's captions ({kind}, not {report['id']}): set --output to that report"
         )
     images, names = {image["id"] for image in report["images"]}, {model["name"] for model in report["models"]}
     for image, name, rating in flat:

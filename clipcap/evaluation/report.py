@@ -1,13 +1,13 @@
 """The comparison of several models: a table, `report.json`, `report.md` and one self-contained `report.html`.
 
-A report is plain values, as `report.json` holds them:
+A report consists of plain values, just as `report.json` holds them:
 
     {"format": 1, "id": ..., "data": {"folder", "split", "identity", "images", ...}, "decoding": {...},
      "versions": {package: version},
      "models": [{"name", "weights", "scores": {measure: value}, "losses": [rows of metrics.jsonl], "captions": [...]}],
      "failed": {name: why}, "images": [{"id", "captions": [true captions]}]}
 
-`captions` of a model stand in the order of `images`.
+The `captions` of a model are in the order of `images`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from clipcap.errors import UserError
 from clipcap.evaluation import measures
@@ -27,22 +28,28 @@ FORMAT = 1
 TABLE_STARTS, TABLE_ENDS = "<!-- table -->", "<!-- end of table -->"
 
 
-def report_id(report: Mapping) -> str:
-    """Names what was rated: these captions of these images by these models."""
+def report_id(report: Mapping[str, Any]) -> str:
+    """A hash of what is rated: these captions of these images by these models. Ratings name it."""
     rated = [report["data"]["identity"], report["data"]["split"], [image["id"] for image in report["images"]]]
     rated += [[model["name"], model["captions"]] for model in report["models"]]
     return hashlib.sha256(json.dumps(rated).encode()).hexdigest()[:16]
 
 
-def write_report(report: dict, folder: Path, pictures: Sequence[bytes | None]) -> None:
-    """Write the three files; `pictures` are the first images, encoded, as many as the page shows; None if unknown."""
+def write_report(report: dict[str, Any], folder: Path, pictures: Sequence[bytes | str | None]) -> None:
+    """Write the three files.
+
+    Args:
+        report: as described above; its "id" is set here.
+        folder: an existing folder.
+        pictures: the first images, as many as the page shows: encoded, as a path, or None for one that is gone.
+    """
     report["id"] = report_id(report)
     _write_tables(report, folder)
     (folder / "report.html").write_text(_html(report, pictures), encoding="utf-8")
 
 
-def read_report(folder: Path) -> dict:
-    """The report that `write_report` left in a folder."""
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report that `write_report` wrote into a folder. Raises UserError."""
     path = folder / "report.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -55,8 +62,12 @@ def read_report(folder: Path) -> dict:
     return report
 
 
-def rewrite_tables(report: dict, folder: Path) -> None:
-    """Bring an existing report's tables up to date with its scores; its pictures and captions stay as they are."""
+def rewrite_tables(report: dict[str, Any], folder: Path) -> None:
+    """Bring the tables of a written report up to date with its scores. Pictures and captions stay as they are.
+
+    Raises:
+        UserError: report.html is missing, or is not as `write_report` wrote it.
+    """
     path = folder / "report.html"
     try:
         html = path.read_text(encoding="utf-8")
@@ -68,13 +79,13 @@ def rewrite_tables(report: dict, folder: Path) -> None:
     path.write_text(f"{before}{_html_table(report)}{after}", encoding="utf-8")
 
 
-def _write_tables(report: dict, folder: Path) -> None:
+def _write_tables(report: dict[str, Any], folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
 
 
-def text_table(report: Mapping) -> str:
-    """For the terminal: measures down, models across, the best of each marked with a star."""
+def text_table(report: Mapping[str, Any]) -> str:
+    """The table for a terminal: one line per measure, one column per model, the best value of a line with a star."""
     names = [model["name"] for model in report["models"]]
     lines: list[list[str]] = [["", *names]]
     for rows in measures.rows([model["scores"] for model in report["models"]]).values():
@@ -89,8 +100,8 @@ def text_table(report: Mapping) -> str:
     )
 
 
-def summary(report: Mapping) -> str:
-    """One sentence: what was captioned, from where, how."""
+def summary(report: Mapping[str, Any]) -> str:
+    """One line of text: what was captioned, where it comes from, and how it was decoded."""
     data = report["data"]
     chosen = {name: value for name, value in report["decoding"].items() if value or name == "seed"}
     settings = ", ".join(f"{name} {value}" for name, value in chosen.items())
@@ -98,8 +109,8 @@ def summary(report: Mapping) -> str:
     return f"{data['images']} images of {source}; decoding: {settings}."
 
 
-def markdown(report: Mapping) -> str:
-    """The table and its settings for a README, best values bold."""
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table in Markdown with its settings, the best values in bold."""
 
     def plain(text: str) -> str:
         return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
@@ -114,7 +125,7 @@ def markdown(report: Mapping) -> str:
     return "\n".join([*lines, "", plain(summary(report)), *([""] if failed else []), *failed, ""])
 
 
-def _html(report: Mapping, pictures: Sequence[bytes | None]) -> str:
+def _html(report: Mapping[str, Any], pictures: Sequence[bytes | str | None]) -> str:
     here = Path(__file__).parent
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     runs = {model["name"]: model["losses"] for model in report["models"] if model["losses"]}
@@ -137,7 +148,8 @@ def _html(report: Mapping, pictures: Sequence[bytes | None]) -> str:
     return page(f"{count} {'model' if count == 1 else 'models'} compared", body, style, script)
 
 
-def _html_table(report: Mapping) -> str:
+def _html_table(report: Mapping[str, Any]) -> str:
+    """The table between two marks, by which `rewrite_tables` finds it."""
     names = "".join(f'<th scope="col">{escape(model["name"])}</th>' for model in report["models"])
     groups, meanings = "", ""
     for group, rows in measures.rows([model["scores"] for model in report["models"]]).items():
@@ -158,8 +170,8 @@ def _html_table(report: Mapping) -> str:
 {TABLE_ENDS}"""
 
 
-def _card(report: Mapping, number: int, picture: bytes | None) -> str:
-    """One image with its captions; `data-order` is the order in which the blind mode shows them."""
+def _card(report: Mapping[str, Any], number: int, picture: bytes | str | None) -> str:
+    """One image with its captions. `data-order` is the order in which the blind mode shows them."""
     image, models = report["images"][number], report["models"]
     truth = "\n".join(image["captions"])
     captions = "".join(

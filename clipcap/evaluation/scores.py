@@ -1,4 +1,4 @@
-"""One model on held-out pictures: what it says about them, how well, and how fast.
+"""One model on held-out pictures: its captions, how good they are, and how fast it makes them.
 
 Shapes: N images, C CLIP width.
 """
@@ -46,7 +46,7 @@ def evaluate_model(
     judge: Judge | None,
     dtype: torch.dtype,
     batch_size: int,
-    more: Mapping[str, Callable] = MappingProxyType({}),
+    more: Mapping[str, Callable[[Sequence[metrics.Tokens], metrics.References], float]] = MappingProxyType({}),
     base: str | None = None,
     fast: bool = True,
 ) -> dict[str, Any]:
@@ -54,10 +54,14 @@ def evaluate_model(
 
     Args:
         weights: a file, or the name of published weights.
+        held_out: what to caption.
+        decoding: how to search.
+        judge: computes CLIPScore; None leaves it out.
         dtype: of the weights while captioning; the loss is computed in float32.
-        more: other scorers by name, as `java_metrics.java_scorer` gives them.
-        base: what LoRA weights were trained on, where it is no longer where they remember it.
-        fast: decode by way of `clipcap.fast`.
+        batch_size: images per batch.
+        more: further scorers by name, as `java_metrics.java_scorer` makes them.
+        base: the weights that LoRA weights were trained on, if they have moved.
+        fast: use `clipcap.fast`.
 
     Raises:
         UserError: the weights cannot be used on this data.
@@ -74,7 +78,7 @@ def evaluate_model(
     prompts = prompts_for(model, tokenizer, len(embeddings), literals)
     captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
     seconds = time.perf_counter() - started
-    if dtype != torch.float32:
+    if dtype != torch.float32:  # the loss of rounded weights would not be comparable
         model = load_checkpoint(file, held_out.device, base=base)
     loss = _loss(model, tokenizer, held_out, embeddings, prompts, batch_size)
     record = model.record
@@ -105,7 +109,7 @@ def _loss(
     prompts: Sequence[Sequence[int]] | None,
     batch_size: int,
 ) -> float:
-    """Mean cross-entropy per token of the true captions, end-of-text included where the weights learned it."""
+    """Mean cross-entropy per token of the true captions, in nats; with end-of-text where the weights learned it."""
     image_of = [image for image, captions in enumerate(held_out.captions) for _ in captions]
     texts = [caption for captions in held_out.captions for caption in captions]
     captions = encode_captions(tokenizer, texts, MAX_TOKENS)
@@ -114,12 +118,12 @@ def _loss(
         captions = [ids[:-1] if ids[-1] == end and len(ids) > 1 else ids for ids in captions]
     if prompts:
         prompts = [prompts[image] for image in image_of]
-        captions = fit_captions(captions, prompts, model.room)
-    return validation_loss(model, CaptionDataset(embeddings[image_of], captions, prompts), batch_size, progress=True)
+    fitted = fit_captions(captions, prompts, model.room) if prompts else captions
+    return validation_loss(model, CaptionDataset(embeddings[image_of], fitted, prompts), batch_size, progress=True)
 
 
 def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequence[str]) -> dict[str, float]:
-    """What a caption of the demo world gets right can be read off its words; of the real world, it cannot."""
+    """The shares of captions that are right, where the words alone can tell it: in the demo world; else empty."""
     if source != "demo":
         return {}
     from clipcap.world.judge import shares
@@ -131,7 +135,7 @@ def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequen
 
 
 def new_report(held_out: HeldOut, decoding: Decoding, judge: Judge | None) -> dict[str, Any]:
-    """A report without models: on what, how and with what it was made."""
+    """A report that has no models yet: the data, the decoding, and the versions of the packages."""
     store = held_out.store
     used = {"greedy": (), "nucleus": ("temperature", "top_p", "top_k", "seed"), "beam": ("beams",)}[decoding.method]
     shared = ("method", "max_tokens", "min_tokens", "no_repeat_ngram")
