@@ -2,7 +2,7 @@
 
     python basic_finetuning.py --data instagram_data --init coco --output-dir runs/base
 
-Writes base_weights.pt (best validation loss), loss.png, metrics.jsonl and captions of validation images.
+It writes base_weights.pt (best validation loss), loss.png, metrics.jsonl and captions of validation images.
 Without --init it starts from plain GPT-2 and a fresh mapping network; --freeze-language-model then trains the mapping
 network alone, as ClipCap's transformer variant does.
 """
@@ -20,7 +20,7 @@ from clipcap.world.shipped import FINE_TUNING
 
 @dataclass
 class StrategyArguments:
-    """What trains."""
+    """Which part of the model trains."""
 
     _argument_group_name = "full fine-tuning"
 
@@ -28,6 +28,7 @@ class StrategyArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train with the options of a command line, this process's own when None. Raises UserError."""
     strategy_args, data_args, start_args, loop_args = parse(
         argv,
         *(StrategyArguments, DataArguments, StartArguments, LoopArguments),

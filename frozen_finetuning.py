@@ -1,9 +1,9 @@
-"""Head-only fine-tuning, and that of any other named part: the rest of the model stays bit for bit what it was.
+"""Fine-tuning of the head or any other named part: the rest of the model stays bit for bit what it was.
 
     python frozen_finetuning.py --data instagram_data --init coco --train head
 
-Writes frozen_model_weights.pt. What is frozen takes no gradient, no optimizer state and no dropout; what lies below the
-lowest part that trains is run without autograd.
+It writes frozen_model_weights.pt. Frozen parts have no gradient, no optimizer state and no dropout, and those below the
+lowest part that trains are run without autograd.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from clipcap.training.arguments import DataArguments, LoopArguments, StartArgume
 from clipcap.training.experiment import Experiment
 from clipcap.world.shipped import FINE_TUNING
 
+# Part -> how the names of its parameters begin, as a regular expression. `last:N`, the last N blocks, is one more.
 PARTS = {
     "head": r"gpt\.lm_head\.|gpt\.transformer\.ln_f\.",
     "mapping": r"clip_project\.",
@@ -32,7 +33,7 @@ PARTS = {
 
 @dataclass
 class StrategyArguments:
-    """What trains."""
+    """Which parts of the model train."""
 
     _argument_group_name = "parts"
 
@@ -41,13 +42,17 @@ class StrategyArguments:
 
 @dataclass
 class FrozenLoopArguments(LoopArguments):
-    """A part alone wants a higher learning rate than the whole."""
+    """The same, with the higher learning rate that a single part needs."""
 
     learning_rate: float = arg(1e-4, "highest learning rate; warms up to it, then falls to 0")
 
 
 def pattern_of(part: str, blocks: int) -> str:
-    """What the names of a part's parameters begin with, as a regular expression; GPT-2 has `blocks` blocks."""
+    """How the names of a part's parameters begin, as a regular expression; GPT-2 has `blocks` blocks.
+
+    Raises:
+        UserError: the model has no such part.
+    """
     if part in PARTS:
         return PARTS[part]
     last = re.fullmatch(r"last:(\d+)", part)
@@ -62,15 +67,17 @@ def pattern_of(part: str, blocks: int) -> str:
 def build(model: ClipCap, parts: Sequence[str]) -> dict[str, int]:
     """Freeze all but the named parts; returns the names and sizes of the parameters that train.
 
-    GPT-2's head shares its weights with the input embedding: where just one of them trains, they are untied first.
+    GPT-2's head shares its weights with the input embedding. If only one of the two trains, they are untied first.
     """
     patterns = [pattern_of(part, model.gpt.config.n_layer) for part in parts]
     if ("head" in parts) != ("embeddings" in parts) and model.config.tied_head:
         model.untie_head()
-    return model.train_only(re.compile("|".join(patterns)).match)
+    pattern = re.compile("|".join(patterns))
+    return model.train_only(lambda name: pattern.match(name) is not None)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train with the options of a command line, this process's own when None. Raises UserError."""
     strategy_args, *arguments = parse(
         argv,
         *(StrategyArguments, DataArguments, StartArguments, FrozenLoopArguments),

@@ -1,8 +1,8 @@
-"""LoRA fine-tuning: low-rank adapters in GPT-2 and the mapping network learn, the weights of GPT-2 stay.
+"""LoRA fine-tuning: low-rank adapters in GPT-2 and the mapping network train, the weights of GPT-2 stay as they are.
 
     python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
 
-Trains one model per rank and writes lora_{rank}_weights.pt, a small file that names the weights it was trained on.
+It trains one model per rank and writes lora_{rank}_weights.pt, a small file that names the weights it was trained on.
 With several ranks, `--output-dir runs/lora` stands for the folders runs/lora_4, runs/lora_16, ...
 """
 
@@ -27,13 +27,13 @@ from clipcap.world.shipped import FINE_TUNING
 
 @dataclass
 class StrategyArguments:
-    """The adapters."""
+    """What the adapters are like, and what is written besides them."""
 
     _argument_group_name = "LoRA"
 
     rank: list[int] = arg([4], "one model is trained per rank (default: 4)")
     alpha: float = arg(16.0, "adapters are scaled by alpha / rank")
-    dropout: float = arg(0.1, "before the adapters")
+    dropout: float = arg(0.1, "dropout in front of the adapters")
     target: list[str] = arg(["c_attn", "c_proj", "c_fc"], "layers to adapt (default: c_attn c_proj c_fc)")
     freeze_mapping: bool = arg(False, "leave the mapping network as it is")
     merged: bool = arg(False, "also write a file that needs no base")
@@ -42,13 +42,13 @@ class StrategyArguments:
 
 @dataclass
 class LoRALoopArguments(LoopArguments):
-    """Adapters start at zero and want a higher learning rate than trained weights."""
+    """The same, with a higher learning rate, since adapters start at zero."""
 
     learning_rate: float = arg(5e-4, "highest learning rate; warms up to it, then falls to 0")
 
 
 def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[str, Any]:
-    """Adapters of this rank in GPT-2; they and the mapping network train. Returns how to save them."""
+    """Put adapters of this rank into GPT-2; they and the mapping network train. Returns what `save_adapters` needs."""
     settings = inject(experiment.model, rank, args.alpha, args.dropout, args.target)
     mapping = not args.freeze_mapping
     experiment.model.train_only(lambda name: ".lora_" in name or (mapping and name.startswith("clip_project.")))
@@ -58,7 +58,7 @@ def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[st
 def train_rank(
     args: StrategyArguments, rank: int, data_args: DataArguments, start_args: StartArguments, loop_args: LoopArguments
 ) -> None:
-    """One of the runs; of several, each has a folder of its own."""
+    """Train the model of one rank; if there are several ranks, each has an output folder of its own."""
     several = len(args.rank) > 1
     loop_args = copy.copy(loop_args)
     if loop_args.output_dir and several:
@@ -77,6 +77,7 @@ def train_rank(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train with the options of a command line, this process's own when None. Raises UserError."""
     strategy_args, *arguments = parse(
         argv,
         *(StrategyArguments, DataArguments, StartArguments, LoRALoopArguments),
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         demo=FINE_TUNING,
     )
     if not arguments[1].init:
-        raise UserError("LoRA adapts trained weights: say which with --init (coco, conceptual, or a file)")
+        raise UserError("LoRA adapts trained weights: give them with --init (coco, conceptual, or a file)")
     at_least(1, option=True, rank=min(strategy_args.rank))
     if strategy_args.export_peft:
         make_folder(strategy_args.export_peft)

@@ -1,8 +1,8 @@
-"""Prompted fine-tuning: between the image and the caption stands a text, which may hold what a literal captioner says.
+"""Prompted fine-tuning: between image and caption stands a text, which may hold the caption of a literal captioner.
 
     python prompt_finetuning.py --data instagram_data --init coco
 
-Writes prompted_weights.pt, which holds the literal captioner too. The prompt is data: the loss never looks at it.
+It writes prompted_weights.pt, which holds the literal captioner too. The prompt is data, and the loss ignores it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clipcap.cli import arg, parse, run
 from clipcap.data.store import EmbeddingStore, check_clip
@@ -35,21 +36,21 @@ class StrategyArguments:
     literal_weights: str | None = arg(None, "the literal captioner (default: the --init weights)", metavar="WEIGHTS")
 
 
-def build(experiment: Experiment, template: str | None, literal_weights: str | None) -> dict:
-    """Everything trains. Returns how to make the prompts of a split, and how to save the literal captioner too."""
+def build(experiment: Experiment, template: str | None, literal_weights: str | None) -> dict[str, Any]:
+    """Let everything train. Returns how to make the prompts of a split, and how to save the literal captioner too."""
     model = experiment.model
     model.train_only(lambda name: True)
     model.config.prompt = template
     literal = None
     if needs_literal(template):
         if not literal_weights:
-            raise UserError("the prompt holds a literal caption: say who writes it with --literal-weights or --init")
+            raise UserError("the prompt holds a literal caption: give its captioner with --literal-weights or --init")
         literal = load_checkpoint(literal_weights).requires_grad_(False)
         check_clip(experiment.store, literal.config)
         identity = sha256(resolve_weights(literal_weights))
 
     def prompts(split: str) -> list[list[int]] | None:
-        literals = literal and literal_captions(experiment.store, split, literal, identity)
+        literals = None if literal is None else literal_captions(experiment.store, split, literal, identity)
         return prompts_for(model, experiment.tokenizer, experiment.store.info["splits"][split], literals)
 
     def save(model: ClipCap, path: Path) -> None:
@@ -61,9 +62,11 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
 
 
 def literal_captions(store: EmbeddingStore, split: str, model: ClipCap, identity: str) -> list[str]:
-    """One literal caption for every row of a split: read where they were computed before, else computed and stored.
+    """One literal caption for every row of a split: those stored in the dataset, or else computed and stored there.
 
     Args:
+        store: the dataset.
+        split: the name of a split.
         model: the literal captioner.
         identity: SHA-256 of its weights, under which the captions are stored.
     """
@@ -76,6 +79,7 @@ def literal_captions(store: EmbeddingStore, split: str, model: ClipCap, identity
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train with the options of a command line, this process's own when None. Raises UserError."""
     strategy_args, *arguments = parse(
         argv,
         *(StrategyArguments, DataArguments, StartArguments, LoopArguments),

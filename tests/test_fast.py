@@ -8,8 +8,7 @@ from tiny import save_tiny_clip, tiny_model
 from torch import nn
 
 from clipcap.clip.encoder import ClipEncoder
-from clipcap.fast import attention, cuda_graph, linear, nucleus
-from clipcap.fast import exchange
+from clipcap.fast import attention, cuda_graph, exchange, linear, nucleus
 
 
 @pytest.fixture

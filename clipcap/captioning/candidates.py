@@ -6,7 +6,6 @@ Shapes: B pictures, C CLIP width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 import torch
 from tokenizers import Tokenizer
@@ -58,14 +57,13 @@ class Candidates:
 
         Args:
             rows: which pictures, by their number in the batch; a number may occur several times.
-            decoding: how to search; its `return_all` must be set.
+            decoding: how to search.
             extra: for each row, tokens that follow its prompt as the beginning of the caption. The result does not
                 repeat them.
 
         Returns:
             For each row its captions, best first.
         """
-        assert decoding.return_all
         prompts = [
             [*(self.prompts[row] if self.prompts else ()), *more]
             for row, more in zip(rows, extra or [()] * len(rows), strict=True)
@@ -75,8 +73,7 @@ class Candidates:
         for start in range(0, len(rows), size):
             batch = self.clip_embedding[list(rows[start : start + size])]
             given = prompts[start : start + size]
-            found = self.model.generate(batch, decoding, given if any(given) else None)
-            captions += cast(list[list[list[int]]], found)  # the type that return_all gives
+            captions += self.model.generate_all(batch, decoding, given if any(given) else None)
         return captions
 
     def text(self, ids: Sequence[int]) -> str:

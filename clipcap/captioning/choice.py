@@ -44,7 +44,7 @@ class Choice:
     def __init__(self, candidates: Candidates, decoding: Decoding, rules: Rules) -> None:
         self.candidates, self.decoding, self.rules = candidates, decoding, rules
         banned = (*decoding.banned, *rules.banned_tokens(candidates.tokenizer))
-        self.first = replace(decoding, num_captions=rules.num_captions, return_all=True, banned=banned)
+        self.first = replace(decoding, num_captions=rules.num_captions, banned=banned)
 
     def choose(self) -> list[list[str]]:
         """B lists of `rules.num_captions` captions, best first; shorter only where no more could be found."""

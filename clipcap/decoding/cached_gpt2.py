@@ -1,12 +1,15 @@
 """GPT-2 for decoding: a preallocated key-value cache that several continuations of one image share.
 
 The K continuations of an image (beams, samples) write their keys and values side by side into one cache, and a mask
-says which of them each continuation descends from. Reordering beams then moves rows of the mask, never the cache.
-Attention runs over the whole cache, filled or not: shapes stay the same from step to step, and the cache contiguous.
+says which cache positions belong to the text of each continuation. When a beam search replaces a beam by a child of
+another, the new beam has that other beam's past: it is enough to copy one row of the mask, which is small, while the
+keys and values stay where they are. Attention runs over the whole cache, filled or not, so that shapes stay the same
+from step to step and the cache stays contiguous.
 
-On CUDA a step is captured once for every shape, in memory that serves all batches of this shape.
+On CUDA a step is captured once for every shape, in memory that all batches of this shape use in turn.
 
-Shapes: B images, K continuations of each, L cache positions, S prefix and prompt, H heads, D width, V vocabulary.
+Shapes: B images, K continuations of each, L cache positions, P prefix length, S prefix and prompt, H heads, D width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,19 +22,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from clipcap.fast import cuda_graph
 from clipcap.fast.attention import attend
 from clipcap.fast.linear import prepare_linear
 
-GROWTH = 32  # steps for which a cache has room at first, and by which it grows
-SHAPES = 8  # whose captured steps are kept
+GROWTH = 32  # the number of steps that a cache has room for at first, and by which it grows
+SHAPES = 8  # the number of shapes whose captured steps are kept
 
 
 class Block:
     """One transformer block with its weights prepared for inference."""
 
     def __init__(self, block: nn.Module, heads: int, fast: bool) -> None:
+        assert isinstance(block, GPT2Block)
         self.heads, self.scaling, self.fast = heads, block.attn.scaling, fast
         self.norm_1, self.norm_2 = block.ln_1, block.ln_2
         self.qkv = prepare_linear(block.attn.c_attn, fast=fast)
@@ -40,9 +45,10 @@ class Block:
         self.down = prepare_linear(block.mlp.c_proj, fast=fast)
 
     def __call__(self, x: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, K, D) -> (B, K, D); writes positions `slots` (K,) of keys and values (B, H, L, D / H).
+        """The block's output (B, K, D) for its input x (B, K, D).
 
-        Without a mask x is the whole text so far, and attention is causal.
+        It writes the positions `slots` (K,) of keys and values (B, H, L, D / H). Without a mask, x is the whole text so
+        far and attention is causal.
         """
         query, key, value = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         keys.index_copy_(2, slots, key)
@@ -57,16 +63,16 @@ class Block:
 
 @dataclass
 class State:
-    """Where a batch stands. Steps change it in place.
+    """Everything that changes while a batch is decoded. Steps change it in place.
 
     Attributes:
         cache: keys and values (layers, 2, B, H, L, D / H).
-        mask: (1 or B, K, L), 0 where a continuation descends from the position and -inf elsewhere.
-        own: (K, K), the mask of the positions that a step writes: each continuation sees its own.
-        tokens: (B, K), the next to read.
-        positions: (B, K), of these tokens in their texts.
-        slots: (K,), positions of the cache that they are written to.
-        replay: where the step is captured, what it is.
+        mask: (1 or B, K, L), 0 where a position belongs to the text of a continuation and -inf elsewhere.
+        own: (K, K), the mask of the K positions that a step writes: each continuation sees only its own.
+        tokens: (B, K), the next tokens to read.
+        positions: (B, K), where these tokens stand in their texts.
+        slots: (K,), the cache positions that their keys and values are written to.
+        replay: runs the captured step; None where steps are not captured.
     """
 
     cache: Tensor
@@ -82,6 +88,7 @@ class CachedGPT2:
     """The weights of a Hugging Face GPT-2, prepared once for many decoding sessions, in the dtype they have.
 
     Args:
+        gpt: the model; its weights must not change afterwards.
         fast: use packed weights, attention by plain products and captured steps where they help (`clipcap.fast`).
     """
 
@@ -96,15 +103,22 @@ class CachedGPT2:
 
     @property
     def captures(self) -> bool:
-        """Whether steps are captured, one for every shape: then few shapes are better."""
+        """Whether steps are captured, one for every shape, so that few shapes are better."""
         return self.fast and cuda_graph.captures(self.embedding.device)
 
     def begin(self, prefix: Tensor, prompts: Sequence[Sequence[int]] | None, width: int, steps: int) -> Session:
-        """Read prefix (B, P, D) and prompts; the session's `logits` then predict the first caption token."""
+        """Read prefix (B, P, D) and prompts (B lists of ids, or None); the session then holds the first logits.
+
+        Args:
+            prefix: (B, P, D).
+            prompts: B lists of token ids behind the prefix; lengths may differ.
+            width: K.
+            steps: the most tokens that a caption may get.
+        """
         return Session(self, prefix, prompts, width, steps)
 
     def state(self, batch: int, width: int, length: int, mask_rows: int) -> State:
-        """A state that sees nothing of its cache; on CUDA there is one for each shape, with its step captured."""
+        """A state whose mask hides the whole cache; on CUDA there is one for each shape, with its step captured."""
         shape = (batch, width, length, mask_rows)
         state = self.captured.get(shape) or self._new_state(*shape)
         state.mask.fill_(float("-inf"))
@@ -128,17 +142,17 @@ class CachedGPT2:
         return state
 
     def slots(self, count: int) -> Tensor:
-        """The first positions of a cache (count,)."""
+        """The first `count` positions of a cache, (count,)."""
         return torch.arange(count, device=self.embedding.device)
 
     def run(self, x: Tensor, cache: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
-        """The blocks: x (B, K, D) -> (B, K, D)."""
+        """Run all blocks on x (B, K, D), see `Block`; returns (B, K, D)."""
         for block, (keys, values) in zip(self.blocks, cache, strict=True):
             x = block(x, keys, values, slots, mask)
         return x
 
     def advance(self, state: State) -> Tensor:
-        """Read a state's tokens: logits (B, K, V) of those after them."""
+        """Read a state's tokens; returns the logits (B, K, V) of the tokens after them."""
         state.mask.index_copy_(2, state.slots, state.own.expand(len(state.mask), -1, -1))
         x = self.embedding[state.tokens] + self.position[state.positions]
         logits = self.head(self.norm(self.run(x, state.cache, state.slots, state.mask)))
@@ -151,7 +165,8 @@ class Session:
     """One batch being decoded.
 
     Attributes:
-        logits: (B, V), those of the first caption token.
+        logits: (B, V), the logits of the first caption token.
+        end: how many cache positions are in use.
     """
 
     def __init__(
@@ -165,12 +180,15 @@ class Session:
         padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device).long()
         x = torch.cat((prefix, gpt.embedding[padded]), dim=1)  # (B, S, D), prompts padded on the right
         self.end = x.shape[1]
-        room = self.end + width * max(steps - 1, 1)  # for the one step of a capture, too
+        room = self.end + width * max(steps - 1, 1)  # capturing runs one step, even if the search takes none
         few_shapes = gpt.captures
         room = -(-room // GROWTH) * GROWTH if few_shapes else min(room, self.end + width * GROWTH)
+        # With one continuation per image and prompts of one length, the mask is the same for every image.
         alike = width == 1 and min(map(len, prompts)) == longest
         self.state = gpt.state(batch, width, room, 1 if alike else batch)
-        seen = gpt.slots(self.end) < lengths[: len(self.state.mask), None]  # not the padding
+        # The cache positions of prefix and prompt are seen by every continuation, those of padding by none. A caption's
+        # first token takes the position in the text right behind its own prompt, not behind the longest.
+        seen = gpt.slots(self.end) < lengths[: len(self.state.mask), None]
         self.state.mask[:, :, : self.end].masked_fill_(seen[:, None], 0)
         self.state.positions.copy_(lengths[:, None])
         self.state.slots.copy_(self.end + gpt.slots(width))
@@ -179,7 +197,10 @@ class Session:
         self.logits = gpt.head(gpt.norm(last))
 
     def step(self, tokens: Tensor) -> Tensor:
-        """The next token of every continuation (B, K) -> logits (B, K, V) of the one after it, until the next step."""
+        """The next token of every continuation (B, K) -> logits (B, K, V) of the token after it.
+
+        The result is valid until the next step, which may write its own logits into the same memory.
+        """
         self.end += self.width
         if self.end > self.state.cache.shape[-2]:
             self._grow()
@@ -192,12 +213,15 @@ class Session:
         self.state.mask = F.pad(self.state.mask, (0, more), value=float("-inf"))
 
     def reorder(self, parents: Tensor) -> None:
-        """Continuation k of an image goes on from its continuation parents[:, k]; parents is (B, K)."""
+        """Let continuation k of each image go on from continuation parents[:, k]; parents is (B, K).
+
+        Only rows of the mask are copied: they say whose keys and values a continuation sees.
+        """
         mask = self.state.mask
         mask.copy_(mask.gather(1, parents[:, :, None].expand_as(mask)))
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these images alone; `rows` holds their indices in the present batch."""
+        """Go on with only these images; `rows` (B',) holds their indices in the present batch."""
         old = self.state
         alike = len(old.mask) < len(old.tokens)
         self.state = self.gpt.state(len(rows), self.width, old.cache.shape[-2], 1 if alike else len(rows))

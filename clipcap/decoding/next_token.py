@@ -1,4 +1,4 @@
-"""Logits -> the next token: the best, a draw from the nucleus, and what must not come.
+"""Logits -> the next token: the most probable one or a draw from the nucleus, without the tokens that are forbidden.
 
 Shapes: B images, K continuations of each, T tokens, V vocabulary, R rows.
 """
@@ -17,17 +17,17 @@ from clipcap.fast.nucleus import UNIFORMS, sample_nucleus
 
 Constraint = Callable[[Tensor, Tensor], Tensor]  # logits (B, K, V), tokens so far (B, K, t) -> logits
 
-CPU_ROWS = 32  # rows of logits that a token is chosen for at a time
+CPU_ROWS = 32  # rows of logits for which a CPU chooses a token at a time
 
 
 def _some_rows(x: Tensor) -> Sequence[Tensor]:
-    """(..., V) -> matrices (R, V) of the rows in order: on a CPU few at a time, which stay in its cache."""
+    """(..., V) -> the rows in order, as matrices (R, V); on a CPU of few rows, so that they stay in its cache."""
     rows = x.flatten(0, -2)
     return rows.split(CPU_ROWS) if rows.device.type == "cpu" else (rows,)
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """(B, K, V) -> (B, K). NumPy's is vectorised; PyTorch's on a CPU is not, and is slowest in bf16."""
+    """(B, K, V) -> (B, K). On a CPU NumPy's is used: it is vectorised, PyTorch's is not and is slowest in bf16."""
     if logits.device.type != "cpu":
         return logits.argmax(-1)
     found = [torch.from_numpy(rows.float().numpy().argmax(-1)) for rows in _some_rows(logits)]
@@ -35,14 +35,14 @@ def argmax(logits: Tensor) -> Tensor:
 
 
 def most_probable(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(..., V) -> log-probabilities and ids of the `count` most probable tokens, (..., count) each."""
+    """Logits (..., V) -> log-probabilities and ids of the `count` most probable tokens, (..., count) each."""
     found = [rows.float().log_softmax(-1).topk(count) for rows in _some_rows(logits)]
     shape = (*logits.shape[:-1], count)
     return torch.cat([best for best, _ in found]).view(shape), torch.cat([ids for _, ids in found]).view(shape)
 
 
 def draw(logits: Tensor, numbers: Tensor, decoding: Decoding, fast: bool = True) -> Tensor:
-    """(B, K, V) and random numbers (B, K, UNIFORMS) -> tokens (B, K) from the nuclei."""
+    """Logits (B, K, V) and random numbers (B, K, UNIFORMS) -> tokens (B, K) drawn from the nuclei."""
     parts = zip(_some_rows(logits), _some_rows(numbers), strict=True)
     found = [
         sample_nucleus(rows, uniforms, decoding.temperature, decoding.top_p, decoding.top_k, fast)
@@ -52,9 +52,15 @@ def draw(logits: Tensor, numbers: Tensor, decoding: Decoding, fast: bool = True)
 
 
 def random_numbers(streams: Tensor, seed: int | None, width: int, steps: int) -> Tensor:
-    """Random numbers (B, K, T, UNIFORMS): a stream for each image, from the seed and the signs of its embedding.
+    """Random numbers (B, K, T, UNIFORMS), a stream for each image, from the seed and the signs of its embedding.
 
-    Signs, because the last bits of an embedding change with the batch in which CLIP computed it.
+    Only the signs are used, because the last bits of an embedding depend on the batch in which CLIP computed it.
+
+    Args:
+        streams: (B, anything), the embeddings.
+        seed: None draws numbers that cannot be repeated.
+        width: K.
+        steps: T.
     """
     shape = (width, steps, UNIFORMS)
     rows = []
@@ -65,7 +71,7 @@ def random_numbers(streams: Tensor, seed: int | None, width: int, steps: int) ->
 
 
 def make_constraint(decoding: Decoding, stop_token: int) -> Constraint:
-    """A function (logits (B, K, V), tokens so far (B, K, t)) -> logits with what must not come at -inf."""
+    """A function (logits (B, K, V), tokens so far (B, K, t)) -> logits in which forbidden tokens are -inf."""
     always = [sequence[0] for sequence in decoding.banned if len(sequence) == 1]
     after: dict[tuple[int, ...], list[int]] = {}
     for *context, last in (sequence for sequence in decoding.banned if len(sequence) > 1):

@@ -1,4 +1,4 @@
-"""How captions are searched for. No torch here: the command line reads it."""
+"""The options of a search for captions. The command line reads them, so torch is not imported here."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from dataclasses import dataclass, field
 from clipcap.errors import UserError, at_least
 
 METHODS = ("greedy", "nucleus", "beam")
-SEQUENCES = 256  # captions decoded side by side: what a CPU and a GPU are busy with, within a gigabyte of cache
+SEQUENCES = 256  # captions decoded side by side: enough to keep a CPU or a GPU busy, in under a gigabyte of cache
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How captions are searched for.
+    """How to search for captions.
 
     Attributes:
         method: "greedy", "nucleus" (samples) or "beam".
         beams: beams per image.
-        max_tokens: a caption's most tokens, the stop token included. ClipCap's limit is 67.
-        min_tokens: a caption's fewest tokens, the stop token not included.
-        temperature, top_p, top_k: of nucleus sampling; top_k 0 is no limit.
-        seed: of nucleus sampling; None draws anew at every call. An image's samples depend on the seed and its own
-            embedding, neither on its batch nor on its place there.
-        num_captions: samples per image, or best beams.
-        stop_token: ends a caption; None for the checkpoint's own, -1 for none.
-        return_all: every sample or beam, best first, instead of the best.
-        no_repeat_ngram: no n tokens in a row come twice; 0 is no limit.
-        banned: token sequences that never come.
+        max_tokens: the most tokens a caption may have, including the stop token. ClipCap's limit is 67.
+        min_tokens: the fewest tokens a caption may have, not counting the stop token.
+        temperature: logits are divided by it before nucleus sampling.
+        top_p: the probability mass of the nucleus that samples are drawn from.
+        top_k: only the `top_k` most probable tokens can be drawn; 0 sets no limit.
+        seed: of nucleus sampling; None draws anew at every call. An image's samples depend on the seed and on its own
+            embedding, neither on its batch nor on its place in it.
+        num_captions: how many samples, or how many of the best beams, each image gets.
+        stop_token: the token id that ends a caption; None for the checkpoint's own, -1 for none.
+        return_all: return every sample or beam, best first, instead of only the best.
+        no_repeat_ngram: no sequence of this many tokens may occur twice; 0 sets no limit.
+        banned: token sequences that must not occur.
+
+    Raises:
+        UserError: a value is out of its range.
     """
 
     method: str = "greedy"
@@ -57,7 +62,7 @@ class Decoding:
 
     @property
     def width(self) -> int:
-        """K: continuations of each image that are decoded side by side."""
+        """K, the number of continuations of each image that are decoded side by side."""
         if self.method == "beam":
             return max(self.beams, self.num_captions)
         return self.num_captions if self.method == "nucleus" else 1

@@ -22,22 +22,27 @@ from clipcap.errors import UserError
 
 @dataclass
 class Captions:
-    """What a search found: tokens (B, K, T), how many of them count (B, K), and their order, best first (B, K)."""
+    """The result of a search.
+
+    Attributes:
+        tokens: (B, K, T), filled up to each caption's length.
+        lengths: (B, K), how many of the T tokens belong to the caption, including the stop token.
+        order: (B, K), the captions of each image, best first.
+    """
 
     tokens: Tensor
     lengths: Tensor
     order: Tensor
 
-    def as_lists(self, decoding: Decoding) -> list[list[int]] | list[list[list[int]]]:
-        """The token ids of each image: its best caption, or with `return_all` every one, best first."""
-        kept = decoding.num_captions if decoding.num_captions > 1 else self.order.shape[1]
-        rows = [
+    def as_lists(self, count: int) -> list[list[list[int]]]:
+        """Token ids of the best `count` captions of each image, best first; of all captions when `count` is 1."""
+        kept = count if count > 1 else self.order.shape[1]
+        return [
             [row[k][: lengths[k]] for k in order[:kept]]
             for row, lengths, order in zip(
                 self.tokens.tolist(), self.lengths.tolist(), self.order.tolist(), strict=True
             )
         ]
-        return rows if decoding.return_all else [row[0] for row in rows]
 
 
 def decode(
@@ -47,8 +52,8 @@ def decode(
     stop_token: int,
     prompts: Sequence[Sequence[int]] | None,
     streams: Tensor,
-) -> list[list[int]] | list[list[list[int]]]:
-    """Captions of a batch.
+) -> list[list[list[int]]]:
+    """Captions of a batch of images.
 
     Args:
         gpt: the language model.
@@ -56,10 +61,13 @@ def decode(
         decoding: how to search.
         stop_token: the id that ends a caption, -1 for none.
         prompts: B lists of token ids between prefix and caption, or None.
-        streams: (B, anything): what tells one image's random numbers from another's.
+        streams: (B, anything), from which each image's random numbers derive.
 
     Returns:
-        B lists of ids, stop token kept; with `return_all` B lists of lists, best first.
+        B lists of captions, best first; a caption is a list of ids and keeps its stop token.
+
+    Raises:
+        UserError: prefix and prompt leave no room for a caption.
     """
     before = prefix.shape[1] + max(map(len, prompts or [()]))
     room = len(gpt.position) + 1 - before
@@ -71,29 +79,41 @@ def decode(
     session = gpt.begin(prefix, prompts, decoding.width, steps)
     constrain = make_constraint(decoding, stop_token)
     search = SEARCHES[decoding.method]
-    return search(session, decoding, steps, stop_token, constrain, streams).as_lists(decoding)
+    return search(session, decoding, steps, stop_token, constrain, streams).as_lists(decoding.num_captions)
 
 
 class Finished:
-    """Which images are still being decoded, so that the others leave the batch.
+    """Removes finished images from the batch and knows which rows of the whole batch remain.
 
-    Leaving copies the cache, so a few finished images stay until they are a quarter of the batch. A CUDA device is
-    asked only every 16 tokens, since the question waits for it, and halves the batch: few shapes, few captured steps.
+    Removing them copies the cache, so finished images stay until they are a quarter of the batch. Asking a CUDA device
+    which images are finished means waiting for it, so it is asked only every 16 tokens, and its batch is only ever
+    halved: the fewer shapes there are, the fewer steps have to be captured.
+
+    Attributes:
+        rows: (B',), indices into the whole batch of the rows that the session still decodes.
     """
 
     def __init__(self, session: Session, batch: int, device: torch.device) -> None:
         self.session = session
-        self.rows = torch.arange(batch, device=device)  # of the whole batch, those still in the session
+        self.rows = torch.arange(batch, device=device)
         self.halves = session.gpt.captures
 
     def leave(self, step: int, done: Tensor) -> Tensor | None:
-        """After a step, done (B',) for the rows in the session: the indices to go on with, or None for all of them."""
+        """Decide after a step which rows of the session to go on with; the others are removed from it.
+
+        Args:
+            step: the number of that step, counted from 0.
+            done: (B',), whether all continuations of a row are finished.
+
+        Returns:
+            Indices of the rows to go on with, empty when all are done; None when every row stays.
+        """
         if self.halves and step % 16:
             return None
         going = (~done).nonzero()[:, 0]
         if len(going) and self.halves:
-            # Every new number of rows would capture another step, so a batch of 256 only becomes 128, 64, ...; some
-            # finished images fill it up, which costs less than a capture.
+            # Every new number of rows would capture another step, so a batch of 256 only becomes 128, 64 and so on.
+            # Finished images fill it up to that size, which costs less than a capture.
             size = len(done)
             while size >= 2 * len(going):
                 size = -(-size // 2)
@@ -114,7 +134,11 @@ def _sample(
     constrain: Constraint,
     streams: Tensor,
 ) -> Captions:
-    """Greedy search and nucleus sampling: continuations that never meet."""
+    """Greedy search and nucleus sampling, in which the continuations of an image do not depend on each other.
+
+    A finished continuation keeps reading tokens until its image leaves the batch; `finished` keeps what it reads from
+    changing its score and its length.
+    """
     width, device = decoding.width, session.logits.device
     batch = len(session.logits)
     greedy = decoding.method == "greedy"
@@ -157,17 +181,17 @@ def _beam(
 ) -> Captions:
     """ClipCap's beam search: K beams, ranked by their mean log-probability per token.
 
-    A finished beam stays among the K and competes with those that still grow: it goes on with one child, token 0, that
-    adds neither to its score nor to its length, and drops out only when K others have a better mean. The loop ends
-    when all K are finished.
+    A finished beam stays among the K and competes with the beams that still grow. It has a single child, token 0, which
+    changes neither its score nor its length, and it drops out only when K others have a better mean. The search ends
+    when all K beams are finished.
     """
     width, device = decoding.width, session.logits.device
     batch = len(session.logits)
     tokens = torch.zeros(batch, width, steps, dtype=torch.long, device=device)
     lengths = torch.ones(batch, width, dtype=torch.long, device=device)
     live = Finished(session, batch, device)
-    # All beams of an image begin as one and the same, so the first K tokens come from a single row of logits; taking
-    # the best K of K equal rows would give K times the same beam.
+    # All beams of an image begin as the same text, so their first K tokens come from a single row of logits: the best
+    # K children of K equal rows would be K copies of one beam.
     logits = constrain(session.logits[:, None], tokens[:, :1, :0])[:, 0]
     scores, token = most_probable(logits, width)  # summed log-probabilities (B, K)
     tokens[:, :, 0] = token
@@ -181,15 +205,15 @@ def _beam(
                 break
         rows = live.rows
         logits = constrain(session.step(token), tokens[rows, :, :step])
-        # A beam's children rank by their own log-probability, so its best K are all that can survive.
+        # Children of one beam rank by their own log-probability, so only its best K can be among the next K beams.
         gained, token = most_probable(logits, width)  # (B, K, K)
-        gained[finished] = float("-inf")  # of a finished beam's children, all but one
+        gained[finished] = float("-inf")  # a finished beam has no children but the first
         gained[..., 0].masked_fill_(finished, 0)
         token[..., 0].masked_fill_(finished, 0)
         grown = lengths[rows] + ~finished
-        mean = (scores[rows][..., None] + gained) / grown[..., None]
-        top, flat = mean.flatten(1).topk(width)
-        parent = flat // width  # which beam each of the new K goes on from
+        mean = (scores[rows][..., None] + gained) / grown[..., None]  # (B, K, K)
+        top, flat = mean.flatten(1).topk(width)  # the best K of K * K children, (B, K)
+        parent = flat // width  # the beam that each of the new K continues
         token = token.flatten(1).gather(1, flat)
         lengths[rows] = grown.gather(1, parent)
         scores[rows] = top * lengths[rows]

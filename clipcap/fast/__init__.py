@@ -1,1 +1,1 @@
-"""The engine room: the same results sooner. A reader may skip it."""
+"""Code that gives the same results sooner and can be switched off; a reader may skip it."""

@@ -15,10 +15,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: f
 
     Args:
         query: (B, H, K, D / H).
-        keys, values: (B, H, L, D / H).
+        keys: (B, H, L, D / H).
+        values: (B, H, L, D / H).
         mask: (1 or B, K, L), added to the scores.
-        fast: on a CPU, by two batched products where those are sooner. PyTorch's fused attention is made for long
-            queries; for a single image it is the faster of the two.
+        scaling: what the products of queries and keys are multiplied by.
+        fast: on a CPU, compute two batched products instead of calling PyTorch's fused attention, which is made for
+            long queries. For a single image the fused attention is faster and is used anyway.
 
     Returns:
         (B, H, K, D / H).
@@ -26,6 +28,6 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: f
     if not fast or query.device.type != "cpu" or len(query) == 1:
         return F.scaled_dot_product_attention(query, keys, values, mask[:, None], scale=scaling)
     if len(mask) > 1:
-        mask = mask[:, None].expand(-1, query.shape[1], -1, -1).flatten(0, 1)
+        mask = mask[:, None].expand(-1, query.shape[1], -1, -1).flatten(0, 1)  # (B * H, K, L)
     scores = torch.baddbmm(mask, query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), alpha=scaling)
     return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view_as(query)

@@ -1,4 +1,4 @@
-"""CUDA graphs: a step's hundreds of kernels are launched at once instead of one by one from Python.
+"""CUDA graphs: the hundreds of kernels of a step are launched at once instead of one by one from Python.
 
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -15,22 +15,26 @@ from clipcap.errors import first_line
 
 
 def captures(device: torch.device) -> bool:
-    """Whether steps are captured here."""
+    """Whether steps are captured on this device."""
     return device.type == "cuda"
 
 
 def capture(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """A function that does what `run` does, on the same memory, and returns the same tensor at every call.
 
-    What `run` reads and writes must stay where it is, and nothing in it may depend on values that Python holds. It is
-    run once here, so whatever it changes must be set afterwards.
+    The tensors that `run` reads and writes must stay where they are, and nothing in it may depend on values that Python
+    holds. `run` is called here once, so whatever it changes must be set again afterwards. Where it cannot be captured,
+    a warning says so and `run` itself comes back.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory does not suffice.
     """
     try:
         with torch.cuda.device(device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                run()  # libraries choose kernels and allocate their workspaces
+                run()  # lets the libraries choose kernels and allocate workspaces, which a capture cannot record
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):

@@ -1,8 +1,8 @@
 """Dropout for training on a CPU.
 
-PyTorch draws a floating-point number for every element there, one after the other on processors that are not Intel's:
-a fifth of a LoRA step. Sixteen random bits for each element are three times as fast; the rate is `p` rounded to a
-multiple of 1 / 65536.
+There PyTorch draws a floating-point number for every element, and on processors that are not Intel's one after the
+other, which takes a fifth of a LoRA step. Sixteen random bits for each element are three times as fast. The rate is `p`
+rounded to a multiple of 1 / 65536.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-LEVELS = 1 << 16
-PER_DRAW = 4  # 16-bit numbers in a 64-bit one
+LEVELS = 1 << 16  # values of a 16-bit number
+PER_DRAW = 4  # 16-bit numbers in a 64-bit number
 
 
 class Dropout(nn.Dropout):
-    """As `nn.Dropout`, which it leaves every other device to."""
+    """The same as `nn.Dropout`, which still does the work on every device but a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Elements of x, of any shape, set to 0 with probability `p` and otherwise divided by 1 - p."""
         if x.device.type != "cpu" or not self.training or not 0 < self.p < 1:
             return super().forward(x)
         draws = torch.empty(-(-x.numel() // PER_DRAW), dtype=torch.int64).random_(-(1 << 63), None)

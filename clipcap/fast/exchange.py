@@ -1,4 +1,4 @@
-"""Layers of a model exchanged, in place, for equals that train sooner: same parameters, same names, same gradients."""
+"""Replace layers of a model, in place, by faster ones with the same parameters, names and gradients."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from clipcap.fast.dropout import Dropout
 from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
 from clipcap.fast.linear import in_one_kernel
 
-# Numbers in a weight from which clearing fresh memory for its gradients costs a step more than what `large_weights`
-# does instead: GPT-2's token embedding and the second layer of ClipCap's MLP have more.
+# From this many numbers in a weight on, clearing fresh memory for its gradients costs a step more than what
+# `large_weights` does instead. GPT-2's token embedding and the second layer of ClipCap's MLP have more.
 LARGE = 1 << 23
 
 
 def speed_up(model: nn.Module, large: int = LARGE) -> None:
-    """Exchange dropout, GELU, large embeddings and large linear layers (with a bias) for their faster equals.
+    """Replace dropout, GELU, large embeddings and large linear layers with a bias by their faster equals.
 
     Args:
-        model: changed in place; what its parameters are called and whether they train stays.
-        large: how many numbers make a weight large.
+        model: changed in place; its parameters keep their names and whether they train.
+        large: from how many numbers on a weight counts as large.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():

@@ -10,10 +10,14 @@ from torch import nn
 
 
 class FrozenInHalf:
-    """Holds a bf16 copy beside every frozen matrix, and puts one or the other into the model.
+    """Holds a bf16 copy of every frozen matrix, and puts either the copies or the originals into the model.
 
-    The originals are never written to, so what is saved of them is bit for bit what was loaded. Position embeddings are
-    left alone: they are added to the residual stream, which stays in fp32.
+    The originals are never written to, so they are saved bit for bit as they were loaded. Position embeddings are left
+    alone: they are added to the residual stream, which stays in fp32.
+
+    Args:
+        model: with `requires_grad` set on the parameters that train.
+        enabled: False makes this do nothing.
     """
 
     def __init__(self, model: nn.Module, enabled: bool = True) -> None:
@@ -27,7 +31,7 @@ class FrozenInHalf:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """The bf16 copies stand in the model inside this context, the originals outside."""
+        """Inside this context the model holds the bf16 copies, outside it the originals."""
         self._put(self.half)
         try:
             yield

@@ -1,12 +1,13 @@
-"""The largest weights, for training on a CPU: token embedding, head, and the second layer of the MLP.
+"""Training with the largest weights on a CPU: token embedding, head, and the second layer of the mapping MLP.
 
-Left to autograd and autocast, each of them costs a step a handful of fresh tensors of its size: the weight in bf16, its
-gradient in bf16 and in fp32, for the embedding one that is zero except for the batch's few tokens, and for the head the
-logits and their gradients. Clearing that memory takes a CPU as long as the arithmetic. Here gradients are added where
-they belong, the loss is computed with its gradient, some rows at a time, and what memory that takes stays.
+Left to autograd and autocast, each of these weights costs a step several fresh tensors of its size: the weight in bf16,
+its gradient in bf16 and in fp32 (for the embedding, a gradient that is zero except for the batch's few tokens), and for
+the head the logits and their gradients. Clearing that memory takes a CPU as long as the arithmetic. Here gradients are
+added directly to `.grad`, the loss and its gradient are computed together for some rows at a time, and the memory this
+takes is kept for the next step.
 
-It is `backward()` that leaves these gradients in `.grad`; `torch.autograd.grad` and hooks do not see them. So all of it
-stands aside where several processes exchange the gradients that autograd hands over, and on other devices.
+Only `backward()` fills these gradients in; `torch.autograd.grad` and hooks do not see them. Therefore none of this is
+used on other devices, or where several processes exchange the gradients that autograd gives them.
 
 Shapes: N caption tokens, D width, V vocabulary.
 """
@@ -20,15 +21,15 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS = 128  # whose logits exist at a time: enough for a product at full speed
-BYTES = 1 << 24  # of a gradient that are converted at a time
+ROWS = 128  # caption tokens whose logits exist at a time: enough for a product at full speed
+BYTES = 1 << 24  # bytes of a gradient that are converted at a time
 
 
 class LargeLinear(nn.Linear):
-    """As `nn.Linear`; with few rows the conversion to bf16 costs more than it saves, so it computes in fp32."""
+    """The same as `nn.Linear`, in fp32: for few rows, converting the weight to bf16 costs more than it saves."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
+        """Input (..., in) -> output (..., out)."""
         if not _takes_over(self.weight):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
@@ -36,15 +37,15 @@ class LargeLinear(nn.Linear):
 
 
 class LargeEmbedding(nn.Embedding):
-    """As `nn.Embedding`, with the gradient of the batch's tokens added where it belongs."""
+    """The same as `nn.Embedding`, but only the gradients of the batch's own tokens are touched."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (...) -> (..., D)."""
+        """Token ids (...) -> embeddings (..., D)."""
         return _Embed.apply(self.weight, tokens) if _takes_over(self.weight) else super().forward(tokens)
 
 
 class HeadLoss:
-    """Logits and cross-entropy of one language-model head together, in memory that serves every step."""
+    """Logits and cross-entropy of a language-model head in one operation, in memory that every step uses again."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}
@@ -56,28 +57,31 @@ class HeadLoss:
         return _Losses.apply(states, head.weight, targets, self)
 
     def take(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """A matrix (rows, width) with any content, which is the caller's alone until it is given back."""
+        """A matrix (rows, width) with arbitrary content, which only the caller uses until it is given back."""
         kept = self.kept.pop(name, None)
         if kept is None or kept.dtype != dtype or kept.shape[1] != width or len(kept) < rows:
             kept = torch.empty(rows, width, dtype=dtype)
         return kept[:rows]
 
     def give_back(self, name: str, matrix: Tensor) -> None:
-        """Its memory serves the next call that takes this name."""
+        """Keep the memory of a matrix that `take` gave for the next call with this name."""
+        assert matrix._base is not None, "take() returns a view of the memory that it keeps"
         self.kept[name] = matrix._base
 
 
 def _takes_over(weight: Tensor, frozen: bool = False) -> bool:
+    """Whether this module computes with a weight; `frozen` if it does so for weights that do not train, too."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return weight.device.type == "cpu" and torch.is_grad_enabled() and (frozen or weight.requires_grad) and not several
 
 
 def _gradient(weight: Tensor) -> Tensor:
-    """Where to add the gradient of a weight: memory that outlives `zero_grad`."""
+    """The tensor to add the gradient of a weight to; its memory is kept beyond `zero_grad`."""
     if weight.grad is None:
-        if not hasattr(weight, "kept_gradient"):
-            weight.kept_gradient = torch.empty_like(weight)
-        weight.grad = weight.kept_gradient.zero_()
+        kept = vars(weight).get("kept_gradient")
+        if kept is None:
+            kept = vars(weight)["kept_gradient"] = torch.empty_like(weight)
+        weight.grad = kept.zero_()
     return weight.grad
 
 
@@ -113,8 +117,8 @@ class _Losses(torch.autograd.Function):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
         ctx.states, ctx.product = states.to(dtype), weight
         if weight.dtype != dtype:
-            ctx.product = memory.take("weight", *weight.shape, dtype).copy_(weight)
-        ctx.gradients = memory.take("gradients", count, size, dtype)  # of the losses towards the logits
+            ctx.product = memory.take("weight", size, weight.shape[1], dtype).copy_(weight)
+        ctx.gradients = memory.take("gradients", count, size, dtype)  # of each loss by its logits, (N, V)
         room = memory.take("logits", min(count, ROWS), size, dtype)
         losses = states.new_empty(count, dtype=torch.float32)
         for start in range(0, count, ROWS):
@@ -128,7 +132,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, None, None, None]:
-        """`scale` (N,) multiplies the small matrices, which comes to the same as multiplying the large one."""
+        """`scale` (N,), the gradient of each loss, multiplies the small matrices instead of the large one."""
         scale, gradients, memory = scale[:, None], ctx.gradients, ctx.memory
         towards_states = None
         if ctx.needs_input_grad[0]:
@@ -147,5 +151,5 @@ class _Losses(torch.autograd.Function):
         memory.give_back("gradients", gradients)
         if ctx.product is not ctx.weight:
             memory.give_back("weight", ctx.product)
-        del ctx.gradients, ctx.product  # the memory is another's now: a second backward pass fails
+        del ctx.gradients, ctx.product  # the memory has been given back, so a second backward pass must fail
         return towards_states, None, None, None

@@ -1,12 +1,12 @@
 """Exact nucleus sampling (Holtzman et al., 2019, https://arxiv.org/abs/1904.09751) without sorting the vocabulary.
 
 The nucleus of a row is the smallest set of most probable tokens whose mass reaches `top_p`. Sorting 50,257
-probabilities to find it costs more than the rest of a decoding step, so that is the last resort:
+probabilities to find it costs more than the rest of a decoding step, so sorting is the last resort:
 
-- on a CPU, a token drawn from the whole distribution is accepted when the mass of the more probable tokens stays under
-  `top_p`, that is, when it is in the nucleus. At least `top_p` of the draws are.
-- on other devices, where branching would wait for the device, the smallest probability inside is found by bisection
-  over the bit patterns of floats, which are ordered as the floats are.
+- On a CPU, a token drawn from the whole distribution is accepted if it is in the nucleus, that is, if the mass of the
+  more probable tokens stays below `top_p`. At least `top_p` of the draws are accepted.
+- On other devices, where a decision in Python would have to wait for the device, the smallest probability in the
+  nucleus is found by bisection over the bit patterns of floats, which have the same order as the floats.
 
 Shapes: R rows, V vocabulary.
 """
@@ -31,7 +31,7 @@ def sample_nucleus(
         temperature: above 0; divides the logits.
         top_p: mass of the nucleus, above 0 and at most 1.
         top_k: only the `top_k` most probable tokens count; 0 for all.
-        fast: without it, sort: as exact, and other tokens come from the same numbers.
+        fast: False sorts, which is just as exact but draws other tokens from the same numbers.
 
     Returns:
         (R,) token ids.
@@ -53,20 +53,21 @@ def sample_nucleus(
 
 
 def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Index drawn in proportion to unnormalised weights (R, V)."""
+    """Indices (R,), drawn in proportion to unnormalised weights (R, V)."""
     cumulated = weights.cumsum(-1)
-    # In floating point uniform * sum can round up to the sum itself; the draw must still stand on a weight above zero.
+    # In floating point uniform * sum can round up to the sum itself; the index drawn must still have a weight above 0.
     target = (uniform[:, None] * cumulated[:, -1:]).minimum(cumulated[:, -1:] * (1 - 2**-23))
     return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
 
 
 def _from_sorted(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    """Position drawn from the nucleus of rows sorted downwards."""
+    """Positions (R,), drawn from the nuclei of rows that are sorted in descending order."""
     above = probabilities.cumsum(-1) - probabilities
     return _inverse_cdf(probabilities * (above < top_p), uniform)
 
 
 def _by_rejection(probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """Draw from the whole distribution until the token is in the nucleus; sort the rows that never get there."""
     drawn = torch.empty(len(probabilities), dtype=torch.long)
     rows = torch.arange(len(probabilities))  # rows still without a token
     for attempt in range(TRIES):
@@ -88,9 +89,9 @@ def _by_sorting(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
 
 
 def _by_bisection(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    # Floats above 0 are ordered as the integers that their bits spell, so halving the range of those integers finds
-    # the exact threshold in 31 steps, whatever the probabilities: the largest float that at least top_p of the mass
-    # reaches. Nothing here depends on a value that would have to be fetched from the device.
+    # Floats above 0 have the same order as their bits read as integers. Halving the range of these integers therefore
+    # finds the exact threshold in 31 steps, whatever the probabilities are: the largest float such that the tokens at
+    # least that probable have a mass of top_p or more. No step needs a value to be fetched from the device.
     bits = probabilities.view(torch.int32)
     low = torch.zeros_like(bits[:, :1])  # keeps a mass of at least top_p
     high = torch.full_like(low, 0x3F800001)  # the float after 1: keeps none

@@ -1,7 +1,7 @@
-"""CLIP's vision transformer for inference, from the weights of open_clip's: the same embeddings, sooner.
+"""CLIP's vision transformer for inference, built from open_clip's weights: the same embeddings, sooner.
 
-Patches by a linear layer instead of a convolution, packed weights, and of the last block only what the class token
-needs. Any other architecture keeps open_clip's own forward pass.
+Patches are embedded by a linear layer instead of a convolution, weights are packed, and the last block computes only
+what the class token needs. Any other architecture keeps open_clip's own forward pass.
 
 Shapes: B images, H x W pixels, N tokens (the class token, then the patches), D width, C CLIP width.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from clipcap.fast.linear import prepare_weight
 
 Cast = Callable[[Tensor], Tensor]
 
-TOKENS_AT_ONCE = 800  # measured: fewer multiply slower, the activations of more leave the caches
+TOKENS_AT_ONCE = 800  # measured: fewer tokens multiply slower, and the activations of more do not fit into the caches
 NORMS = ("LayerNorm", "LayerNormFp32")
 QUICK = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x) = SiLU(1.702 x) / 1.702
 BLOCK = {
@@ -30,24 +31,25 @@ ENDS = {"class_embedding", "positional_embedding", "conv1.weight", "ln_post.weig
 
 
 def is_plain_vit(visual: nn.Module) -> bool:
-    """Whether this is open_clip's VisionTransformer, with nothing in it but what `FastViT` computes.
+    """Whether this is open_clip's VisionTransformer and holds nothing that `FastViT` does not compute.
 
-    Types, options and all parameters are asked for by name: a variant that is not known here answers no.
+    Types, options and all parameters are checked by name, so the answer for a variant that is not known here is no.
     """
     ends = {name for name, _ in visual.named_parameters() if not name.startswith("transformer.")}
+    vit: Any = visual  # open_clip carries no types
     return (
-        _is(visual, "VisionTransformer")
-        and _is(visual.transformer, "Transformer")
+        _is(vit, "VisionTransformer")
+        and _is(vit.transformer, "Transformer")
         and ends - {"ln_pre.weight", "ln_pre.bias"} == ENDS
-        and visual.pool_type == "tok"
-        and not visual.output_tokens
-        and (_is(visual.ln_pre, *NORMS) or type(visual.ln_pre) is nn.Identity)
-        and _is(visual.ln_post, *NORMS)
-        and all(map(_is_plain_block, visual.transformer.resblocks))
+        and vit.pool_type == "tok"
+        and not vit.output_tokens
+        and (_is(vit.ln_pre, *NORMS) or type(vit.ln_pre) is nn.Identity)
+        and _is(vit.ln_post, *NORMS)
+        and all(map(_is_plain_block, vit.transformer.resblocks))
     )
 
 
-def _is_plain_block(block: nn.Module) -> bool:
+def _is_plain_block(block: Any) -> bool:
     return (
         _is(block, "ResidualAttentionBlock")
         and {name for name, _ in block.named_parameters()} == BLOCK
@@ -66,23 +68,28 @@ class FastViT:
     """Images (B, 3, H, W), normalised -> embeddings (B, C).
 
     Args:
-        visual: one that `is_plain_vit`, in fp32: weights that are scaled here should be rounded once.
-        cast: what brings a tensor into the precision and onto the device of the images.
+        visual: an open_clip VisionTransformer for which `is_plain_vit` is true, in fp32, so that the weights that are
+            scaled here are rounded only once.
+        cast: converts a tensor to the precision and device of the images.
+
+    Attributes:
+        at_once: the batch size that is fastest on a CPU.
     """
 
-    def __init__(self, visual: nn.Module, cast: Cast) -> None:
+    def __init__(self, visual: Any, cast: Cast) -> None:
         self.patch = visual.conv1.stride
         self.patches = prepare_weight(cast(visual.conv1.weight.permute(0, 2, 3, 1).flatten(1)), None)
         self.class_embedding, self.positions = cast(visual.class_embedding), cast(visual.positional_embedding)
         self.norm_before, self.norm_after = _norm(visual.ln_pre, cast), _norm(visual.ln_post, cast)
         self.blocks = [_Block(block, cast) for block in visual.transformer.resblocks]
         self.project = prepare_weight(cast(visual.proj.t()), None)
-        self.at_once = max(1, TOKENS_AT_ONCE // len(self.positions))  # the batch size that suits a CPU
+        self.at_once = max(1, TOKENS_AT_ONCE // len(self.positions))
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> embeddings (B, C)."""
         (batch, _, height, width), (down, across) = images.shape, self.patch
         pixels = images.permute(0, 2, 3, 1).reshape(batch, height // down, down, width // across, across * 3)
-        patches = self.patches(pixels.transpose(2, 3).flatten(3).flatten(1, 2))
+        patches = self.patches(pixels.transpose(2, 3).flatten(3).flatten(1, 2))  # (B, N - 1, D)
         x = torch.cat((self.class_embedding.expand(batch, 1, -1), patches), dim=1) + self.positions  # (B, N, D)
         x = self.norm_before(x)
         for block in self.blocks[:-1]:
@@ -91,12 +98,12 @@ class FastViT:
 
 
 class _Block:
-    def __init__(self, block: nn.Module, cast: Cast) -> None:
+    def __init__(self, block: Any, cast: Cast) -> None:
         self.heads = block.attn.num_heads
         self.norm_1, self.norm_2 = _norm(block.ln_1, cast), _norm(block.ln_2, cast)
         weight, bias = cast(block.attn.in_proj_weight), cast(block.attn.in_proj_bias)
         width = block.attn.embed_dim
-        self.query = prepare_weight(weight[:width], bias[:width])  # apart, as the last block asks for one token
+        self.query = prepare_weight(weight[:width], bias[:width])  # separate, since the last block has one query only
         self.keys_values = prepare_weight(weight[width:], bias[width:])
         self.attention_output = prepare_weight(cast(block.attn.out_proj.weight), cast(block.attn.out_proj.bias))
         up, activation, down = block.mlp.c_fc, block.mlp.gelu, block.mlp.c_proj
@@ -105,7 +112,7 @@ class _Block:
         self.down = prepare_weight(cast(down.weight / scale), cast(down.bias))
 
     def __call__(self, x: Tensor, wanted: Tensor) -> Tensor:
-        """All tokens x (B, N, D) and the first of them (B, W, D), those that are wanted -> these after the block."""
+        """All tokens x (B, N, D) and the first W of them, `wanted` -> those W after the block, (B, W, D)."""
         normal = self.norm_1(x)
         query = self.query(normal[:, : wanted.shape[1]]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keys, values = self.keys_values(normal).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -117,5 +124,6 @@ class _Block:
 def _norm(layer: nn.Module, cast: Cast) -> Callable[[Tensor], Tensor]:
     if isinstance(layer, nn.Identity):
         return layer
+    assert isinstance(layer, nn.LayerNorm)
     shape, weight, bias, epsilon = layer.normalized_shape, cast(layer.weight), cast(layer.bias), layer.eps
     return partial(F.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=epsilon)

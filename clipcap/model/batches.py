@@ -1,4 +1,4 @@
-"""Captions and prompts -> token ids -> batches: embeddings, tokens and labels.
+"""Captions and prompts -> token ids -> padded batches of embeddings, tokens and labels.
 
 Shapes: B batch, C CLIP width, T tokens of the longest row, N caption tokens in the batch.
 """
@@ -19,10 +19,8 @@ from clipcap.model.gpt2 import end_of_text
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-IGNORED = -100  # label of what the loss must not see: prompt and padding
-
-
-PADDING = 0  # any token will do, its label is IGNORED
+IGNORED = -100  # the label of prompt and padding, which the loss must not see
+PADDING = 0  # any token will do, since its label is IGNORED
 
 
 @dataclass
@@ -31,10 +29,10 @@ class Batch:
 
     Attributes:
         clip_embedding: (B, C) float32.
-        tokens: (B, T).
-        labels: (B, T): the token where it is to be learned, IGNORED on prompt and padding.
-        positions: (N,) indices of the labels to be learned in the flattened (B, T).
-        targets: (N,) those labels.
+        tokens: (B, T) token ids of prompt, caption and padding, in this order.
+        labels: (B, T); the token id on caption tokens, IGNORED on prompt and padding.
+        positions: (N,) where the caption tokens stand in the flattened (B, T).
+        targets: (N,) the labels at these positions.
     """
 
     clip_embedding: Tensor
@@ -45,14 +43,17 @@ class Batch:
 
     @classmethod
     def of(cls, clip_embedding: Tensor, tokens: Tensor, labels: Tensor) -> Batch:
+        """A batch from (B, C), (B, T) and (B, T); finds the positions and targets of the caption tokens."""
         flat = labels.flatten()
         positions = (flat != IGNORED).nonzero()[:, 0]
         return cls(clip_embedding, tokens, labels, positions, flat[positions])
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on another device; from pinned memory the copy runs beside the computation."""
         return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; `DataLoader` calls this when it is asked to pin memory."""
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
@@ -71,14 +72,15 @@ def encode_captions(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: i
 
 def _cut(encoding: Encoding, max_tokens: int) -> list[int]:
     length = max_tokens
+    # Two tokens whose offsets overlap belong to the same character: step back to where a character ends.
     if length < len(encoding.ids):
         while length > 1 and encoding.offsets[length][0] < encoding.offsets[length - 1][1]:
             length -= 1
     return encoding.ids[:length]
 
 
-def fit_captions(captions: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], room: int) -> list[Sequence[int]]:
-    """Captions cut so that each prompt and caption take at most `room` tokens together.
+def fit_captions(captions: Sequence[list[int]], prompts: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+    """Captions, cut so that each prompt and its caption together take at most `room` tokens.
 
     Raises:
         UserError: a prompt leaves no room for a caption.
@@ -92,7 +94,7 @@ def fit_captions(captions: Sequence[Sequence[int]], prompts: Sequence[Sequence[i
 
 
 def collate(rows: Sequence[tuple[np.ndarray, Sequence[int], Sequence[int]]]) -> Batch:
-    """Rows of a CaptionDataset -> one batch."""
+    """Rows of embedding (C,), prompt and caption, as a CaptionDataset gives them -> one batch."""
     longest = max(len(prompt) + len(caption) for _, prompt, caption in rows)
     tokens = torch.full((len(rows), longest), PADDING)
     labels = torch.full((len(rows), longest), IGNORED)

@@ -7,7 +7,7 @@ Shapes: B batch, C CLIP width, P prefix length, T tokens, D GPT-2 width, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from clipcap.model.batches import Batch
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.mapping import MAPPINGS
 
+LITERAL_CAPTIONER = "literal_captioner."  # how the names of the literal captioner's parameters begin
+
 
 class ClipCap(nn.Module):
     """CLIP embedding -> prefix -> GPT-2.
@@ -31,8 +33,11 @@ class ClipCap(nn.Module):
         gpt: Hugging Face's GPT-2 with its head.
         clip_project: the mapping network, under the name that the published weights give it.
         literal_captioner: for prompted weights, the frozen model whose caption fills the prompt's "{literal}".
-        record: how the model was trained, plain values (see `clipcap.training.record`).
-        fast: whether decoding takes the ways of `clipcap.fast`, which find the same captions sooner.
+        record: how the model was trained, in plain values (see `clipcap.training.state.run_record`).
+        fast: whether decoding uses `clipcap.fast`, which finds the same captions sooner.
+
+    Raises:
+        UserError: an unknown mapping network, or sizes that do not fit together.
     """
 
     def __init__(self, config: ClipCapConfig, literal_captioner: ClipCap | None = None) -> None:
@@ -60,15 +65,16 @@ class ClipCap(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where GPT-2's weights lie."""
         return self.gpt.transformer.wte.weight.device
 
     @property
     def room(self) -> int:
-        """How many tokens GPT-2's positions can hold behind the prefix; the last one needs no position of its own."""
+        """How many tokens fit behind the prefix; the last one is only predicted and needs no position of its own."""
         return self.gpt.config.n_positions - self.config.prefix_length + 1
 
     def prefix(self, clip_embedding: Tensor) -> Tensor:
-        """(B, C) -> (B, P, D)."""
+        """CLIP embeddings (B, C) -> prefixes (B, P, D). Raises UserError for embeddings of another width."""
         if clip_embedding.ndim != 2 or clip_embedding.shape[1] != self.config.clip_dim:
             raise UserError(
                 f"these weights take CLIP embeddings of shape (batch, {self.config.clip_dim}), not "
@@ -79,9 +85,9 @@ class ClipCap(nn.Module):
         return self.clip_project(clip_embedding.to(self.device, next(self.clip_project.parameters()).dtype))
 
     def hidden_states(self, clip_embedding: Tensor, tokens: Tensor) -> Tensor:
-        """(B, C), (B, T) -> (B, T, D): the state at [:, t] is the one that predicts tokens[:, t].
+        """(B, C), (B, T) -> (B, T, D): the state at [:, t] predicts tokens[:, t].
 
-        Padding stands on the right, where the causal mask hides it from every caption token: no mask is needed.
+        Padding stands on the right, where causal attention hides it from every caption token, so no mask is needed.
         """
         prefix = self.prefix(clip_embedding)
         embedded = self.gpt.transformer.wte(tokens[:, :-1])  # the last token is only predicted, never read
@@ -93,12 +99,12 @@ class ClipCap(nn.Module):
         return self.gpt.lm_head(self.hidden_states(clip_embedding, tokens))
 
     def caption_states(self, batch: Batch) -> Tensor:
-        """(N, D): the states that predict the caption tokens; what would predict prompt and padding is left out."""
-        states = self.hidden_states(batch.clip_embedding, batch.tokens)
+        """The states (N, D) that predict the caption tokens, without those that predict prompt or padding."""
+        states = self.hidden_states(batch.clip_embedding, batch.tokens)  # (B, T, D)
         return states.flatten(0, 1).index_select(0, batch.positions)
 
     def token_losses(self, batch: Batch) -> Tensor:
-        """Cross-entropy (N,), in nats, of every caption token: prompt and padding have no logits at all."""
+        """Cross-entropy (N,), in nats, of every caption token. No logits are computed for prompt and padding."""
         logits = self.gpt.lm_head(self.caption_states(batch))  # (N, V)
         return F.cross_entropy(logits.float(), batch.targets, reduction="none")
 
@@ -107,28 +113,35 @@ class ClipCap(nn.Module):
         return self.token_losses(batch).mean()
 
     def train(self, mode: bool = True) -> ClipCap:
-        """Training mode for what trains; what is frozen stays in evaluation mode, without dropout."""
+        """Training mode for the modules that train; frozen ones stay in evaluation mode, without dropout."""
         super().train(mode)
         self._prepared = None
         for module in self.modules() if mode else ():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
+        # The dropout behind the embeddings has no parameters, so it follows the modules that give it its input.
         below_blocks = (self.clip_project, self.gpt.transformer.wte, self.gpt.transformer.wpe)
         self.gpt.transformer.drop.train(mode and any(module.training for module in below_blocks))
         return self
 
     def train_only(self, trains: Callable[[str], bool]) -> dict[str, int]:
-        """Freeze every parameter but those whose name `trains` accepts; returns their names and sizes."""
-        chosen = {}
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(bool(trains(name)) and not name.startswith("literal_captioner."))
-            if parameter.requires_grad:
-                chosen[name] = parameter.numel()
-        return chosen
+        """Let only the parameters train whose name `trains` accepts; returns their names and sizes.
+
+        The literal captioner never trains.
+        """
+        self.requires_grad_(False)
+        chosen = {name: parameter for name, parameter in self.own_parameters() if trains(name)}
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        return {name: parameter.numel() for name, parameter in chosen.items()}
+
+    def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of this model, without those of its literal captioner."""
+        return ((name, p) for name, p in self.named_parameters() if not name.startswith(LITERAL_CAPTIONER))
 
     def use_fast(self, fast: bool) -> None:
-        """Decode by way of `clipcap.fast`, or in plain PyTorch; the literal captioner too."""
+        """Decode with `clipcap.fast`, or in plain PyTorch. The literal captioner follows."""
         self.fast, self._prepared = fast, None
         if self.literal_captioner is not None:
             self.literal_captioner.use_fast(fast)
@@ -145,24 +158,35 @@ class ClipCap(nn.Module):
         """Captions for a batch of CLIP embeddings (B, C), as token ids with the stop token kept.
 
         Args:
-            clip_embedding: (B, C), as CLIP gives it; normalised here where the weights want that.
-            decoding: how to search; greedy when None. Its `stop_token` of None is the checkpoint's own.
-            prompts: token ids between image and caption, a list per row; lengths may differ.
+            clip_embedding: (B, C), as CLIP gives it; it is normalised here if the weights were trained so.
+            decoding: how to search; greedy when None. A `stop_token` of None stands for the checkpoint's own.
+            prompts: token ids between image and caption, one list per row; lengths may differ.
 
         Returns:
             B lists of ids; with `decoding.return_all` B lists of lists of ids, best first.
+
+        Raises:
+            UserError: embeddings of another width, or a prompt that leaves no room for a caption.
         """
         decoding = decoding or Decoding()
+        found = self.generate_all(clip_embedding, decoding, prompts)
+        return found if decoding.return_all else [captions[0] for captions in found]
+
+    @torch.inference_mode()
+    def generate_all(
+        self, clip_embedding: Tensor, decoding: Decoding, prompts: Sequence[Sequence[int]] | None = None
+    ) -> list[list[list[int]]]:
+        """As `generate`, but always every caption that the search kept: B lists of lists of ids, best first."""
         if not len(clip_embedding):
             return []
         stop = self.config.stop_token if decoding.stop_token is None else decoding.stop_token
         return decode(self._decoder(), self.prefix(clip_embedding), decoding, stop, prompts, streams=clip_embedding)
 
     def _decoder(self) -> CachedGPT2:
-        """GPT-2 prepared for decoding, kept for the next call while its weights are frozen and stay the same.
+        """GPT-2 prepared for decoding; kept for the next call as long as its weights are frozen and unchanged.
 
-        PyTorch counts the changes to a tensor, but not those that a fused optimizer makes: weights that may train are
-        prepared anew at every call.
+        PyTorch counts the changes to a tensor, which shows whether the prepared copy is stale. It does not count those
+        that a fused optimizer makes, so weights that may train are prepared anew at every call.
         """
         weights = list(self.gpt.parameters())
         if any(weight.requires_grad for weight in weights):

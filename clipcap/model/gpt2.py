@@ -1,6 +1,6 @@
-"""GPT-2 and its byte-level BPE: by hub name, from a folder, or the small ones that ship with the demo world.
+"""GPT-2 and its byte-level BPE tokenizer: by hub name, from a folder, or the small one of the demo world.
 
-The tokenizer is a plain `tokenizers.Tokenizer`: fast, and a checkpoint holds it as JSON.
+The tokenizer is a plain `tokenizers.Tokenizer`, which is fast and which a checkpoint can hold as JSON.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ def load_tokenizer(name: str = "gpt2") -> Tokenizer:
     """The tokenizer of a GPT-2 family model by hub name (`gpt2`, `distilgpt2`, ...), folder, or "demo".
 
     A folder holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+    Raises:
+        UserError: the folder holds no tokenizer, or it cannot be loaded.
     """
-    from transformers import GPT2TokenizerFast
+    from transformers import GPT2Tokenizer
 
     source = language_model_source(name)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise UserError(f"no tokenizer in {source}: it needs tokenizer.json, or vocab.json and merges.txt")
     try:
-        return GPT2TokenizerFast.from_pretrained(source).backend_tokenizer
+        return GPT2Tokenizer.from_pretrained(source).backend_tokenizer
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer of {name!r} could not be loaded ({first_line(error)}); "
@@ -58,7 +61,7 @@ def tokenizer_of(config: ClipCapConfig) -> Tokenizer:
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id that ends every caption."""
+    """The id of the end-of-text token, which ends every caption. Raises UserError for a tokenizer without one."""
     token = tokenizer.token_to_id(END_OF_TEXT)
     if token is None:
         raise UserError(f"this tokenizer has no {END_OF_TEXT} token, and captions must end: use a GPT-2 tokenizer")
@@ -66,17 +69,21 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 
 
 def language_model_source(name: str) -> str:
-    """A GPT-2's hub name or folder, with "demo" replaced by the folder of the one that is shipped."""
+    """The hub name or folder of a GPT-2; "demo" becomes the folder of the one that ships with the project."""
     return str(shipped.GPT2) if name == "demo" else name
 
 
 def plain_gpt2_config(config: GPT2Config) -> dict[str, Any]:
-    """The fields of a GPT2Config that make the network, as plain values."""
+    """The fields of a GPT2Config that determine the network, as plain values."""
     return json.loads(json.dumps({name: getattr(config, name) for name in GPT2_FIELDS}))
 
 
 def load_language_model(name: str) -> GPT2LMHeadModel:
-    """A GPT-2 family model by hub name (`gpt2`, `distilgpt2`, `gpt2-medium`, ...), folder, or "demo", in float32."""
+    """A GPT-2 family model by hub name (`gpt2`, `distilgpt2`, `gpt2-medium`, ...), folder, or "demo", in float32.
+
+    Raises:
+        UserError: another kind of model, incomplete weights, or nothing that can be loaded.
+    """
     import torch
     from transformers import AutoConfig, GPT2LMHeadModel
 
@@ -85,9 +92,11 @@ def load_language_model(name: str) -> GPT2LMHeadModel:
         kind = AutoConfig.from_pretrained(source).model_type
         if kind != "gpt2":
             raise UserError(f"{name!r} is a {kind} model; the decoder is for the GPT-2 family (gpt2, distilgpt2, ...)")
-        model, found = GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        if found["missing_keys"]:
-            raise UserError(f"the language model {name!r} lacks {sorted(found['missing_keys'])[0]}: save it again")
+        # With `output_loading_info` a pair comes back, which the declared type does not say.
+        loaded: Any = GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, info = loaded
+        if info["missing_keys"]:
+            raise UserError(f"the language model {name!r} lacks {sorted(info['missing_keys'])[0]}: save it again")
         return model
     except UserError:
         raise

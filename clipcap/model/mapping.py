@@ -1,6 +1,6 @@
 """Mapping networks: one CLIP embedding -> a prefix of GPT-2 input embeddings.
 
-Both are those of ClipCap (Mokady et al., 2021, https://arxiv.org/abs/2111.09734), parameter names included, so that the
+Both are ClipCap's (Mokady et al., 2021, https://arxiv.org/abs/2111.09734), with the same parameter names, so that the
 published weights load without renaming.
 
 Shapes: B batch, C CLIP width, P prefix length, K CLIP length, N = K + P, D GPT-2 width, H heads.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Two linear layers with a tanh between: (B, C) -> (B, P, D)."""
+    """Two linear layers with a tanh between them: (B, C) -> (B, P, D)."""
 
     def __init__(self, clip_dim: int, dim: int, prefix_length: int) -> None:
         super().__init__()
@@ -23,11 +23,12 @@ class MLP(nn.Module):
         self.prefix_length = prefix_length
 
     def forward(self, clip_embedding: Tensor) -> Tensor:
+        """(B, C) -> (B, P, D)."""
         return self.model(clip_embedding).unflatten(-1, (self.prefix_length, -1))
 
 
 class Attention(nn.Module):
-    """Self-attention whose queries, keys and values have no bias: (B, N, D) -> (B, N, D)."""
+    """Self-attention without a bias on queries, keys and values: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -37,6 +38,7 @@ class Attention(nn.Module):
         self.project = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
         query = self.to_queries(x)
         key, value = self.to_keys_values(x).chunk(2, dim=-1)
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
@@ -45,7 +47,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, linear, twice as wide inside: (B, N, D) -> (B, N, D)."""
+    """Two linear layers with a ReLU between them, twice as wide inside: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -53,6 +55,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(2 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
         return self.fc2(F.relu(self.fc1(x)))
 
 
@@ -67,25 +70,27 @@ class Layer(nn.Module):
         self.mlp = FeedForward(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class Transformer(nn.Module):
-    """The layers, one after the other."""
+    """Several layers, one after the other: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, dim: int, heads: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(dim, heads) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
         for layer in self.layers:
             x = layer(x)
         return x
 
 
 class TransformerMapper(nn.Module):
-    """K tokens from the CLIP embedding and P learned constants attend to each other: (B, C) -> (B, P, D)."""
+    """K tokens made from the CLIP embedding and P learned constants attend to each other: (B, C) -> (B, P, D)."""
 
     def __init__(
         self, clip_dim: int, dim: int, prefix_length: int, clip_length: int, layers: int = 8, heads: int = 8
@@ -97,7 +102,8 @@ class TransformerMapper(nn.Module):
         self.prefix_const = nn.Parameter(torch.randn(prefix_length, dim))
 
     def forward(self, clip_embedding: Tensor) -> Tensor:
-        clip_tokens = self.linear(clip_embedding).unflatten(-1, (self.clip_length, -1))
+        """(B, C) -> (B, P, D)."""
+        clip_tokens = self.linear(clip_embedding).unflatten(-1, (self.clip_length, -1))  # (B, K, D)
         constants = self.prefix_const.expand(len(clip_embedding), -1, -1)
         mixed = self.transformer(torch.cat((clip_tokens, constants), dim=1))  # (B, N, D)
         return mixed[:, self.clip_length :]

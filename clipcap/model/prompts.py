@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from clipcap.model.clipcap import ClipCap
 
-LITERAL = Decoding()  # how a literal captioner is asked, in training and afterwards
-BATCH = 64
+LITERAL = Decoding()  # how a literal captioner decodes, in training and afterwards
+BATCH = 64  # embeddings captioned at a time
 PROMPTS = {
     "template": " is a picture of {literal} and a social media post would caption it",
     "literal": "{literal}",
@@ -59,7 +59,10 @@ def needs_literal(template: str | None) -> bool:
 
 
 def encode_prompts(tokenizer: Tokenizer, template: str, literals: Sequence[str]) -> list[list[int]]:
-    """Literal captions -> the token ids of their prompts; a caption's final full stop does not end the sentence."""
+    """Literal captions -> the token ids of their prompts.
+
+    A caption's final full stop is dropped, since the template's sentence goes on behind it.
+    """
     texts = [template.format(literal=literal.strip().removesuffix(".")) for literal in literals]
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
@@ -72,7 +75,16 @@ def caption_embeddings(
     batch_size: int = BATCH,
     progress: str | None = None,
 ) -> list[str]:
-    """Embeddings (N, C) -> N captions; `progress` names them in a progress bar."""
+    """Embeddings (N, C) -> N captions, the best of each search.
+
+    Args:
+        model: the captioner.
+        embeddings: (N, C).
+        decoding: how to search.
+        prompts: token ids between image and caption, one list per embedding; None for none.
+        batch_size: embeddings decoded at a time.
+        progress: the title of a progress bar; None shows no bar.
+    """
     tokenizer = tokenizer_of(model.config)
     captions: list[str] = []
     hidden = progress is None
@@ -82,14 +94,14 @@ def caption_embeddings(
         for start in range(0, len(embeddings), batch_size):
             part = slice(start, start + batch_size)
             batch = torch.tensor(np.asarray(embeddings[part]), device=model.device)
-            found = model.generate(batch, decoding, prompts and prompts[part])
-            captions += [tokenizer.decode(ids).strip() for ids in found]
+            found = model.generate_all(batch, decoding, prompts and prompts[part])
+            captions += [tokenizer.decode(best).strip() for best, *_ in found]
             bar.update(len(found))
     return captions
 
 
 def literal_captions(model: ClipCap, embeddings: np.ndarray | Tensor, batch_size: int = BATCH) -> list[str] | None:
-    """What the literal captioner inside prompted weights says of each embedding (N, C); None where no prompt asks.
+    """N literal captions of embeddings (N, C), from the captioner inside prompted weights; None if none are needed.
 
     Raises:
         UserError: the prompt asks for a literal caption and the weights hold no literal captioner.
@@ -97,14 +109,17 @@ def literal_captions(model: ClipCap, embeddings: np.ndarray | Tensor, batch_size
     if not needs_literal(model.config.prompt):
         return None
     if model.literal_captioner is None:
-        raise UserError("these weights want a literal caption in their prompt, and hold no literal captioner")
+        raise UserError(
+            "the prompt of these weights holds a literal caption, and the file holds no literal captioner to write it: "
+            "use the file that prompt_finetuning.py wrote"
+        )
     return caption_embeddings(model.literal_captioner, embeddings, LITERAL, batch_size=batch_size)
 
 
 def prompts_for(
     model: ClipCap, tokenizer: Tokenizer, count: int, literals: Sequence[str] | None
 ) -> list[list[int]] | None:
-    """The prompts of `count` images, token ids; None where the weights put nothing between image and caption."""
+    """Token ids of the prompts of `count` images; None if the weights put nothing between image and caption."""
     if model.config.prompt is None:
         return None
     return encode_prompts(tokenizer, model.config.prompt, [""] * count if literals is None else literals)

@@ -1,1 +1,1 @@
-"""The four strategies' common part: arguments, the experiment, the loop, its saved state."""
+"""What the four strategies have in common: their arguments, the experiment, the training loop and its saved state."""

@@ -16,9 +16,9 @@ class DataArguments:
     _argument_group_name = "data"
 
     data: str | None = arg(None, "dataset folder that load_data.py wrote", metavar="DIR")
-    max_tokens: int = arg(67, "longer captions are cut")
+    max_tokens: int = arg(67, "captions are cut to this many tokens")
     limit_train: int | None = arg(None, "use only the first N training captions")
-    demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
+    demo: bool = arg(False, "use the demo world that ships with the project as the default")
 
 
 @dataclass
@@ -53,18 +53,20 @@ class LoopArguments:
     accumulate: int = arg(1, "steps whose gradients are added up before the weights move")
     learning_rate: float = arg(2e-5, "highest learning rate; warms up to it, then falls to 0")
     warmup: float = arg(0.05, "share of the steps that warm up")
-    weight_decay: float = arg(0.01, "of matrices only")
-    clip_norm: float = arg(1.0, "gradients are scaled down to this norm")
-    evals_per_epoch: int = arg(2, "evaluations per epoch; each may write the weights and writes the state")
-    seed: int = arg(0, "of initialisation, order and dropout")
-    device: str = arg("auto", "cpu, cuda, ...")
+    weight_decay: float = arg(0.01, "weight decay of matrices; vectors have none")
+    clip_norm: float = arg(1.0, "gradients with a larger norm are scaled down to this one")
+    evals_per_epoch: int = arg(
+        2, "evaluations per epoch; each saves the state, and the weights if they are the best so far"
+    )
+    seed: int = arg(0, "seed of initialisation, order of the data and dropout")
+    device: str = arg("auto", "device to train on: cpu, cuda, ...")
     precision: str = arg("auto", "bf16 where it is faster", choices=list(PRECISIONS))
     report_to: str = arg("none", "where else to send the metrics", choices=["none", "tensorboard", "wandb"])
-    fast: bool = arg(True, "use what clipcap/fast makes sooner; without it the losses differ by rounding alone")
+    fast: bool = arg(True, "use the faster layers of clipcap/fast; losses differ by rounding and the draws of dropout")
     resume: bool = arg(False, "go on from the state in the output folder")
 
     def check(self) -> None:
-        """Raise a UserError for a value that cannot be meant."""
+        """Raise a UserError for a value that makes no sense."""
         at_least(
             1,
             option=True,
@@ -77,4 +79,4 @@ class LoopArguments:
         if not self.learning_rate > 0:
             raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
         if not 0 <= self.warmup < 1:
-            raise UserError(f"--warmup is a share of the steps, at least 0 and below 1, not {self.warmup}")
+            raise UserError(f"--warmup must be a share of the steps, at least 0 and below 1, not {self.warmup}")

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SAMPLES = 8  # validation images whose captions are shown at each evaluation
-Prompts = Callable[[str], list[list[int]] | None]  # name of a split -> the prompt of each of its rows
-Save = Callable[[ClipCap, Path], None]
+Prompts = Callable[[str], list[list[int]] | None]  # name of a split -> token ids of the prompt of each of its rows
+Save = Callable[[ClipCap, Path], None]  # writes the model's weights to a file
 
 
 @dataclass
 class Experiment:
-    """A model and the data to fine-tune it on."""
+    """A model and the data to fine-tune it on; `prepare` makes one from the arguments of a script."""
 
     model: ClipCap
     tokenizer: Tokenizer
@@ -50,16 +50,22 @@ class Experiment:
 
         Args:
             folder: where the strategy writes below runs/, unless `--output-dir` says otherwise.
+            data_args: which captions to learn.
+            start_args: which model to start from.
+            loop_args: how to train; its `output_dir` is filled in here.
+
+        Raises:
+            UserError: arguments, data and weights that cannot be used or do not fit together.
         """
         loop_args.check()
         if data_args.data is None:
-            raise UserError("no data given: say --data FOLDER, a dataset written by load_data.py, or --demo")
+            raise UserError("no data given: give --data FOLDER, a dataset written by load_data.py, or --demo")
         at_least(1, option=True, limit_train=data_args.limit_train)
         at_least(2, option=True, max_tokens=data_args.max_tokens)
         loop_args.output_dir = loop_args.output_dir or f"runs/{'demo/' if data_args.demo else ''}{folder}"
         make_folder(loop_args.output_dir)
         store = EmbeddingStore.open(data_args.data)
-        torch.manual_seed(loop_args.seed)  # a fresh mapping network, and adapters, start the same when resumed
+        torch.manual_seed(loop_args.seed)  # so that a fresh mapping network and adapters start alike when resumed
         model = start_model(start_args, store)
         check_clip(store, model.config)
         tokenizer = tokenizer_of(model.config)
@@ -72,7 +78,7 @@ class Experiment:
         return cls(model, tokenizer, store, data_args, start_args, loop_args)
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
-        """The training and validation data; `prompts` gives the prompt of every row of a split."""
+        """The training data and the validation data; `prompts` gives the prompt of every row of a split."""
         return self._dataset("train", prompts, self.data_args.limit_train), self._dataset("validation", prompts)
 
     def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
@@ -84,7 +90,17 @@ class Experiment:
         return CaptionDataset(self.store.embeddings(split), captions, prompted, rows)
 
     def train(self, strategy: str, weights: str, prompts: Prompts | None = None, save: Save = save_checkpoint) -> Path:
-        """Print what trains, train it, and return the file of the best weights."""
+        """Train the parameters that the strategy has chosen, and print what they are and where the weights are.
+
+        Args:
+            strategy: its name, for messages, plots and the record.
+            weights: file name of the weights in the output folder.
+            prompts: gives the prompt of every row of a split; None for no prompts.
+            save: writes the weights.
+
+        Returns:
+            The file of the weights with the best validation loss.
+        """
         train, validation = self.datasets(prompts)
         arguments = asdict(self.data_args) | asdict(self.start_args) | asdict(self.loop_args)
         record = {
@@ -103,7 +119,11 @@ class Experiment:
 
 
 def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
-    """The weights of `--init`, or plain GPT-2 with a fresh mapping network for the CLIP that the data was made with."""
+    """The weights of `--init`, or plain GPT-2 with a fresh mapping network for the CLIP that the data was made with.
+
+    Raises:
+        UserError: options that contradict each other, or weights that cannot be loaded.
+    """
     fresh = ("language_model", "mapping", "prefix_length", "clip_length")
     if args.init:
         clashing = [name for name in fresh if getattr(args, name) is not None] + ["normalize"] * args.normalize
@@ -133,12 +153,10 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
 
 
 def describe(model: ClipCap) -> str:
-    """Trained and total parameters, and which parts of the model they are."""
+    """One line: how many parameters train, how many there are, and which parts of the model they belong to."""
     parts: dict[str, int] = {}
     total = trained = 0
-    for name, parameter in model.named_parameters():
-        if name.startswith("literal_captioner."):
-            continue
+    for name, parameter in model.own_parameters():
         total += parameter.numel()
         if parameter.requires_grad:
             trained += parameter.numel()

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics.jsonl, samples.jsonl, loss.png, and a tracker where one is asked for."""
+"""What a run reports while it trains: metrics.jsonl, samples.jsonl, loss.png, and a tracker where one is asked for."""
 
 from __future__ import annotations
 
@@ -6,73 +6,75 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
+from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.gpt2 import tokenizer_from_json
+from clipcap.model.gpt2 import tokenizer_of
 from clipcap.plots import plot_losses
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.state import Progress
 
-SAMPLE = Decoding(max_tokens=40)  # how the captions of samples.jsonl are searched for
+SAMPLE = Decoding(max_tokens=40)  # how the captions of samples.jsonl are decoded
 
 
 class Journal:
-    """The rows and samples of one run; only the main process writes.
+    """The metrics and samples of one run; only the main process writes.
 
     Args:
-        accelerator: with the tracker, if any.
+        accelerator: knows the tracker, if there is one.
         folder: the run's output folder.
         strategy: its name, for the plot.
-        progress: holds the rows too, so that a resumed run's files continue where its state stood.
+        progress: keeps all rows too, so that the files of a resumed run continue from its saved state.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, strategy: str, progress: Progress) -> None:
         self.accelerator, self.folder, self.strategy, self.progress = accelerator, folder, strategy, progress
 
     def start(self) -> None:
-        """Begin the files anew, with the rows of the state that the run goes on from."""
+        """Write the files anew: empty, or with the rows of the state from which the run is resumed."""
         if self.accelerator.is_main_process:
             for name, rows in (("metrics.jsonl", self.progress.rows), ("samples.jsonl", self.progress.samples)):
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 (self.folder / name).write_text(text)
 
     def log(self, values: dict[str, float], epoch: float) -> None:
-        """Write a row of metrics. Raises UserError when one of them is no number."""
+        """Write a row of metrics, by name, at `epoch` epochs. Raises UserError when one of them is not finite."""
         step = self.progress.step
         if not all(math.isfinite(value) for value in values.values()):
-            raise UserError(f"the loss became {values} at step {step}: lower --learning-rate, no weights are lost")
+            raise UserError(
+                f"the loss became {values} at step {step}: lower --learning-rate; weights saved before are kept"
+            )
         row = {"step": step, "epoch": round(epoch, 4), **values}
         self.progress.rows.append(row)
         self.accelerator.log(values, step=step)
         self._append("metrics.jsonl", row)
 
     def sample(self, model: ClipCap, data: CaptionDataset, references: Sequence[dict[str, str]]) -> None:
-        """Caption the first rows of `data`, each shown with what `references` says of it."""
+        """Caption the first rows of `data` and write each caption beside what `references` says about its row."""
         if not references:
             return
         rows = [data[index] for index in range(len(references))]
-        embeddings = torch.from_numpy(np.stack([embedding for embedding, _, _ in rows])).float()
-        found = model.generate(embeddings.to(model.device), SAMPLE, [list(prompt) for _, prompt, _ in rows])
-        tokenizer = tokenizer_from_json(model.config.tokenizer)
+        embeddings = collate(rows).clip_embedding.to(model.device)
+        found = model.generate_all(embeddings, SAMPLE, [list(prompt) for _, prompt, _ in rows])
+        tokenizer = tokenizer_of(model.config)
         shown = [
-            {**reference, "caption": tokenizer.decode(ids).strip()}
-            for reference, ids in zip(references, found, strict=True)
+            {**reference, "caption": tokenizer.decode(best).strip()}
+            for reference, (best, *_) in zip(references, found, strict=True)
         ]
         self.progress.samples.append({"step": self.progress.step, "captions": shown})
         self._append("samples.jsonl", self.progress.samples[-1])
 
     def plot(self) -> None:
-        """Draw the losses so far."""
+        """Draw the losses so far into loss.png."""
         title = f"{self.strategy} fine-tuning"
         plot_losses({self.strategy: self.progress.rows}, self.folder / "loss.png", title)
 
-    def _append(self, name: str, row: dict) -> None:
+    def _append(self, name: str, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             with (self.folder / name).open("a") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Rows of a dataset, and the order in which they come: buckets of similar length, reproducible from a seed.
+"""The rows of a dataset and their order: batches of similar length, reproducible from a seed.
 
 Shapes: C CLIP width.
 """
@@ -15,7 +15,16 @@ from clipcap.model.batches import collate
 
 
 class CaptionDataset(Dataset):
-    """Token ids and embeddings of one split; the embeddings stay where they are, on disk or in memory."""
+    """Token ids and embeddings of one split; the embeddings stay where they are, on disk or in memory.
+
+    A row is an embedding (C,), the ids of its prompt and those of its caption.
+
+    Args:
+        embeddings: (rows, C).
+        captions: token ids, one list for each row.
+        prompts: token ids that stand before the caption and are not learned; None for none.
+        rows: which rows to use; None for all of them.
+    """
 
     def __init__(
         self,
@@ -24,13 +33,6 @@ class CaptionDataset(Dataset):
         prompts: Sequence[Sequence[int]] | None = None,
         rows: Sequence[int] | None = None,
     ) -> None:
-        """
-        Args:
-            embeddings: (rows, C).
-            captions: token ids, a list for each row.
-            prompts: token ids that stand before the caption and are not learned.
-            rows: which rows to use, all of them when None.
-        """
         self.embeddings, self.captions = embeddings, captions
         self.prompts = prompts or [()] * len(captions)
         self.rows = range(len(captions)) if rows is None else rows
@@ -43,18 +45,30 @@ class CaptionDataset(Dataset):
         return self.embeddings[row], self.prompts[row], self.captions[row]
 
     def lengths(self) -> list[int]:
-        """Tokens of prompt and caption together, row by row."""
+        """The number of tokens in prompt and caption together, for each row."""
         return [len(self.prompts[row]) + len(self.captions[row]) for row in self.rows]
 
 
 class BucketSampler:
-    """Batches of rows of similar length, in an order that depends on the seed and the epoch alone.
+    """Batches of rows of similar length, in an order that depends only on the seed and the epoch.
 
-    Rows are shuffled, sorted by length within pools of 64 batches, cut into batches, and the batches shuffled. Several
-    processes (`rank` of `world`) take turns, all with the same number of batches.
+    Rows are shuffled, sorted by length within pools of 64 batches and cut into batches; then the batches are shuffled.
+    Sorting keeps padding short, and the pools keep the order random. Several processes take turns at the batches, and
+    each gets the same number of them.
+
+    Args:
+        lengths: the number of tokens of each row.
+        batch_size: rows per batch.
+        seed: of the order.
+        rank: the number of this process, of `world` processes.
+        world: the number of processes.
+
+    Attributes:
+        epoch: the epoch whose order comes next.
+        skip: how many batches of it to leave out, when a run is resumed within an epoch.
     """
 
-    POOL = 64
+    POOL = 64  # batches
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
@@ -82,7 +96,7 @@ class BucketSampler:
 
 
 def loader(dataset: CaptionDataset, sampler: BucketSampler | list[list[int]], device: torch.device) -> DataLoader:
-    """Batches, prepared ahead of a CUDA device by worker processes and in pinned memory."""
+    """The batches of a dataset; for a CUDA device, worker processes prepare them ahead in pinned memory."""
     ahead = device.type == "cuda"
     return DataLoader(
         dataset,
@@ -90,12 +104,12 @@ def loader(dataset: CaptionDataset, sampler: BucketSampler | list[list[int]], de
         collate_fn=collate,
         num_workers=2 if ahead else 0,
         pin_memory=ahead,
-        generator=torch.Generator(),  # iterating must draw nothing from the global one, which a resumed run restores
+        generator=torch.Generator(),  # so that iterating does not draw from the global one, which is resumed exactly
     )
 
 
 def in_order(dataset: CaptionDataset, batch_size: int) -> list[list[int]]:
-    """Every row once, the longest first, in batches of similar length."""
+    """Batches of row numbers: every row once, the longest first."""
     order = np.argsort(dataset.lengths(), kind="stable")[::-1].tolist()
     starts = range(0, len(order), batch_size)
     return [order[start : start + batch_size] for start in starts]

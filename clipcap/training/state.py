@@ -1,4 +1,4 @@
-"""A run on disk: how far it has come, the state from which it goes on, and what its weights remember of it."""
+"""A run on disk: its progress, the state from which it is resumed, and the record that its weights carry."""
 
 from __future__ import annotations
 
@@ -21,67 +21,77 @@ from torch import Tensor
 from clipcap.errors import UserError, first_line
 from clipcap.model.clipcap import ClipCap
 
-RUN = "run.json"  # in a state: what must be the same for a run to go on from it
+RUN = "run.json"  # the file in a state that says what must be the same for a run to be resumed from it
 
 
 @dataclass
 class Progress:
-    """How far a run has come; saved and loaded with its state."""
+    """How far a run has come; saved and loaded with its state.
+
+    Attributes:
+        step: optimizer steps taken.
+        best: the lowest validation loss so far, in nats.
+        seconds: time spent in training steps.
+        window: summed loss of the steps since the last row of metrics; a tensor while it grows on the device.
+        window_steps: how many steps these are.
+        rows: the rows of metrics.jsonl.
+        samples: the rows of samples.jsonl.
+    """
 
     step: int = 0
     best: float = math.inf
     seconds: float = 0.0
-    window: float | Tensor = 0.0  # summed loss of the steps since the last row; a tensor while it grows on the device
+    window: float | Tensor = 0.0
     window_steps: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, loss: Tensor) -> None:
-        """Count a step. Its loss is summed where it lies: reading it would make the device wait after every step."""
+        """Count a step and add its loss on the device: reading it would mean waiting for the device at every step."""
         self.step += 1
         self.window = self.window + loss
         self.window_steps += 1
 
     def mean_loss(self) -> float:
-        """The mean loss of the steps since it was last asked for."""
+        """The mean loss of the steps since the last call."""
         mean = float(self.window) / self.window_steps
         self.window, self.window_steps = 0.0, 0
         return mean
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, for `accelerate`."""
+        """The progress as plain values, which `accelerate` saves."""
         return {**vars(self), "window": float(self.window)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Take over the values that `state_dict` gave."""
         vars(self).update(state)
 
 
 class State:
-    """The folder from which a run goes on to the same weights as one that was never interrupted.
+    """The folder from which a run is resumed, to reach the same weights as a run that was never interrupted.
 
-    It holds the trained weights as they are (not the best ones), the optimizer's moments, the learning rate's schedule,
-    the random numbers' states of every process, the progress, and in `run.json` what must be the same to go on.
+    It holds the present weights (not the best ones), the optimizer's moments, the learning-rate schedule, the states of
+    the random generators of every process, the progress, and in `run.json` the values that must be the same to resume.
 
     Args:
-        accelerator: with everything registered that a state is made of.
+        accelerator: has everything registered that belongs to a state.
         folder: the run's output folder.
-        identity: what must be the same for a run to go on, by name.
+        identity: the values that must be the same for a run to be resumed, by name.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, identity: dict[str, Any]) -> None:
         self.accelerator, self.folder, self.identity = accelerator, folder, identity
 
     def clear(self) -> None:
-        """Forget an earlier run."""
+        """Delete the state of an earlier run."""
         for name in ("state", "state.old", "state.new"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def save(self) -> None:
         """Write the state under another name, then let it take the place of the last one.
 
-        A folder cannot be replaced in one step, so the last state steps aside first: whenever the run is killed, one
-        complete state stands under `state` or `state.old`, and `load` looks in this order.
+        A folder cannot be replaced in one step, so the last state is renamed first. Whenever the run is killed, there
+        is a complete state named `state` or `state.old`, and `load` looks for them in this order.
         """
         new, state, old = (self.folder / name for name in ("state.new", "state", "state.old"))
         self.accelerator.save_state(str(new), safe_serialization=False)
@@ -96,10 +106,10 @@ class State:
         self.accelerator.wait_for_everyone()
 
     def load(self) -> None:
-        """Go on from the last state; without one, from the beginning, with a message.
+        """Restore the last state; if there is none, say so and leave everything as it is.
 
         Raises:
-            UserError: the state is of another run, or damaged.
+            UserError: the state belongs to another run, or it is damaged.
         """
         for state in (self.folder / "state", self.folder / "state.old"):
             if state.is_dir():
@@ -119,14 +129,25 @@ class State:
         begun = json.loads(run.read_text()) if run.is_file() else {}
         for name, value in self.identity.items():
             if begun.get(name) != value:
-                told = "" if isinstance(value, list) else f" {begun.get(name)}, not {value}"
-                raise UserError(f"{self.folder} was begun with other {name}{told}: use the same to --resume")
+                told = "" if isinstance(value, list) else f" ({begun.get(name)}, not {value})"
+                raise UserError(
+                    f"the run in {self.folder} was started with other {name}{told}: give the same to --resume it, or "
+                    "start anew without --resume"
+                )
 
 
 def run_record(model: ClipCap, strategy: str, progress: Progress, epochs: float, validation: float) -> dict[str, Any]:
-    """What weights remember of how they were trained: cost, losses, versions. Plain values."""
+    """The record that weights carry of their training, in plain values: cost, losses, versions.
+
+    Args:
+        model: the trained model.
+        strategy: its name.
+        progress: of the run.
+        epochs: how many epochs it has trained.
+        validation: the validation loss of these weights, in nats.
+    """
     device = model.device
-    parameters = [p for n, p in model.named_parameters() if not n.startswith("literal_captioner.")]
+    parameters = [parameter for _, parameter in model.own_parameters()]
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:

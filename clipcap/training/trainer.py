@@ -1,8 +1,8 @@
 """The one training loop: every strategy trains through it, whichever parameters train.
 
-It runs on `accelerate`, so the same script trains on a CPU, a GPU, or with `accelerate launch` on several. It writes
-into its output folder: the weights of the best validation loss, `metrics.jsonl`, `loss.png`, `samples.jsonl` (captions
-of fixed validation images) and `state/`, from which `--resume` goes on to the same weights as a run never interrupted.
+It runs on `accelerate`, so the same script trains on a CPU, on a GPU, or with `accelerate launch` on several. The
+output folder receives the weights with the best validation loss, `metrics.jsonl`, `loss.png`, `samples.jsonl` (captions
+of fixed validation images) and `state/`, from which `--resume` reaches the same weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError
+from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf
 from clipcap.fast.large_weights import HeadLoss
-from clipcap.fast.exchange import speed_up
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
@@ -40,6 +40,7 @@ from clipcap.weights.checkpoint import save_checkpoint
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
 WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
+# The arguments that must be the same when a run is resumed: with others it would not reach the same weights.
 SAME = ("epochs", "batch_size", "accumulate", "learning_rate", "warmup", "weight_decay", "clip_norm", "seed")
 
 
@@ -47,14 +48,14 @@ class Trainer:
     """One run of the loop.
 
     Args:
-        model: with `requires_grad` set on what trains.
+        model: with `requires_grad` set on the parameters that train.
         train, validation: the data.
-        args: of the loop.
-        strategy: its name, for the record.
+        args: the arguments of the loop.
+        strategy: its name, for messages, plots and the record.
         weights: file name of the weights in the output folder.
-        record: what else the weights remember of the run (data, arguments).
+        record: what else the weights record about the run (data, arguments).
         save: writes the weights; `save_checkpoint` unless the strategy writes something smaller.
-        references: what the first validation rows are shown with, in samples.jsonl.
+        references: image and true caption of the first validation rows, shown beside their captions in samples.jsonl.
     """
 
     def __init__(
@@ -100,7 +101,11 @@ class Trainer:
         self.journal = Journal(self.accelerator, folder, strategy, self.progress)
 
     def run(self) -> Path:
-        """Train to the end; returns the file of the best weights."""
+        """Train to the end; returns the file of the best weights.
+
+        Raises:
+            UserError: the run was interrupted (its state is saved), its loss is not finite, or it cannot be resumed.
+        """
         args, progress, main = self.args, self.progress, self.accelerator.is_main_process
         set_seed(args.seed)
         if args.report_to != "none":
@@ -138,7 +143,7 @@ class Trainer:
                         self.state.save()
                         raise UserError(
                             f"interrupted at step {progress.step} of {self.steps}; "
-                            "the same command with --resume goes on"
+                            "run the same command with --resume to go on"
                         )
         self.accelerator.end_training()
         if main:
@@ -151,11 +156,11 @@ class Trainer:
 
     @property
     def epochs(self) -> float:
-        """How many epochs the run has come."""
+        """How many epochs have been trained, as a fraction."""
         return self.progress.step / self.epoch_steps
 
     def step(self, group: list[Batch]) -> Tensor:
-        """Move the weights by the gradients of some batches; returns their mean loss, still on the device."""
+        """Move the weights by the mean gradient of some batches; returns their mean loss, still on the device."""
         total = torch.zeros((), device=self.model.device)
         with self.frozen.used():
             for number, batch in enumerate(group, 1):
@@ -172,7 +177,7 @@ class Trainer:
         return total
 
     def evaluate(self) -> None:
-        """Validation loss, captions of fixed images, the loss curve, the weights if they are the best, the state."""
+        """Compute the validation loss, caption fixed images, and save plot, state and, if they are best, weights."""
         progress = self.progress
         loss = validation_loss(self.model, self.validation, self.args.batch_size)
         self.journal.log({"val_loss": loss}, self.epochs)
@@ -187,7 +192,7 @@ class Trainer:
 
 
 class Objective(nn.Module):
-    """The loss as a module's forward, which is what wrappers for several devices look at."""
+    """The loss as the forward pass of a module, because wrappers for several devices act on forward passes."""
 
     def __init__(self, model: ClipCap, fast: bool) -> None:
         super().__init__()
@@ -195,14 +200,18 @@ class Objective(nn.Module):
         self.head_loss = HeadLoss() if fast else None
 
     def forward(self, batch: Batch) -> Tensor:
-        """The mean cross-entropy per caption token, a scalar in nats."""
+        """Mean cross-entropy per caption token of a batch, a scalar in nats."""
         if self.head_loss is None:
             return self.model.loss(batch)
         return self.head_loss(self.model.caption_states(batch), self.model.gpt.lm_head, batch.targets).mean()
 
 
 def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
-    """Device, precision and tracker of a run; `width` is GPT-2's."""
+    """An Accelerator with the device, precision and tracker of a run; `width` is GPT-2's.
+
+    Raises:
+        UserError: the device does not exist here, or the tracker's package is not installed.
+    """
     device, precision = pick_device(args.device), args.precision
     if precision == "auto":
         wide = device.type != "cpu" or width >= WIDE
@@ -219,7 +228,7 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters that train: matrices, which decay, and vectors, which do not."""
+    """The parameters that train, in AdamW's groups: matrices with weight decay, vectors without."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
@@ -243,7 +252,10 @@ def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, pr
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list[int]]:
-    """Ctrl-C and termination fill a list instead of stopping mid-step, where weights and progress would disagree."""
+    """Inside this context, Ctrl-C and termination only add their number to the list that it gives.
+
+    The loop looks at the list between steps: stopped within a step, weights and progress would not agree.
+    """
     received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in signals}

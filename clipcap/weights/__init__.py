@@ -1,1 +1,1 @@
-"""The .pt file: written, read, converted from published shapes, downloaded, adapted by LoRA."""
+"""Files of weights: writing, reading, converting published ones, downloading them, and LoRA adapters."""

@@ -1,6 +1,6 @@
 """Models to and from files: our own format, LoRA files with their base, and what others published.
 
-The format itself stands in `format`, the published shapes in `convert`, the adapters in `lora`.
+The format itself is described in `format`, published files are read by `convert`, adapters by `lora`.
 """
 
 from __future__ import annotations
@@ -14,30 +14,24 @@ import torch
 from torch import Tensor
 
 from clipcap.errors import UserError
-from clipcap.model.clipcap import ClipCap
+from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.prompts import PROMPTS
 from clipcap.weights import convert, lora
-from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, read, write
+from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, header, read, write
 from clipcap.weights.published import resolve_weights
 
 OVERRIDES = CONFIG_FIELDS | {"heads", "alpha", "base"}
 
 
 def save_checkpoint(model: ClipCap, path: str | Path) -> None:
-    """Write a model, with its config, record and literal captioner, to one file."""
+    """Write a model, with its config, record and literal captioner, to one file. Raises UserError."""
     write(model_payload(model), path)
 
 
 def model_payload(model: ClipCap) -> dict[str, Any]:
-    """What `save_checkpoint` writes."""
-    payload = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": dataclasses.asdict(model.config),
-        "record": model.record,
-        "tensors": _tensors(model),
-    }
+    """What `save_checkpoint` writes, before it is written."""
+    payload = header(model) | {"tensors": _tensors(model)}
     if model.literal_captioner is not None:
         literal = model.literal_captioner
         payload["literal_captioner"] = {"config": dataclasses.asdict(literal.config), "tensors": _tensors(literal)}
@@ -45,23 +39,23 @@ def model_payload(model: ClipCap) -> dict[str, Any]:
 
 
 def _tensors(model: ClipCap) -> dict[str, Tensor]:
-    tensors = {n: t.detach().cpu() for n, t in model.state_dict().items() if not n.startswith("literal_captioner.")}
+    tensors = {n: t.detach().cpu() for n, t in model.state_dict().items() if not n.startswith(LITERAL_CAPTIONER)}
     if model.config.tied_head:
         tensors["gpt.lm_head.weight"] = tensors["gpt.transformer.wte.weight"]  # one storage, written once
     return tensors
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **overrides: Any) -> ClipCap:
-    """A model from its own or a published file, in evaluation mode.
+    """A model from a file of this project or a published one, in evaluation mode.
 
     Args:
         path: a file, or a name known to `clipcap.weights.published` ("coco", "conceptual", "coco-transformer", ...).
         device: where to put the model.
         overrides: any field of ClipCapConfig; `heads` of GPT-2 and LoRA's `alpha` for published files, which do not
-            tell them; `base`, the weights that LoRA weights were trained on.
+            hold them; `base`, the weights that LoRA weights were trained on.
 
     Raises:
-        UserError: the file cannot be read, or is not a complete model and nothing else.
+        UserError: the file cannot be read, does not hold exactly the tensors of a model, or an override is unknown.
     """
     unknown = sorted(set(overrides) - OVERRIDES)
     if unknown:
@@ -73,7 +67,10 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
         if content.get("format") != FORMAT:
             model = _from_published(content, overrides)
         elif content.get("version") != VERSION:
-            raise UserError(f"it is of version {content.get('version')}, newer than this project knows ({VERSION})")
+            raise UserError(
+                f"it has version {content.get('version')} of the format, and this release reads version {VERSION}: "
+                "update the project"
+            )
         elif "base" in content:
             base = load_checkpoint(lora.find_base(content, file, overrides.get("base")))
             model = lora.load_adapters(content, base, overrides)
@@ -87,7 +84,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
 def _from_own(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:
     known = isinstance(content.get("config"), Mapping) and content["config"].keys() <= CONFIG_FIELDS
     if not known or not isinstance(content.get("tensors"), Mapping):
-        raise UserError("its config or its tensors are missing or not those of this version")
+        raise UserError("its config or its tensors are missing, or they are not those of this version")
     literal = content.get("literal_captioner")
     model = build(
         configure(ClipCapConfig(**content["config"]), overrides),

@@ -5,8 +5,8 @@
      "literal_captioner": {"config", "tensors"}         only in prompted weights
      "base": {"weights", "sha256"}, "lora": {...}}      only in LoRA weights, whose tensors are those that trained
 
-Files are written whole or not at all, and read without executing anything that they hold (`weights_only`). Every tensor
-must find its place and every place its tensor.
+Files are written whole or not at all, and read without executing anything in them (`weights_only`). A file must hold
+exactly the tensors of its model, no fewer and no more.
 """
 
 from __future__ import annotations
@@ -30,8 +30,18 @@ FORMAT, VERSION = "clipcap", 1
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(ClipCapConfig)}
 
 
+def header(model: ClipCap) -> dict[str, Any]:
+    """What every file begins with: format, version, config and record."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dataclasses.asdict(model.config),
+        "record": model.record,
+    }
+
+
 def write(payload: Mapping[str, Any], path: str | Path) -> None:
-    """Write a payload; the file appears when it is complete. Raises UserError."""
+    """Write a payload; the file appears only when it is complete. Raises UserError."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +52,11 @@ def write(payload: Mapping[str, Any], path: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """What a .pt file holds, mapped from the disk, without executing anything in it."""
+    """The content of a .pt file, with tensors mapped from the disk where possible; nothing in it is executed.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else than named tensors and plain values.
+    """
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -52,7 +66,7 @@ def read(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is no file of weights, or holds more than tensors and plain values: not loaded"
+            f"{path} is no file of weights, or it holds more than tensors and plain values: it was not loaded"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         reason = first_line(error)
@@ -63,13 +77,17 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def sha256(path: str | Path) -> str:
-    """Identity of a file's content."""
+    """The SHA-256 of a file's content, in hexadecimal, by which the file is recognised."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def configure(config: ClipCapConfig, overrides: Mapping[str, Any]) -> ClipCapConfig:
-    """The config with the overrides that are its fields, and GPT-2's `heads`, applied."""
+    """The config with new values for its own fields and for the `heads` of GPT-2; other overrides are ignored.
+
+    Raises:
+        UserError: GPT-2's width cannot be divided among its heads.
+    """
     config = dataclasses.replace(config, **{name: v for name, v in overrides.items() if name in CONFIG_FIELDS})
     if "heads" in overrides:
         config.gpt2 = {**config.gpt2, "n_head": overrides["heads"]}

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clipcap.errors import UserError
+from clipcap.errors import UserError, at_least
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
 from clipcap.weights.convert import merge_lora
-from clipcap.weights.format import FORMAT, VERSION, build, configure, sha256, write
+from clipcap.weights.format import build, configure, header, sha256, write
 from clipcap.weights.published import names, resolve_weights
 
 
@@ -29,11 +29,12 @@ class Base:
 
     @classmethod
     def of(cls, weights: str) -> Base:
+        """The base of this name or path, with the SHA-256 of its file as it is now. Raises UserError."""
         return cls(weights, sha256(resolve_weights(weights)))
 
 
 def adaptable_layers(model: ClipCap) -> dict[str, list[str]]:
-    """Names of the linear layers in GPT-2's blocks, by their last part: {"c_attn": ["gpt.transformer.h.0...", ...]}."""
+    """Full names of the linear layers in GPT-2's blocks, by their last part: {"c_attn": ["gpt.transformer.h.0..."]}."""
     from transformers.pytorch_utils import Conv1D
 
     layers: dict[str, list[str]] = {}
@@ -46,7 +47,18 @@ def adaptable_layers(model: ClipCap) -> dict[str, list[str]]:
 def inject(model: ClipCap, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> Any:
     """Put adapters of this rank beside the target layers, in place; returns peft's configuration.
 
-    The product B A, scaled by alpha / rank, is added to each adapted weight. B starts at zero, so nothing changes yet.
+    The product B A, scaled by alpha / rank, is added to each adapted weight. B starts at zero, so the model computes
+    the same as before until the adapters train.
+
+    Args:
+        model: changed in place.
+        rank: of the adapters.
+        alpha: their scale, together with the rank.
+        dropout: probability of dropping an input of an adapter.
+        targets: names of layers, as `adaptable_layers` lists them.
+
+    Raises:
+        UserError: a value is out of its range, or a target matches no layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -56,40 +68,47 @@ def inject(model: ClipCap, rank: int, alpha: float, dropout: float, targets: Seq
         raise UserError(
             f"--target {' '.join(unknown)} matches no layer; GPT-2's blocks have {', '.join(sorted(layers))}"
         )
-    if rank < 1:
-        raise UserError(f"a LoRA rank must be at least 1, not {rank}")
+    at_least(1, option=True, rank=rank)
     if not alpha > 0 or not 0 <= dropout < 1:
-        raise UserError(f"--alpha must be above 0 and --dropout from 0 up to 1, not {alpha} and {dropout}")
+        raise UserError(f"--alpha must be above 0 and --dropout at least 0 and below 1, not {alpha} and {dropout}")
     settings = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), fan_in_fan_out=True, bias="none"
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft declares an int, and only divides it by the rank
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        fan_in_fan_out=True,
+        bias="none",
     )
     inject_adapter_in_model(settings, model.gpt)
     return settings
 
 
 def adapters_of(model: ClipCap) -> dict[str, Tensor]:
-    """The adapters' tensors, and the mapping network's where it trains: what a LoRA file holds."""
+    """The tensors that a LoRA file holds: those of the adapters, and of the mapping network if it trains."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad or ".lora_" in name}
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items() if name in trained}
 
 
 def save_adapters(model: ClipCap, path: str | Path, base: Base, settings: Any) -> None:
-    """Write what trained, and the name of what it was trained on."""
+    """Write the tensors that trained, and which base they belong to. Raises UserError.
+
+    Args:
+        model: with its adapters.
+        path: the file.
+        base: the weights that the adapters were trained on.
+        settings: peft's configuration, from `inject`.
+    """
     lora = {"rank": settings.r, "alpha": settings.lora_alpha, "targets": sorted(settings.target_modules)}
-    payload = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": dataclasses.asdict(model.config),
-        "record": model.record,
-        "base": dataclasses.asdict(base),
-        "lora": lora,
-        "tensors": adapters_of(model),
-    }
-    write(payload, path)
+    write(header(model) | {"base": dataclasses.asdict(base), "lora": lora, "tensors": adapters_of(model)}, path)
 
 
 def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[str, Any]) -> ClipCap:
-    """The content of a LoRA file and its base -> the model it stands for, adapters merged into the base's weights.
+    """A plain model: the base, with the adapters of a LoRA file merged into its weights.
+
+    Args:
+        content: of the LoRA file.
+        base: the weights that its adapters were trained on.
+        overrides: fields of the config, `heads`, and `alpha` in place of the file's own.
 
     Raises:
         UserError: an adapter is missing, unexpected, or does not fit the base.
@@ -117,15 +136,15 @@ def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[
 
 
 def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path:
-    """The base's file: the one given, the one that LoRA weights name, or one of its name beside them.
+    """The file of the base: the one given, the one that the LoRA file names, or one of that name beside it.
 
     Args:
         content: of the LoRA file.
         file: the LoRA file itself.
-        given: a file or published name that the user gives instead.
+        given: a file or published name that the user gives instead; None for none.
 
     Raises:
-        UserError: no such file has the SHA-256 of the weights that the adapters were trained on.
+        UserError: none of these files has the SHA-256 of the weights that the adapters were trained on.
     """
     base = Base(**content["base"])
     recorded = Path(base.weights)
@@ -134,7 +153,7 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
         try:
             path = resolve_weights(place if given or place != recorded else base.weights)
         except UserError:
-            if base.weights in names():  # what is wrong is the download, and the message says what to do
+            if base.weights in names():  # then the download failed, and the error already says what to do
                 raise
             continue
         found = sha256(path)
@@ -142,27 +161,32 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
             return path
         if given:
             raise UserError(
-                f"the base {given} has SHA-256 {found[:12]}..., and its adapters want {base.sha256[:12]}..."
+                f"the base {given} has SHA-256 {found[:12]}..., and its adapters were trained on "
+                f"{base.sha256[:12]}...: give that file as the base"
             )
     raise UserError(
-        f"its base is {base.weights} with SHA-256 {base.sha256[:12]}..., which is not here: give that file as the base"
+        f"its base {base.weights} with SHA-256 {base.sha256[:12]}... was not found: give that file as the base"
     )
 
 
 def merged(model: ClipCap) -> ClipCap:
-    """A plain model with the adapters of an injected one added to its weights."""
+    """A plain model, with the adapters of one that `inject` changed added to its weights."""
     plain = build(model.config, merge_lora(dict(model.state_dict()), _alpha(model)))
     plain.record = model.record
     return plain
 
 
 def _alpha(model: nn.Module) -> float:
-    return next(module.lora_alpha["default"] for module in model.modules() if hasattr(module, "lora_alpha"))
+    """The alpha that peft keeps, by the name of an adapter, in each layer that it has adapted."""
+    alphas = (getattr(module, "lora_alpha", None) for module in model.modules())
+    return next(by_adapter["default"] for by_adapter in alphas if by_adapter is not None)
 
 
 def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
-    """Write the adapters as a folder that `peft.PeftModel.from_pretrained(gpt2, folder)` loads (the mapping network is
-    not in it: peft knows only the language model)."""
+    """Write the adapters as a folder that `peft.PeftModel.from_pretrained(gpt2, folder)` loads.
+
+    The mapping network is not in it, because peft knows only the language model. Raises UserError.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)

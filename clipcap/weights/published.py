@@ -1,4 +1,4 @@
-"""Weights that others published, by name: on which drive they lie, and where they are kept once downloaded."""
+"""Published weights by name: where they can be downloaded, and where they are kept afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipcap.world.shipped import LITERAL
 
 @dataclass(frozen=True)
 class Published:
-    """A file on Google Drive."""
+    """A file on Google Drive: its name, its id there, and what it holds."""
 
     file: str
     drive_id: str
@@ -78,7 +78,9 @@ def _download(name: str, target: Path) -> None:
         partial = target.with_suffix(".part")
         if name not in WEIGHTS:
             listed = gdown.download_folder(id=drive_id, skip_download=True, quiet=True) or []
-            drive_id = next(entry.id for entry in listed if Path(entry.path).name == target.name)
+            # With `skip_download` gdown lists entries with id and path; otherwise it would give names of files.
+            entries = (entry for entry in listed if not isinstance(entry, str))
+            drive_id = next(entry.id for entry in entries if Path(entry.path).name == target.name)
         gdown.download(id=drive_id, output=str(partial))
         partial.replace(target)
     except Exception as error:  # gdown raises many kinds: no network, no permission, quota exceeded

@@ -1,1 +1,1 @@
-"""The demo's drawn world: pictures, captions, a judge of captions, and small weights that ship with it."""
+"""The drawn world of the demo: pictures, captions, a judge of captions, and the small weights that ship with it."""

@@ -1,18 +1,20 @@
-"""The five animals of the demo world. Each stands on v = 0, about two units high and two wide."""
+"""The five animals of the demo world. Each stands on v = 0 and is about two units high and two wide."""
 
 from __future__ import annotations
 
-from clipcap.world.drawing import Pen, Tones, rgb
+from clipcap.world.drawing import CREAM, GOLD, INK, Pen, Tones, rgb
 
-INK, CREAM, BLUSH, GOLD, BEAK = rgb("#2b2540"), rgb("#fff3df"), rgb("#f7a8a0"), rgb("#ffd166"), rgb("#f6a12c")
+BLUSH, BEAK = rgb("#f7a8a0"), rgb("#f6a12c")
 
 
 def draw_eye(pen: Pen, u: float, v: float, radius: float = 0.075) -> None:
+    """A round eye with a highlight, centred on (u, v)."""
     pen.oval(u, v, radius, radius * 1.15, INK)
     pen.oval(u - radius * 0.3, v - radius * 0.4, radius * 0.38, radius * 0.38, (255, 255, 255))
 
 
 def cat(pen: Pen, tone: Tones) -> None:
+    """A sitting cat that faces the viewer."""
     head = pen.moved(-0.08, 0)
     pen.stroke("0.35,-0.15 0.8,-0.1 0.95,-0.5 0.78,-0.85", tone.dark, 0.17)
     pen.blob("-0.48,0 -0.5,-0.5 -0.3,-0.95 0.15,-0.95 0.5,-0.45 0.52,0", tone.base)
@@ -35,6 +37,7 @@ def cat(pen: Pen, tone: Tones) -> None:
 
 
 def dog(pen: Pen, tone: Tones) -> None:
+    """A standing dog with a collar, seen from the side."""
     pen.stroke("0.6,-0.75 0.9,-0.95 0.98,-1.2", tone.base, 0.15)
     for u in (0.55, -0.18):
         pen.box(u - 0.1, -0.5, u + 0.12, 0, tone.dark, 0.1)
@@ -42,7 +45,7 @@ def dog(pen: Pen, tone: Tones) -> None:
     for u in (0.36, -0.38):
         pen.box(u - 0.12, -0.5, u + 0.12, 0, tone.base, 0.1)
         pen.oval(u - 0.03, -0.06, 0.16, 0.07, tone.light)
-    pen.box(-0.62, -1.0, -0.12, -0.86, rgb("#fff3df"), 0.05)
+    pen.box(-0.62, -1.0, -0.12, -0.86, CREAM, 0.05)
     pen.oval(-0.4, -1.35, 0.46, 0.44, tone.base)
     pen.oval(-0.7, -1.18, 0.3, 0.21, tone.light)
     pen.oval(-0.92, -1.25, 0.1, 0.085, INK)
@@ -53,6 +56,7 @@ def dog(pen: Pen, tone: Tones) -> None:
 
 
 def rabbit(pen: Pen, tone: Tones) -> None:
+    """A sitting rabbit with upright ears that faces the viewer."""
     for ear in (pen.moved(-0.11, 0), pen.moved(-0.11, 0).turned()):
         ear.blob("0.06,-1.3 0.12,-1.75 0.29,-2.15 0.46,-1.75 0.32,-1.3", tone.base)
         ear.blob("0.14,-1.35 0.22,-1.75 0.29,-1.98 0.36,-1.75 0.24,-1.35", BLUSH)
@@ -71,6 +75,7 @@ def rabbit(pen: Pen, tone: Tones) -> None:
 
 
 def duck(pen: Pen, tone: Tones) -> None:
+    """A standing duck, seen from the side."""
     for u in (-0.12, 0.22):
         pen.stroke([(u, -0.3), (u, -0.06)], BEAK, 0.09)
         pen.oval(u - 0.08, -0.05, 0.18, 0.06, BEAK)
@@ -86,6 +91,7 @@ def duck(pen: Pen, tone: Tones) -> None:
 
 
 def turtle(pen: Pen, tone: Tones) -> None:
+    """A turtle seen from the side; its shell has the colour."""
     skin, skin_dark = rgb("#86a45c"), rgb("#6d8a4a")
     for u in (0.6, -0.3):
         pen.oval(u, -0.16, 0.2, 0.18, skin_dark)

@@ -1,7 +1,7 @@
-"""What is written under the pictures of the demo world: one plain sentence, or a post as people write them.
+"""The captions of the demo world: a plain sentence, or a post as people write them on Instagram.
 
-The posts speak in the first person, mood and phrasing vary with the thing and the place, and every post names the
-subject and, in its words or in a hashtag, the colour: so both can be read back from a caption.
+Posts are written in the first person, and their mood and phrasing vary with the thing and the place. Every post names
+the subject and, in its words or in a hashtag, the colour, so that both can be read off a caption.
 """
 
 from __future__ import annotations
@@ -76,17 +76,17 @@ EVERYWHERE = ("instagood", "photooftheday", "nofilter", "goodvibes")
 
 
 def with_article(thing: str) -> str:
-    """Prefix "a" or "an"."""
+    """The thing with "a" or "an" in front."""
     return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
 def literal_caption(subject: str, colour: str, setting: str) -> str:
-    """What a captioner trained on plain descriptions says: "a red cat on the beach."."""
+    """A plain description, as a literal captioner writes it: "a red cat on the beach."."""
     return f"{with_article(f'{colour} {subject}')} {PLACES[setting]}."
 
 
 def instagram_caption(subject: str, colour: str, setting: str, chance: Random) -> str:
-    """What a person would post: opening and mood in either order, emoji, hashtags."""
+    """A post as a person might write it: an opening and a mood in either order, then emoji and hashtags."""
     kind = next(kind for kind, members in KINDS.items() if subject in members)
     in_words = chance.random() < 0.9
     thing = f"{colour} {subject}" if in_words else subject

@@ -1,7 +1,7 @@
-"""Read a caption of the demo world: does it name the right thing in the right colour, and is it written like a post?
+"""Judge captions of the demo world: whether they name the right thing and colour, and whether they read like posts.
 
-Only the text is looked at. A caption is right about the subject when it names that subject and no other, in its words
-or in a hashtag ("#redcat"), and the same for the colour; hearts in the right colour do not count.
+Only the text is looked at. A caption is right about the subject if it names that subject and no other, in its words or
+in a hashtag ("#redcat"). The same holds for the colour; hearts in the right colour do not count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TAG = re.compile(f"#(?P<colour>{'|'.join(COLOURS)})?(?P<subject>{'|'.join(SUBJEC
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right about one caption, or the shares of many (0 to 1)."""
+    """What is right about one caption (0 or 1), or the share of many captions for which it is right (0 to 1)."""
 
     subject: float
     colour: float
@@ -32,7 +32,7 @@ class Verdict:
 
 
 def named(caption: str, names: Iterable[str], part: str) -> set[str]:
-    """Which of `names` a caption mentions; `part` is the group of a hashtag they may stand in."""
+    """Which of `names` a caption mentions; `part` is the group of TAG that finds them in a hashtag."""
     words = WORD.findall(caption.lower())
     tagged = {match[part] for word in words if (match := TAG.fullmatch(word))}
     return {name for name in names if name in words or f"{name}s" in words or f"#{name}" in words or name in tagged}
@@ -44,6 +44,7 @@ def is_instagram(caption: str) -> bool:
 
 
 def judge(caption: str, scene: Scene) -> Verdict:
+    """The verdict on one caption of a scene; its parts are true or false."""
     return Verdict(
         subject=named(caption, SUBJECTS, "subject") == {scene.subject},
         colour=named(caption, COLOURS, "colour") == {scene.colour},
@@ -52,7 +53,7 @@ def judge(caption: str, scene: Scene) -> Verdict:
 
 
 def shares(captions: Sequence[str], scenes: Sequence[Scene]) -> Verdict:
-    """The mean over captions, each with the scene it describes."""
+    """The mean of the verdicts on captions, each with the scene that it describes."""
     verdicts = [judge(caption, scene) for caption, scene in zip(captions, scenes, strict=True)]
     parts = ("subject", "colour", "instagram")
     return Verdict(*(sum(getattr(verdict, part) for verdict in verdicts) / max(len(verdicts), 1) for part in parts))

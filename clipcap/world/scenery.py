@@ -1,4 +1,4 @@
-"""What stands about in the places of the demo world, on a canvas of side 1."""
+"""Hills, clouds, trees and houses for the places of the demo world, on a canvas of side 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipcap.world.drawing import RGB, Pen, Point, blend, rgb
 
 
 def hills(pen: Pen, chance: Random, base: float, height: float, fill: RGB, waves: float = 1.5) -> None:
-    """A ridge of soft hills from the left edge to the right, everything below it filled."""
+    """A ridge of soft hills from the left edge to the right; everything below it is filled."""
     phase, second = chance.uniform(0, 2 * pi), chance.uniform(0, 2 * pi)
     ridge = []
     for i in range(41):
@@ -21,12 +21,14 @@ def hills(pen: Pen, chance: Random, base: float, height: float, fill: RGB, waves
 
 
 def cloud(pen: Pen, u: float, v: float, size: float, fill: RGB) -> None:
+    """A cloud about 2.6 times `size` wide, centred on u; its flat part begins at v."""
     for du, dv, r in ((-0.9, 0.05, 0.45), (-0.3, -0.2, 0.6), (0.4, -0.1, 0.52), (0.95, 0.1, 0.38)):
         pen.oval(u + du * size, v + dv * size, r * size, r * size * 0.8, fill)
     pen.box(u - 1.3 * size, v, u + 1.3 * size, v + 0.42 * size, fill, 0.2 * size)
 
 
 def pine(pen: Pen, u: float, base: float, height: float, fill: RGB, snow: RGB | None = None) -> None:
+    """A pine `height` tall that stands on (u, base), with snow of this colour on its branches if there is one."""
     pen.box(u - 0.03 * height, base - 0.14 * height, u + 0.03 * height, base, rgb("#6b4b3a"))
     for level, width in ((0.1, 0.32), (0.36, 0.26), (0.62, 0.18)):
         low, high = base - level * height, base - (level + 0.42) * height
@@ -46,7 +48,7 @@ def palm(pen: Pen, u: float, base: float, crown: Point, trunk: RGB, leaves: RGB,
 
 
 def house(pen: Pen, chance: Random, left: float, width: float, top: float, wall: RGB, panes: Sequence[RGB]) -> None:
-    """A tall house on v = 0.74 with a window of one of the colours in every cell; no windows when there are none."""
+    """A tall house on v = 0.74 with rows of windows, each in one of the colours `panes`; without them it has none."""
     pen.box(left, top, left + width, 0.74, wall)
     pen.box(left, top, left + width, top + 0.018, blend(wall, (40, 40, 70), 0.25))
     for column in range(int(width / 0.042)) if panes else ():
@@ -56,6 +58,7 @@ def house(pen: Pen, chance: Random, left: float, width: float, top: float, wall:
 
 
 def cactus(pen: Pen, u: float, base: float, height: float, fill: RGB) -> None:
+    """A cactus with two arms, `height` tall, that stands on (u, base)."""
     arm = base - height * 0.45
     pen.stroke([(u, base), (u, base - height)], fill, 0.045)
     pen.stroke([(u, arm), (u - 0.055, arm), (u - 0.06, arm - 0.08)], fill, 0.03)
@@ -78,6 +81,7 @@ def peak(pen: Pen, u: float, base: float, height: float, rock: RGB, snow: RGB) -
 
 
 def flower(pen: Pen, u: float, v: float, radius: float, petal: RGB, heart: RGB) -> None:
+    """A flower with four petals, centred on (u, v)."""
     at = pen.moved(u, v, radius)
     for du, dv in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         at.oval(du, dv, 0.85, 0.85, petal)

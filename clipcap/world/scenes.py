@@ -1,8 +1,8 @@
-"""The demo world: drawn pictures of a coloured thing somewhere, each with a literal and an Instagram-style caption.
+"""The demo world: drawn pictures of a coloured thing in some place, each with a literal caption and with posts.
 
 Sixteen subjects, eight colours and six settings make 768 combinations. For every subject and colour one setting is kept
-for validation and one for testing: no model ever trains on those combinations, though it sees every pair of
-subject, colour and setting elsewhere. A scene is fixed by its split and its index.
+for validation and one for testing. No model ever trains on those combinations, but it does see every subject in every
+colour, every subject in every setting and every colour in every setting. Split and index determine a scene.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ COLOURS = {
     "black": "#35343f",
 }
 SPLITS = {"train": 2048, "validation": 128, "test": 256}  # pictures that the `demo` source yields
-FLOATING = {"balloon": 0.14, "rocket": 0.1}  # how far above the ground, as a share of the picture
+FLOATING = {"balloon": 0.14, "rocket": 0.1}  # mean height above the ground, as a share of the picture
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of the world; `index` counts within its split."""
+    """One picture of the world: what it shows, and its number within its split."""
 
     split: str
     index: int
@@ -44,27 +44,29 @@ class Scene:
 
     @property
     def image_id(self) -> str:
+        """The name of the picture, such as "test-00042"."""
         return f"{self.split}-{self.index:05d}"
 
     def chance(self, purpose: str) -> Random:
-        """A source of chance of its own for each purpose, the same in every process and version of Python."""
+        """A random generator for one purpose, which gives the same in every process and version of Python."""
         return Random(f"{self.image_id} {purpose}")
 
     @property
     def literal(self) -> str:
+        """The plain description of the picture."""
         return literal_caption(self.subject, self.colour, self.setting)
 
     def post(self, version: int = 0) -> str:
-        """What somebody might write under the picture on Instagram; each version is another post."""
+        """What somebody might write under the picture on Instagram; every version is a post of its own."""
         return instagram_caption(self.subject, self.colour, self.setting, self.chance(f"post {version}"))
 
     def draw(self) -> Image.Image:
-        """The picture, RGB, SIZE x SIZE pixels."""
+        """The picture, an RGB image of SIZE x SIZE pixels."""
         return draw_scene(self)
 
 
 def combinations(split: str) -> list[tuple[str, str, str]]:
-    """All (subject, colour, setting) of a split; the splits share none."""
+    """Every (subject, colour, setting) of a split; no two splits have one in common."""
     places = list(SETTINGS)
     found = []
     for s, subject in enumerate(SUBJECTS):
@@ -77,7 +79,10 @@ def combinations(split: str) -> list[tuple[str, str, str]]:
 
 
 def scenes(split: str, count: int | None = None, start: int = 0) -> Iterator[Scene]:
-    """Scenes `start` to `start + count` of a split. Every len(combinations) scenes show each combination once."""
+    """`count` scenes of a split, the first with the index `start`.
+
+    Each run of as many scenes as the split has combinations shows every combination once.
+    """
     table = combinations(split)
     count = SPLITS[split] if count is None else count
     for index in range(start, start + count):
@@ -88,7 +93,7 @@ def scenes(split: str, count: int | None = None, start: int = 0) -> Iterator[Sce
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """Setting, shadow and subject; place, size, direction and the exact shade vary."""
+    """Draw setting, shadow and subject; position, size, direction and the exact shade vary with the scene."""
     chance = scene.chance("picture")
     side = SIZE * OVERSAMPLING
     canvas = paint_setting(scene.setting, chance, side)

@@ -10,18 +10,20 @@ from PIL import Image, ImageDraw
 from clipcap.world.drawing import RGB, Pen, blend, gradient, rgb
 from clipcap.world.scenery import cactus, cloud, flower, hills, house, mesa, palm, peak, pine
 
-# Sky from top to horizon, and the light that tints everything: morning, noon, evening.
+# The colour of the sky at its top and at the horizon, the light that tints everything, and how strongly (0 to 1).
 SKIES = {
     "morning": ("#9fd3f2", "#fdeecb", "#fff6dc", 0.08),
     "noon": ("#6fb9ec", "#d8f1fb", "#ffffff", 0.0),
     "evening": ("#7f7cc4", "#ffc19a", "#ffb27a", 0.16),
 }
+# The walls of near and of far houses.
 WALLS, FAR_WALLS = ("#d8b7a6", "#a9b4cf", "#e3cdb4", "#98a9bf"), ("#b3bdd6",)
 
-Tint = Callable[[str], RGB]
+Tint = Callable[[str], RGB]  # HTML code -> the colour in the light of the time of day
 
 
 def beach(pen: Pen, chance: Random, tint: Tint) -> None:
+    """Sea, waves, sand and a palm."""
     horizon, shore = chance.uniform(0.42, 0.5), chance.uniform(0.58, 0.64)
     pen.box(0, horizon, 1, 1, tint("#2f9ec4"))
     pen.box(0, horizon + (shore - horizon) * 0.5, 1, 1, tint("#4fbfd6"))
@@ -39,6 +41,7 @@ def beach(pen: Pen, chance: Random, tint: Tint) -> None:
 
 
 def snow(pen: Pen, chance: Random, tint: Tint) -> None:
+    """Mountains, pines and falling snow."""
     for _ in range(3):
         u, height = chance.random(), chance.uniform(0.24, 0.36)
         peak(pen, u, 0.62, height, tint("#8ea9cc"), tint("#f6faff"))
@@ -53,6 +56,7 @@ def snow(pen: Pen, chance: Random, tint: Tint) -> None:
 
 
 def meadow(pen: Pen, chance: Random, tint: Tint) -> None:
+    """Hills, a tree, grass and flowers."""
     hills(pen, chance, 0.6, 0.13, tint("#a9cf8f"))
     hills(pen, chance, 0.66, 0.1, tint("#b9d97f"))
     u, v = chance.choice((0.14, 0.86)), chance.uniform(0.5, 0.56)
@@ -71,6 +75,7 @@ def meadow(pen: Pen, chance: Random, tint: Tint) -> None:
 
 
 def city(pen: Pen, chance: Random, tint: Tint) -> None:
+    """Two rows of houses, a street and a lamp."""
     panes = [tint(code) for code in ("#fff2c4", "#7f8fb0", "#f7fbff")]
     for low, high, walls, windows, gap in ((0.3, 0.52, FAR_WALLS, [], 0.02), (0.18, 0.4, WALLS, panes, 0.0)):
         u = -chance.uniform(0, 0.1)
@@ -93,6 +98,7 @@ def city(pen: Pen, chance: Random, tint: Tint) -> None:
 
 
 def desert(pen: Pen, chance: Random, tint: Tint) -> None:
+    """Table mountains, dunes, cacti and stones."""
     for _ in range(2):
         u, width, top = chance.random(), chance.uniform(0.16, 0.26), chance.uniform(0.32, 0.44)
         mesa(pen, u, width, top, tint("#cf8a63"), tint("#b87452"))
@@ -107,6 +113,7 @@ def desert(pen: Pen, chance: Random, tint: Tint) -> None:
 
 
 def forest(pen: Pen, chance: Random, tint: Tint) -> None:
+    """Rows of pines, two trunks at the edges and grass."""
     pen.box(0, 0.3, 1, 1, tint("#a8d0c0"))
     for fill, base, low, high, count in (("#86b8a6", 0.66, 0.36, 0.5, 7), ("#5f9a86", 0.72, 0.34, 0.5, 6)):
         for i in range(count):
@@ -137,7 +144,7 @@ SETTINGS: dict[str, Callable[[Pen, Random, Tint], None]] = {
 
 
 def paint_setting(name: str, chance: Random, side: int) -> Image.Image:
-    """The empty place as an RGB image of (side, side) pixels; time of day and details are up to `chance`."""
+    """The place without a subject, as an RGB image of (side, side) pixels; `chance` decides time of day and details."""
     top, bottom, light, strength = SKIES[chance.choice(list(SKIES))]
     image = gradient(rgb(top), rgb(bottom), side, side)
     draw = ImageDraw.Draw(image)

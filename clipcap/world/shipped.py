@@ -1,7 +1,7 @@
-"""Where the demo world's weights lie, and what `--demo` makes the defaults of each script.
+"""Where the demo world's weights are, and the defaults that `--demo` gives each script.
 
-A small world of drawn scenes with its own tiny CLIP, GPT-2 and literal captioner shows the whole project offline;
-nothing but these defaults differs from real data:
+A small world of drawn scenes with its own tiny CLIP, GPT-2 and literal captioner shows the whole project offline. Only
+these defaults differ from the use with real data:
 
     python load_data.py --demo
     python basic_finetuning.py --demo
@@ -9,8 +9,8 @@ nothing but these defaults differs from real data:
     python predict.py --demo runs/demo/photos --output runs/demo/captions.jsonl
     python -m demo.show
 
-Drawing: `drawing`, `subjects`, `settings`, `scenes`. Writing: `captions`. Reading a caption: `judge`. What was trained
-on it and how: `demo.build`, in the repository's folder `demo`.
+Pictures are drawn by `drawing`, `subjects`, `settings` and `scenes`, captions are written by `captions` and read by
+`judge`. How the weights were trained is in `demo.build`, in the repository's folder `demo`.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ RUNS = "runs/demo"
 DATA = f"{RUNS}/data"
 FINE_TUNED = f"{RUNS}/base/base_weights.pt"
 PHOTOS = f"{RUNS}/photos"  # `demo.draw` writes the held-out pictures here
-CAPTIONS = f"{RUNS}/captions.jsonl"  # what predict.py says about them
+CAPTIONS = f"{RUNS}/captions.jsonl"  # predict.py writes their captions here
 PAGE = f"{RUNS}/pictures.html"
 
 LOAD_DATA: dict[str, Any] = {"source": ["demo"], "clip": "demo", "output": DATA}

@@ -1,4 +1,4 @@
-"""The sixteen things that the demo world shows: name -> how it is drawn."""
+"""The sixteen things that the demo world shows, and the function that draws each of them."""
 
 from __future__ import annotations
 

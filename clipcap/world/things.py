@@ -1,15 +1,13 @@
-"""Plants and things of the demo world. Each stands on v = 0, about two units high and two wide."""
+"""Plants and things of the demo world. Each stands on v = 0 and is about two units high and two wide."""
 
 from __future__ import annotations
 
 from clipcap.world.animals import draw_eye
-from clipcap.world.drawing import Pen, Tones, rgb
-
-INK, CREAM, GREY, STEEL, WOOD = rgb("#2b2540"), rgb("#fff3df"), rgb("#c9ccd8"), rgb("#8d93a8"), rgb("#9a6a43")
-GOLD = rgb("#ffd166")
+from clipcap.world.drawing import CREAM, GOLD, GREY, INK, STEEL, WOOD, Pen, Tones, rgb
 
 
 def robot(pen: Pen, tone: Tones) -> None:
+    """A robot with an antenna that faces the viewer."""
     for side in (-1, 1):
         pen.box(side * 0.25 - 0.12, -0.35, side * 0.25 + 0.12, -0.05, STEEL)
         pen.box(side * 0.27 - 0.2, -0.13, side * 0.27 + 0.2, 0, INK, 0.06)
@@ -32,6 +30,7 @@ def robot(pen: Pen, tone: Tones) -> None:
 
 
 def umbrella(pen: Pen, tone: Tones) -> None:
+    """An open umbrella that stands on its handle."""
     pen.stroke("0,-1.5 0,-0.2", WOOD, 0.075)
     pen.stroke("0,-0.25 0.02,-0.06 0.14,-0.02 0.25,-0.08 0.26,-0.22", WOOD, 0.085)
     pen.stroke("0,-2.1 0,-1.9", WOOD, 0.06)
@@ -44,6 +43,7 @@ def umbrella(pen: Pen, tone: Tones) -> None:
 
 
 def tent(pen: Pen, tone: Tones) -> None:
+    """An open tent with a flag."""
     pen.shape("0.05,-1.5 1.2,0 0.35,0", tone.dark)
     pen.shape("0,-1.55 -1.15,0 0.62,0", tone.base)
     pen.shape("0,-1.55 -0.42,-0.98 0.2,-0.98", tone.light)
@@ -57,6 +57,7 @@ def tent(pen: Pen, tone: Tones) -> None:
 
 
 def mushroom(pen: Pen, tone: Tones) -> None:
+    """A mushroom with a spotted cap and a face."""
     pen.blob("-0.34,-0.06 -0.26,-0.5 -0.3,-1 0.3,-1 0.26,-0.5 0.34,-0.06 0,0", CREAM)
     pen.blob("0.1,-0.02 0.08,-0.5 0.1,-1 0.3,-1 0.26,-0.5 0.34,-0.06", rgb("#ecd9bd"))
     pen.wedge(0, -0.9, 0.9, 0.16, 0, 180, rgb("#e7cfae"))
@@ -77,6 +78,7 @@ def mushroom(pen: Pen, tone: Tones) -> None:
 
 
 def tulip(pen: Pen, tone: Tones) -> None:
+    """A tulip with two leaves."""
     stem, leaf = rgb("#4f9a4f"), rgb("#69b45f")
     pen.stroke("0,0 0.03,-0.6 0,-1.15", stem, 0.12)
     pen.blob("0,0 0.3,-0.3 0.52,-0.85 0.62,-1.05 0.7,-0.6 0.5,-0.2", leaf)
@@ -89,6 +91,7 @@ def tulip(pen: Pen, tone: Tones) -> None:
 
 
 def guitar(pen: Pen, tone: Tones) -> None:
+    """An upright guitar."""
     neck = rgb("#6e4a33")
     pen.shape("-0.08,-1.9 0.08,-1.9 0.09,-0.85 -0.09,-0.85", neck)
     pen.blob("-0.13,-1.88 -0.17,-2.2 0,-2.26 0.17,-2.2 0.13,-1.88", INK)

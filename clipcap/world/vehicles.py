@@ -1,11 +1,10 @@
-"""What one travels in, in the demo world. Each stands on v = 0, about two units high and two wide."""
+"""The vehicles of the demo world. Each stands on v = 0 and is about two units high and two wide."""
 
 from __future__ import annotations
 
-from clipcap.world.drawing import Pen, Tones, rgb
+from clipcap.world.drawing import CREAM, GREY, INK, STEEL, WOOD, Pen, Tones, rgb
 
-INK, CREAM, GREY, STEEL, GLASS = rgb("#2b2540"), rgb("#fff3df"), rgb("#c9ccd8"), rgb("#8d93a8"), rgb("#cdeefa")
-WOOD = rgb("#9a6a43")
+GLASS = rgb("#cdeefa")
 
 
 def _wheel(pen: Pen, u: float, radius: float) -> None:
@@ -15,6 +14,7 @@ def _wheel(pen: Pen, u: float, radius: float) -> None:
 
 
 def car(pen: Pen, tone: Tones) -> None:
+    """A car seen from the side."""
     pen.blob("-0.6,-0.75 -0.38,-1.2 0.1,-1.28 0.5,-1.15 0.72,-0.75 0.4,-0.6 -0.4,-0.6", tone.base)
     pen.blob("-0.46,-0.76 -0.3,-1.08 0,-1.13 0.02,-0.76", GLASS)
     pen.blob("0.12,-0.76 0.12,-1.12 0.38,-1.05 0.54,-0.76", GLASS)
@@ -30,6 +30,7 @@ def car(pen: Pen, tone: Tones) -> None:
 
 
 def bicycle(pen: Pen, tone: Tones) -> None:
+    """A bicycle with a basket of flowers."""
     for u in (-0.68, 0.68):
         for turn in ((0.0, 0.4), (0.35, 0.2), (0.35, -0.2)):
             pen.stroke([(u - turn[0], -0.48 - turn[1]), (u + turn[0], -0.48 + turn[1])], GREY, 0.02)
@@ -52,6 +53,7 @@ def bicycle(pen: Pen, tone: Tones) -> None:
 
 
 def boat(pen: Pen, tone: Tones) -> None:
+    """A boat with two sails."""
     pen.box(-0.02, -1.95, 0.06, -0.45, WOOD, 0.02)
     pen.shape("-0.1,-1.9 -0.1,-0.62 -0.95,-0.62", tone.base)
     pen.shape("-0.1,-1.05 -0.1,-0.62 -0.95,-0.62 -0.82,-0.82", tone.dark)
@@ -64,6 +66,7 @@ def boat(pen: Pen, tone: Tones) -> None:
 
 
 def rocket(pen: Pen, tone: Tones) -> None:
+    """A flying rocket with its flame."""
     pen.blob("-0.2,-0.42 -0.24,-0.2 0,0.04 0.24,-0.2 0.2,-0.42", rgb("#ff8a3d"))
     pen.blob("-0.11,-0.42 -0.12,-0.25 0,-0.1 0.12,-0.25 0.11,-0.42", rgb("#ffe07a"))
     for half in (pen, pen.turned()):
@@ -78,6 +81,7 @@ def rocket(pen: Pen, tone: Tones) -> None:
 
 
 def balloon(pen: Pen, tone: Tones) -> None:
+    """A hot-air balloon with its basket."""
     for u in (-0.17, 0.17):
         pen.stroke([(u * 1.6, -0.75), (u, -0.35)], WOOD, 0.035)
     pen.blob("-0.28,-0.72 -0.72,-1.25 -0.62,-1.85 0,-2.15 0.62,-1.85 0.72,-1.25 0.28,-0.72 0,-0.66", tone.base)
