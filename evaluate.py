@@ -41,7 +41,7 @@ class EvaluationArguments:
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(PRECISIONS))
-    fast: bool = arg(True, "use the faster code in clipcap/fast; the captions are the same without it")
+    no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only what is sampled differs")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
 
@@ -106,16 +106,16 @@ def compare(
     decoding = Decoding(**asdict(decoding_args))
     device = pick_device(args.device)
     make_folder(args.output)
-    held_out = HeldOut(EmbeddingStore.open(args.data), args.split, args.limit, device)
+    held_out = HeldOut(EmbeddingStore.open(args.data), args.split, args.limit, device, fast=not args.no_fast)
     shown = held_out.pictures(args.pictures)
     more = {name: java_scorer(name) for name in args.metrics}
     judge = make_judge(held_out, args.clip_prompt)
     report = new_report(held_out, decoding, judge)
-    for name, weights in names(models):
+    for name, weights in short_names(models):
         print(f"{name}: {weights}", file=sys.stderr)
         try:
             dtype = pick_dtype(args.precision, device)
-            settled = (held_out, decoding, judge, dtype, args.batch_size, more, args.base, args.fast)
+            settled = (held_out, decoding, judge, dtype, args.batch_size, more, args.base)
             report["models"].append({"name": name, **evaluate_model(weights, *settled)})
         except (UserError, RuntimeError) as error:  # RuntimeError: mostly, that memory is full
             report["failed"][name] = first_line(error)
@@ -127,7 +127,7 @@ def compare(
     return report
 
 
-def names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
+def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
     short = [Path(weights).stem.removesuffix("_weights") for weights in models]
     for name, weights in zip(short, models, strict=True):

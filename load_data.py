@@ -49,7 +49,7 @@ class DatasetArguments:
     precision: str = arg("auto", "of CLIP's weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int = arg(128, "images in one pass of CLIP")
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
-    fast: bool = arg(True, "use the faster code in clipcap/fast; the embeddings are the same without it")
+    no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; the embeddings are the same")
 
     def check(self, folder: Path) -> None:
         """Raise a UserError for what cannot work, before anything that takes long."""
@@ -117,7 +117,7 @@ def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None
 
     device = pick_device(out.device)
     name = out.clip or source.clip or "ViT-B/32"
-    encoder = ClipEncoder.load(name, out.pretrained, device, pick_dtype(out.precision, device), out.fast)
+    encoder = ClipEncoder.load(name, out.pretrained, device, pick_dtype(out.precision, device), not out.no_fast)
     return encoder, encoder.identity
 
 

@@ -55,7 +55,7 @@ class ModelArguments:
         None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )
     workers: int | None = arg(None, f"processes that read pictures (default: one per CPU core, at most {MOST_WORKERS})")
-    fast: bool = arg(True, "use the faster code in clipcap/fast; the captions are the same without it")
+    no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only what is sampled differs")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         chosen = decoding_and_rules(**asdict(decoding_args), **caption_args.given())
         captioner = Captioner.load(
-            *(model_args.weights, model_args.clip, model_args.device, model_args.precision, model_args.fast),
+            *(model_args.weights, model_args.clip, model_args.device, model_args.precision, not model_args.no_fast),
             base=model_args.base,
         )
         rows = captioner.rows(wanted(given.images, outputs), *chosen, model_args.batch_size, model_args.workers)

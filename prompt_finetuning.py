@@ -46,11 +46,12 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
         if not literal_weights:
             raise UserError("the prompt holds a literal caption: give its captioner with --literal-weights or --init")
         literal = load_checkpoint(literal_weights).requires_grad_(False)
+        literal.use_fast(not experiment.loop_args.no_fast)
         check_clip(experiment.store, literal.config)
         identity = sha256(resolve_weights(literal_weights))
 
     def prompts(split: str) -> list[list[int]] | None:
-        literals = None if literal is None else literal_captions(experiment.store, split, literal, identity)
+        literals = None if literal is None else stored_literal_captions(experiment.store, split, literal, identity)
         return prompts_for(model, experiment.tokenizer, experiment.store.info["splits"][split], literals)
 
     def save(model: ClipCap, path: Path) -> None:
@@ -61,7 +62,7 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
     return {"prompts": prompts, "save": save}
 
 
-def literal_captions(store: EmbeddingStore, split: str, model: ClipCap, identity: str) -> list[str]:
+def stored_literal_captions(store: EmbeddingStore, split: str, model: ClipCap, identity: str) -> list[str]:
     """One literal caption for every row of a split: those stored in the dataset, or else computed and stored there.
 
     Args:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipcap.cli import arg, parse
-from clipcap.errors import UserError
+from clipcap.errors import UserError, at_least
 
 HERE = Path(__file__).resolve().parent
 # The comparisons, in the order in which they are measured. The last two are of memory; each of the others is the
@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown = sorted(set(args.only or ()) - set(NAMES))
     if unknown:
         raise UserError(f"--only {unknown[0]} is no comparison; choose from {', '.join(NAMES)}")
-    if args.rounds < 1:
-        raise UserError(f"--rounds must be at least 1, not {args.rounds}")
+    at_least(1, option=True, rounds=args.rounds)
     if args.page:
         rewrite(args)
     else:

@@ -24,9 +24,9 @@ def weights(tmp_path_factory):
     return save_tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
-@pytest.fixture(scope="module")
-def captioner(weights):
-    return Captioner.load(weights, precision="fp32")
+@pytest.fixture(scope="module", params=[True, False], ids=["fast", "plain"])
+def captioner(weights, request):
+    return Captioner.load(weights, precision="fp32", fast=request.param)
 
 
 @pytest.fixture(scope="module")

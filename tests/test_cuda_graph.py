@@ -62,7 +62,7 @@ def captured(monkeypatch):
 @pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["no prompt", "prompts of many lengths"])
 def test_a_captured_step_decodes_what_the_plain_one_does(decoding, prompts, captured, monkeypatch):
     """Guards against positions or tokens that a capture freezes, and against what an earlier batch leaves behind."""
-    model = tiny_model().requires_grad_(False)
+    model = tiny_model()
     with monkeypatch.context() as plain:
         plain.setattr(cuda_graph, "captures", lambda device: False)
         expected = [model.generate(embeddings() * sign, decoding, prompts) for sign in (1, -1)]
@@ -72,7 +72,7 @@ def test_a_captured_step_decodes_what_the_plain_one_does(decoding, prompts, capt
 
 
 def test_a_shape_is_captured_once(captured):
-    model, decoding = tiny_model().requires_grad_(False), Decoding(max_tokens=12, stop_token=-1)
+    model, decoding = tiny_model(), Decoding(max_tokens=12, stop_token=-1)
     for batch in (embeddings(), embeddings() + 1, embeddings(3)):
         model.generate(batch, decoding)
     assert len(captured) == 2
@@ -82,7 +82,7 @@ def test_a_shape_is_captured_once(captured):
 
 def test_a_batch_that_empties_is_halved(captured):
     """Guards against a new capture for every number of images that are still being decoded."""
-    model = tiny_model().requires_grad_(False)
+    model = tiny_model()
     decoding = Decoding(max_tokens=60)
     many = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
     captions = model.generate(many, decoding)
@@ -106,7 +106,7 @@ def test_one_token_of_many_samples_has_room_to_be_captured(captured):
 def test_few_shapes_are_kept(captured):
     from clipcap.decoding.cached_gpt2 import SHAPES
 
-    model, decoding = tiny_model().requires_grad_(False), Decoding(max_tokens=4, stop_token=-1)
+    model, decoding = tiny_model(), Decoding(max_tokens=4, stop_token=-1)
     for rows in range(1, SHAPES + 4):
         model.generate(embeddings(rows), decoding)
     assert len(model._decoder().captured) == SHAPES
@@ -118,7 +118,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 @needs_cuda
 @by_method
 def test_on_cuda_captured_and_plain_steps_agree(decoding, monkeypatch):
-    model = tiny_model().requires_grad_(False).cuda()
+    model = tiny_model().cuda()
     found = [model.generate(embeddings() * sign, decoding, PROMPTS) for sign in (1, -1)]
     plain = copy.deepcopy(model)
     monkeypatch.setattr(cuda_graph, "captures", lambda device: False)

@@ -153,6 +153,29 @@ def test_frozen_weights_that_change_in_place_are_seen_too(fast):
     assert model.generate(embeddings(), METHODS[0]) != before
 
 
+def test_loading_weights_is_seen_by_the_next_call():
+    """Guards against captions of the weights that were there before."""
+    model, other = tiny_model().requires_grad_(False), tiny_model(seed=5)
+    before = model.generate(embeddings(), METHODS[0])
+    prepared = model._prepared
+    assert prepared is not None and model.generate(embeddings(), METHODS[0]) == before
+    assert model._prepared is prepared, "unchanged weights are not prepared again"
+    model.load_state_dict(other.state_dict())
+    assert model._prepared is None
+    assert model.generate(embeddings(), METHODS[0]) == other.generate(embeddings(), METHODS[0]) != before
+
+
+def test_weights_that_may_train_are_not_prepared_again_in_evaluation_mode():
+    """Guards against every call of a loaded model packing all of GPT-2 anew."""
+    model = tiny_model()
+    model.generate(embeddings(), METHODS[0])
+    prepared = model._prepared
+    model.generate(embeddings(), METHODS[0])
+    assert model._prepared is prepared is not None
+    model.train().generate(embeddings(), METHODS[0])
+    assert model._prepared is None
+
+
 def test_a_long_prompt_leaves_room_or_is_refused():
     model = tiny_model()
     [caption] = model.generate(embeddings(1), Decoding(stop_token=-1), [[1] * 100])

@@ -48,13 +48,37 @@ def test_encoding_without_it(no_fast, tmp_path):
     assert encoder.vit is None and encoder.encode_pixels(pixels).shape == (2, 16)
 
 
-def test_training_without_it(tmp_path):
+def test_training_without_it(no_fast, tmp_path):
+    """A whole run, with its validation and the captions that it samples."""
     from test_training import trainer
 
-    run = trainer(tmp_path, fast=False)
-    assert run.objective.head_loss is None and run.frozen.matrices == []
+    with pytest.raises(AssertionError, match="was used"):
+        trainer(tmp_path, epochs=1)
+    run = trainer(tmp_path, no_fast=True, epochs=1)
+    run.run()
+    assert run.progress.samples and run.objective.head_loss is None and run.frozen.matrices == []
     types = {type(module) for module in run.model.modules()}
     assert nn.Dropout in types and not any(kind.__module__.startswith("clipcap.fast") for kind in types)
+
+
+def test_the_scripts_without_it(no_fast, tmp_path):
+    """Literal captions, training, evaluation and captioning, each with --no-fast in front of a file's name."""
+    import evaluate
+    import load_data
+    import predict
+    import prompt_finetuning
+
+    data, run = str(tmp_path / "data"), tmp_path / "run"
+    shown = ["--source", "demo", "--limit", "8", "--output", data, "--clip", "demo", "--workers", "0"]
+    load_data.main([*shown, "--no-fast"])
+    short = ["--epochs", "1", "--evals-per-epoch", "1", "--device", "cpu", "--limit-train", "8"]
+    prompt_finetuning.main(["--no-fast", "--data", data, "--init", "demo", "--output-dir", str(run), *short])
+    weights = str(run / "prompted_weights.pt")
+    assert evaluate.main(["--no-fast", weights, "--data", data, "--output", str(tmp_path / "report")]) == 0
+    from clipcap.world.scenes import scenes
+
+    next(scenes("test")).draw().save(tmp_path / "a.png")
+    assert predict.main(["--weights", weights, "--no-fast", str(tmp_path / "a.png")]) == 0
 
 
 def test_both_ways_lead_to_the_same_losses(tmp_path):
@@ -63,7 +87,7 @@ def test_both_ways_lead_to_the_same_losses(tmp_path):
 
     losses = []
     for fast in (True, False):
-        run = trainer(tmp_path / str(fast), fast=fast, epochs=1)
+        run = trainer(tmp_path / str(fast), no_fast=not fast, epochs=1)
         for module in run.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0

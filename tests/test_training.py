@@ -12,8 +12,10 @@ from tiny import byte_tokenizer, tiny_config, tiny_model
 from clipcap.errors import UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
+from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
-from clipcap.training.trainer import LoopArguments, Trainer, decay_groups, validation_loss
+from clipcap.training.setup import decay_groups
+from clipcap.training.trainer import Trainer, validation_loss
 from clipcap.weights.checkpoint import load_checkpoint
 
 CAPTIONS = ["sunny days ☀️", "best friends!", "coffee first", "#nofilter"] * 12
@@ -97,6 +99,16 @@ def test_an_interrupted_run_ends_with_the_same_weights(finished, tmp_path, momen
     assert same(tensors_of(tmp_path / "weights.pt"), tensors_of(finished / "weights.pt"))
     assert (tmp_path / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
     assert (tmp_path / "samples.jsonl").read_text() == (finished / "samples.jsonl").read_text()
+
+
+def test_without_fast_an_interrupted_run_ends_with_the_same_weights_too(tmp_path):
+    trainer(tmp_path / "straight", no_fast=True).run()
+    first = trainer(tmp_path / "broken", no_fast=True)
+    at_step(first, 9, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(UserError, match="interrupted at step 9"):
+        first.run()
+    trainer(tmp_path / "broken", no_fast=True, resume=True).run()
+    assert same(*(tensors_of(tmp_path / name / "weights.pt") for name in ("straight", "broken")))
 
 
 def test_a_killed_run_goes_on_from_its_last_evaluation(finished, tmp_path):

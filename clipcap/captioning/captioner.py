@@ -38,7 +38,7 @@ from clipcap.weights.checkpoint import load_checkpoint
 FIRST = 32  # pictures in the first batch, so that its captions come soon
 CLIP_BATCH = 64
 
-Source = str | Path | Image.Image
+Picture = str | Path | Image.Image
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Captioner:
                 that is loaded already.
             device: "auto", "cpu", "cuda", ...
             precision: "auto" (bf16 where the device is fast at it), "fp32" or "bf16".
-            fast: use `clipcap.fast`, which gives the same captions sooner.
+            fast: use `clipcap.fast`, which gives the same captions sooner; samples are drawn from other numbers.
             **overrides: fields of the weights' config to replace, as in `load_checkpoint`.
 
         Raises:
@@ -92,15 +92,15 @@ class Captioner:
         return cls(model, clip, tokenizer)
 
     @overload
-    def __call__(self, images: Sequence[Source], decoding: None = None) -> list[str]: ...
+    def __call__(self, images: Sequence[Picture], decoding: None = None) -> list[str]: ...
 
     @overload
     def __call__(
-        self, images: Sequence[Source], decoding: Decoding | None = None, **options: Any
+        self, images: Sequence[Picture], decoding: Decoding | None = None, **options: Any
     ) -> list[str] | list[list[str]]: ...
 
     def __call__(
-        self, images: Sequence[Source], decoding: Decoding | None = None, **options: Any
+        self, images: Sequence[Picture], decoding: Decoding | None = None, **options: Any
     ) -> list[str] | list[list[str]]:
         """Caption pictures.
 
@@ -115,7 +115,7 @@ class Captioner:
         Raises:
             UnreadableImage: a picture cannot be read; the message names it.
         """
-        images = [images] if isinstance(images, Source) else list(images)
+        images = [images] if isinstance(images, Picture) else list(images)
         decoding, rules = decoding_and_rules(decoding, **options)
         several = rules.num_captions > 1 or decoding.return_all
         captions = []
@@ -127,7 +127,7 @@ class Captioner:
 
     def rows(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[Picture],
         decoding: Decoding,
         rules: Rules,
         batch_size: int | None = None,

@@ -80,7 +80,7 @@ class Choice:
             if self.rules.ban:
                 yield strict
             return
-        for factor in (2, 4):  # another seed, or the same samples would come again
+        for factor in (2, 4):  # with another seed, since the same one would draw the same samples
             width = min(MOST_BEAMS, factor * strict.width)
             yield replace(strict, num_captions=width, seed=None if strict.seed is None else strict.seed + factor)
         yield replace(strict, method="beam", num_captions=min(MOST_BEAMS, 8 * count))  # beams always differ

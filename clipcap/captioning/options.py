@@ -17,7 +17,7 @@ class DecodingArguments:
 
     _argument_group_name = "decoding"
 
-    method: str = arg(Decoding.method, "greedy becomes nucleus for several captions", choices=list(METHODS))
+    method: str = arg(Decoding.method, "how captions are searched for", choices=list(METHODS))
     beams: int = arg(Decoding.beams, "beams per picture")
     temperature: float = arg(Decoding.temperature, "of nucleus: below 1 is safer, above 1 bolder")
     top_p: float = arg(Decoding.top_p, "of nucleus: the likeliest tokens that together have this probability")
@@ -34,7 +34,9 @@ class CaptionArguments:
 
     _argument_group_name = "captions to choose from"
 
-    num_captions: int = arg(Rules.num_captions, "captions per picture, all distinct, best first")
+    num_captions: int = arg(
+        Rules.num_captions, "captions per picture, all distinct, best first; above 1, greedy becomes nucleus"
+    )
     rank: str = arg(Rules.rank, "what is best: for the model, or for CLIP", choices=list(RANKS))
     ban: str | None = arg(None, "no caption holds this word; may be repeated", action="append", metavar="WORD")
     ban_file: str | None = arg(None, "a file of such words, one a line", metavar="FILE")

@@ -34,9 +34,7 @@ class Rules:
         ban: words (or phrases) that no caption may hold, as whole words, in upper or lower case.
         ban_file: a file with such words, one per line.
         require: words of which each must be in one of the captions, where that can be achieved at all.
-        hashtags: "keep" or "none".
-        emoji: likewise.
-        mentions: likewise.
+        hashtags, emoji, mentions: "keep" or "none".
 
     Raises:
         UserError: a value is impossible, or a required word is ruled out.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipcap.clip.images import ImageSource, load_pixels
-from clipcap.clip.loading import ClipModel, Tokenize, load_parts, load_tokenizer
+from clipcap.clip.loading import ClipModel, Tokenize, load_parts, load_text_tokenizer
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.fast.vit import FastViT, is_plain_vit
 
@@ -121,7 +121,7 @@ class ClipEncoder:
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts, cut to the model's context length -> float32 (B, C) on the CPU."""
-        self._tokenizer = self._tokenizer or load_tokenizer(self.model_name, self.make_tokenizer)
+        self._tokenizer = self._tokenizer or load_text_tokenizer(self.model_name, self.make_tokenizer)
         embeddings = [torch.empty(0, self.dim)]
         for start in range(0, len(texts), batch_size):
             tokens = self._tokenizer(list(texts[start : start + batch_size])).to(self.device)

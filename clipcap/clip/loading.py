@@ -192,7 +192,7 @@ def _folder_tokenizer(folder: Path, text: dict[str, Any]) -> Tokenize:
     return open_clip.SimpleTokenizer(context_length=length, **options)
 
 
-def load_tokenizer(name: str, make: Callable[[], Tokenize]) -> Tokenize:
+def load_text_tokenizer(name: str, make: Callable[[], Tokenize]) -> Tokenize:
     """The tokenizer of a model's texts. Raises UserError."""
     try:
         return make()

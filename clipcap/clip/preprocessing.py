@@ -35,7 +35,7 @@ class Preprocessing:
     Attributes:
         size: (height, width) in pixels.
         mean: per channel, on a scale from 0 to 1.
-        std: likewise.
+        std: per channel, on the same scale.
         interpolation: "bicubic" or "bilinear".
         resize_mode: "shortest" (the short side is resized to fit, the rest cropped), "longest" (padded) or "squash".
         fill_color: grey value, 0 to 255, of the padding.

@@ -62,7 +62,7 @@ class Block:
 
 
 @dataclass
-class State:
+class DecodingState:
     """Everything that changes while a batch is decoded. Steps change it in place.
 
     Attributes:
@@ -99,7 +99,7 @@ class CachedGPT2:
         self.head: Callable[[Tensor], Tensor] = prepare_linear(gpt.lm_head, fast=fast)
         self.fast = fast
         self.heads = gpt.config.n_head
-        self.captured: dict[tuple, State] = {}
+        self.captured: dict[tuple, DecodingState] = {}
 
     @property
     def captures(self) -> bool:
@@ -117,16 +117,16 @@ class CachedGPT2:
         """
         return Session(self, prefix, prompts, width, steps)
 
-    def state(self, batch: int, width: int, length: int, mask_rows: int) -> State:
+    def state(self, batch: int, width: int, length: int, mask_rows: int) -> DecodingState:
         """A state whose mask hides the whole cache; on CUDA there is one for each shape, with its step captured."""
         shape = (batch, width, length, mask_rows)
         state = self.captured.get(shape) or self._new_state(*shape)
         state.mask.fill_(float("-inf"))
         return state
 
-    def _new_state(self, batch: int, width: int, length: int, mask_rows: int) -> State:
+    def _new_state(self, batch: int, width: int, length: int, mask_rows: int) -> DecodingState:
         like, index = self.embedding, self.slots(width)
-        state = State(
+        state = DecodingState(
             cache=like.new_zeros(len(self.blocks), 2, batch, self.heads, length, like.shape[1] // self.heads),
             mask=like.new_zeros(mask_rows, width, length),
             own=like.new_full((width, width), float("-inf")).fill_diagonal_(0),
@@ -151,7 +151,7 @@ class CachedGPT2:
             x = block(x, keys, values, slots, mask)
         return x
 
-    def advance(self, state: State) -> Tensor:
+    def advance(self, state: DecodingState) -> Tensor:
         """Read a state's tokens; returns the logits (B, K, V) of the tokens after them."""
         state.mask.index_copy_(2, state.slots, state.own.expand(len(state.mask), -1, -1))
         x = self.embedding[state.tokens] + self.position[state.positions]

@@ -34,13 +34,16 @@ class HeldOut:
         captions: for each image its true captions.
         tokens: the same as tokens, for the metrics.
         first_rows: for each image its first row in the split.
+        fast: whether models and CLIP compute by way of `clipcap.fast`.
 
     Raises:
         UserError: there is no such split, or it is empty.
     """
 
-    def __init__(self, store: EmbeddingStore, split: str, limit: int | None, device: torch.device) -> None:
-        self.store, self.split, self.device = store, split, device
+    def __init__(
+        self, store: EmbeddingStore, split: str, limit: int | None, device: torch.device, fast: bool = True
+    ) -> None:
+        self.store, self.split, self.device, self.fast = store, split, device, fast
         rows: dict[str, list[int]] = {}
         for row, image in enumerate(store.column(split, "image_id")):
             rows.setdefault(image, []).append(row)
@@ -63,7 +66,7 @@ class HeldOut:
         from clipcap.clip.encoder import ClipEncoder
 
         if (model, pretrained) not in self._encoders:
-            self._encoders[model, pretrained] = ClipEncoder.load(model, pretrained, self.device)
+            self._encoders[model, pretrained] = ClipEncoder.load(model, pretrained, self.device, fast=self.fast)
         return self._encoders[model, pretrained]
 
     def stored_embeddings(self) -> np.ndarray:

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,6 @@ def evaluate_model(
     batch_size: int,
     more: Mapping[str, Callable[[Sequence[metrics.Tokens], metrics.References], float]] = MappingProxyType({}),
     base: str | None = None,
-    fast: bool = True,
 ) -> dict[str, Any]:
     """One model's entry of the report, without its name.
 
@@ -61,16 +61,12 @@ def evaluate_model(
         batch_size: images per batch.
         more: further scorers by name, as `java_metrics.java_scorer` makes them.
         base: the weights that LoRA weights were trained on, if they have moved.
-        fast: use `clipcap.fast`.
 
     Raises:
         UserError: the weights cannot be used on this data.
     """
     file = resolve_weights(weights)
-    model = load_checkpoint(file, held_out.device, base=base).to(dtype).requires_grad_(False)
-    model.use_fast(fast)
-    if fast:
-        speed_up(model)
+    model = _load(file, held_out, base).to(dtype)
     tokenizer = tokenizer_of(model.config)
     embeddings = held_out.embeddings(model)
     started = time.perf_counter()
@@ -79,7 +75,7 @@ def evaluate_model(
     captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
     seconds = time.perf_counter() - started
     if dtype != torch.float32:  # the loss of rounded weights would not be comparable
-        model = load_checkpoint(file, held_out.device, base=base)
+        model = _load(file, held_out, base)
     loss = _loss(model, tokenizer, held_out, embeddings, prompts, batch_size)
     record = model.record
     tokens = [metrics.tokenize(caption) for caption in captions]
@@ -99,6 +95,14 @@ def evaluate_model(
         "losses": record.get("losses", {}).get("history", []),
         "captions": captions,
     }
+
+
+def _load(file: Path, held_out: HeldOut, base: str | None) -> ClipCap:
+    model = load_checkpoint(file, held_out.device, base=base).requires_grad_(False)
+    model.use_fast(held_out.fast)
+    if held_out.fast:
+        speed_up(model)
+    return model
 
 
 def _loss(

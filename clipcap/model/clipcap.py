@@ -34,7 +34,7 @@ class ClipCap(nn.Module):
         clip_project: the mapping network, under the name that the published weights give it.
         literal_captioner: for prompted weights, the frozen model whose caption fills the prompt's "{literal}".
         record: how the model was trained, in plain values (see `clipcap.training.state.run_record`).
-        fast: whether decoding uses `clipcap.fast`, which finds the same captions sooner.
+        fast: whether decoding uses `clipcap.fast`: the same captions sooner, except that samples are drawn otherwise.
 
     Raises:
         UserError: an unknown mapping network, or sizes that do not fit together.
@@ -62,6 +62,7 @@ class ClipCap(nn.Module):
         self.record: dict[str, Any] = {}
         self.fast = True
         self._prepared: tuple[list[tuple[int, int]], CachedGPT2] | None = None
+        self.register_load_state_dict_post_hook(self._drop_prepared)
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +90,8 @@ class ClipCap(nn.Module):
 
         Padding stands on the right, where causal attention hides it from every caption token, so no mask is needed.
         """
+        if torch.is_grad_enabled():
+            self._prepared = None  # an optimizer may follow
         prefix = self.prefix(clip_embedding)
         embedded = self.gpt.transformer.wte(tokens[:, :-1])  # the last token is only predicted, never read
         states = self.gpt.transformer(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
@@ -183,15 +186,17 @@ class ClipCap(nn.Module):
         return decode(self._decoder(), self.prefix(clip_embedding), decoding, stop, prompts, streams=clip_embedding)
 
     def _decoder(self) -> CachedGPT2:
-        """GPT-2 prepared for decoding; kept for the next call as long as its weights are frozen and unchanged.
+        """GPT-2 prepared for decoding; kept for the next call as long as its weights stay the same.
 
-        PyTorch counts the changes to a tensor, which shows whether the prepared copy is stale. It does not count those
-        that a fused optimizer makes, so weights that may train are prepared anew at every call.
+        PyTorch counts the changes to a tensor, but not those that a fused optimizer makes. So what was prepared is also
+        dropped by `train()`, by loading weights and by a forward pass with gradients, and not kept in training mode.
         """
-        weights = list(self.gpt.parameters())
-        if any(weight.requires_grad for weight in weights):
-            return CachedGPT2(self.gpt, self.fast)
-        state = [(weight.data_ptr(), weight._version) for weight in weights]
+        state = [(weight.data_ptr(), weight._version) for weight in self.gpt.parameters() if not weight.is_inference()]
         if self._prepared is None or self._prepared[0] != state:
-            self._prepared = (state, CachedGPT2(self.gpt, self.fast))
+            prepared = CachedGPT2(self.gpt, self.fast)
+            self._prepared = None if self.training else (state, prepared)
+            return prepared
         return self._prepared[1]
+
+    def _drop_prepared(self, *_: Any) -> None:
+        self._prepared = None

@@ -62,7 +62,7 @@ class LoopArguments:
     device: str = arg("auto", "device to train on: cpu, cuda, ...")
     precision: str = arg("auto", "bf16 where it is faster", choices=list(PRECISIONS))
     report_to: str = arg("none", "where else to send the metrics", choices=["none", "tensorboard", "wandb"])
-    fast: bool = arg(True, "use the faster layers of clipcap/fast; losses differ by rounding and the draws of dropout")
+    no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only dropout draws otherwise")
     resume: bool = arg(False, "go on from the state in the output folder")
 
     def check(self) -> None:

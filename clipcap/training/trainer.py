@@ -7,25 +7,20 @@ of fixed validation images) and `state/`, from which `--resume` reaches the same
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf
@@ -35,11 +30,11 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, in_order, loader
+from clipcap.training.setup import decay_groups, deferred_interrupt, make_accelerator
 from clipcap.training.state import Progress, State, run_record
 from clipcap.weights.checkpoint import save_checkpoint
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
-WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
 # The arguments that must be the same when a run is resumed: with others it would not reach the same weights.
 SAME = ("epochs", "batch_size", "accumulate", "learning_rate", "warmup", "weight_decay", "clip_norm", "seed")
 
@@ -75,13 +70,15 @@ class Trainer:
         folder = Path(args.output_dir or "")
         self.weights = folder / weights
         self.accelerator = make_accelerator(args, model.gpt.config.n_embd)
-        if args.fast:
+        fast = not args.no_fast
+        model.use_fast(fast)
+        if fast:
             speed_up(model)
         optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.learning_rate, fused=True)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, args.fast), optimizer)
+        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
         precision, world = self.accelerator.mixed_precision, self.accelerator.num_processes
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        self.frozen = FrozenInHalf(model, args.fast and precision == "bf16" and not sharded)
+        self.frozen = FrozenInHalf(model, fast and precision == "bf16" and not sharded)
         self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed, self.accelerator.process_index, world)
         self.epoch_steps = -(-len(self.sampler) // args.accumulate)
         self.steps = self.epoch_steps * args.epochs
@@ -206,36 +203,6 @@ class Objective(nn.Module):
         return self.head_loss(self.model.caption_states(batch), self.model.gpt.lm_head, batch.targets).mean()
 
 
-def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
-    """An Accelerator with the device, precision and tracker of a run; `width` is GPT-2's.
-
-    Raises:
-        UserError: the device does not exist here, or the tracker's package is not installed.
-    """
-    device, precision = pick_device(args.device), args.precision
-    if precision == "auto":
-        wide = device.type != "cpu" or width >= WIDE
-        precision = "bf16" if wide and pick_dtype("auto", device) == torch.bfloat16 else "fp32"
-    tracker = None if args.report_to == "none" else args.report_to
-    if tracker and find_spec(tracker) is None:
-        raise UserError(f"--report-to {tracker} needs the package: pip install {tracker}")
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        log_with=tracker,
-        project_dir=args.output_dir,
-    )
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters that train, in AdamW's groups: matrices with weight decay, vectors without."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 @torch.no_grad()
 def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, progress: bool = False) -> float:
     """Mean cross-entropy per caption token over a whole dataset, in nats."""
@@ -248,19 +215,3 @@ def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, pr
         count += len(batch.targets)
     model.train(was_training)
     return total.item() / count
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[list[int]]:
-    """Inside this context, Ctrl-C and termination only add their number to the list that it gives.
-
-    The loop looks at the list between steps: stopped within a step, weights and progress would not agree.
-    """
-    received: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in signals}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -69,7 +69,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
         elif content.get("version") != VERSION:
             raise UserError(
                 f"it has version {content.get('version')} of the format, and this release reads version {VERSION}: "
-                "update the project"
+                "use the release that wrote it, or update the project"
             )
         elif "base" in content:
             base = load_checkpoint(lora.find_base(content, file, overrides.get("base")))
@@ -98,7 +98,7 @@ def _from_own(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipC
 def _from_published(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
         raise UserError("it is neither a file of this project nor a published state dict")
-    tensors, literal_tensors = convert.split_literal(convert.merge_lora(content, overrides.get("alpha")))
+    tensors, literal_tensors = convert.split_literal(lora.merge_lora(content, overrides.get("alpha")))
     literal = None
     if literal_tensors:
         literal_tensors = convert.without_old_buffers(literal_tensors)

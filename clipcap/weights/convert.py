@@ -1,4 +1,4 @@
-"""Published weights, converted to models of this project: names, shapes, adapters and old buffers.
+"""Published weights, converted to models of this project: names, shapes and old buffers.
 
 ClipCap (https://github.com/rmokady/CLIP_prefix_caption) and its Instagram fine-tuning
 (https://github.com/olafbrah/cs182proj) saved bare state dicts. Sizes are read off the shapes; the few things that
@@ -18,7 +18,6 @@ from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 
 STOP = 13  # ".", where the published code ends a caption
-LORA_ALPHA = 16  # the alpha of the published adapters
 HEAD_WIDTH = 64  # the width of an attention head in every published GPT-2
 OLD_BUFFER = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # GPT-2's causal masks until 2023
 
@@ -41,34 +40,6 @@ def without_old_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if dropped not in (0, 2 * _count(kept, r"gpt\.transformer\.h\.(\d+)\.")):
         raise UserError(f"the file holds {dropped} of the old attn.bias and attn.masked_bias buffers, not all of them")
     return kept
-
-
-def merge_lora(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, Tensor]:
-    """A state dict saved through peft -> one of the plain model, with B A alpha / rank added to each adapted weight.
-
-    Both naming schemes are read, with `base_layer` (peft 0.7 and later) and without. A state dict without adapters
-    comes back with the same tensors.
-
-    Raises:
-        UserError: half of an adapter, an adapter without its weight, or one that does not fit it.
-    """
-    plain = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): t for name, t in tensors.items()}
-    adapters = {name for name in plain if ".lora_" in name}
-    for name in sorted(adapters):
-        layer, _, half = name.partition(".lora_")
-        needed = [f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight", f"{layer}.weight"]
-        lost = [part for part in needed if part not in plain]
-        if lost or half not in ("A.default.weight", "B.default.weight"):
-            raise UserError(f"the LoRA adapter {name} is incomplete: {', '.join(lost) or 'unknown name'}")
-    for name in sorted(name for name in adapters if ".lora_A." in name):
-        layer = name.partition(".lora_")[0]
-        down, up = plain[name].float(), plain[name.replace("lora_A", "lora_B")].float()
-        weight = plain[f"{layer}.weight"]  # GPT-2's weights are (in, out)
-        if up.shape[1] != len(down) or weight.shape != (down.shape[1], len(up)):
-            raise UserError(f"the LoRA adapter of {layer} does not fit its weight of shape {tuple(weight.shape)}")
-        scale = (LORA_ALPHA if alpha is None else alpha) / len(down)
-        plain[f"{layer}.weight"] = weight + (up @ down).t().to(weight.dtype) * scale
-    return {name: tensor for name, tensor in plain.items() if name not in adapters}
 
 
 def infer_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> ClipCapConfig:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from clipcap.errors import UserError, at_least
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
-from clipcap.weights.convert import merge_lora
 from clipcap.weights.format import build, configure, header, sha256, write
 from clipcap.weights.published import names, resolve_weights
+
+LORA_ALPHA = 16  # the alpha of the published adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +129,9 @@ def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[
         kind = "missing" if wrong[0] in expected else "unexpected"
         raise UserError(f"its adapters do not fit the base: {wrong[0]} is {kind}")
     alpha = overrides.get("alpha", lora["alpha"])
-    merged = merge_lora({**base.state_dict(), **tensors}, alpha)
+    whole = merge_lora({**base.state_dict(), **tensors}, alpha)
     config = dataclasses.replace(ClipCapConfig(**content["config"]), tied_head=base.config.tied_head)
-    model = build(configure(config, overrides), merged)
+    model = build(configure(config, overrides), whole)
     model.record = content.get("record", {})
     return model
 
@@ -167,6 +168,34 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
     raise UserError(
         f"its base {base.weights} with SHA-256 {base.sha256[:12]}... was not found: give that file as the base"
     )
+
+
+def merge_lora(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, Tensor]:
+    """A state dict saved through peft -> one of the plain model, with B A alpha / rank added to each adapted weight.
+
+    Both naming schemes are read, with `base_layer` (peft 0.7 and later) and without. A state dict without adapters
+    comes back with the same tensors.
+
+    Raises:
+        UserError: half of an adapter, an adapter without its weight, or one that does not fit it.
+    """
+    plain = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): t for name, t in tensors.items()}
+    adapters = {name for name in plain if ".lora_" in name}
+    for name in sorted(adapters):
+        layer, _, half = name.partition(".lora_")
+        needed = [f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight", f"{layer}.weight"]
+        lost = [part for part in needed if part not in plain]
+        if lost or half not in ("A.default.weight", "B.default.weight"):
+            raise UserError(f"the LoRA adapter {name} is incomplete: {', '.join(lost) or 'unknown name'}")
+    for name in sorted(name for name in adapters if ".lora_A." in name):
+        layer = name.partition(".lora_")[0]
+        down, up = plain[name].float(), plain[name.replace("lora_A", "lora_B")].float()
+        weight = plain[f"{layer}.weight"]  # GPT-2's weights are (in, out)
+        if up.shape[1] != len(down) or weight.shape != (down.shape[1], len(up)):
+            raise UserError(f"the LoRA adapter of {layer} does not fit its weight of shape {tuple(weight.shape)}")
+        scale = (LORA_ALPHA if alpha is None else alpha) / len(down)
+        plain[f"{layer}.weight"] = weight + (up @ down).t().to(weight.dtype) * scale
+    return {name: tensor for name, tensor in plain.items() if name not in adapters}
 
 
 def merged(model: ClipCap) -> ClipCap:

@@ -1,0 +1,66 @@
+"""What a run needs before its first step: device and precision, groups of parameters, and how it takes an interrupt."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from clipcap.devices import pick_device, pick_dtype
+from clipcap.errors import UserError
+from clipcap.training.arguments import LoopArguments
+
+WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
+
+
+def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
+    """An Accelerator with the device, precision and tracker of a run; `width` is GPT-2's.
+
+    Raises:
+        UserError: the device does not exist here, or the tracker's package is not installed.
+    """
+    device, precision = pick_device(args.device), args.precision
+    if precision == "auto":
+        wide = device.type != "cpu" or width >= WIDE
+        precision = "bf16" if wide and pick_dtype("auto", device) == torch.bfloat16 else "fp32"
+    tracker = None if args.report_to == "none" else args.report_to
+    if tracker and find_spec(tracker) is None:
+        raise UserError(f"--report-to {tracker} needs the package: pip install {tracker}")
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=tracker,
+        project_dir=args.output_dir,
+    )
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters that train, in AdamW's groups: matrices with weight decay, vectors without."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[list[int]]:
+    """Inside this context, Ctrl-C and termination only add their number to the list that it gives.
+
+    The loop looks at the list between steps: stopped within a step, weights and progress would not agree.
+    """
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in signals}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
