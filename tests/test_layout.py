@@ -222,9 +222,16 @@ def test_every_package_that_is_imported_is_required() -> None:
 def test_files_stay_short() -> None:
     """Guards against a file that has come to hold several ideas."""
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.values()}
-    assert not {path.name: length for path, length in lengths.items() if length > 400}
+    assert not {path.name: length for path, length in lengths.items() if length > 250}
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SCRIPTS.values()}
-    assert not {path.name: length for path, length in lengths.items() if length > 160}
+    most = {path: 100 if path.name.endswith("_finetuning.py") else 160 for path in lengths}
+    assert not {path.name: length for path, length in lengths.items() if length > most[path]}
+
+
+@pytest.mark.parametrize("module", [name for name in PACKAGE if name.startswith("clipcap.fast.")])
+def test_what_is_fast_says_what_it_buys(module) -> None:
+    """Guards against a trick of speed that nobody measured, and that nobody dares to remove."""
+    assert "buys" in (ast.get_docstring(ast.parse(PACKAGE[module].read_text(encoding="utf-8"))) or ""), module
 
 
 def test_no_file_holds_a_path_of_one_machine() -> None:

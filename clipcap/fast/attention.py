@@ -1,5 +1,9 @@
 """Attention of a few new positions to a long cache.
 
+What it buys, measured by turns with PyTorch's fused attention: two products alone are 2 to 4 times as fast in bf16 on
+2 cores with AVX-512. In captions of 20 tokens, in fp32 on 2 cores with AVX2, it makes no difference (0.98x at batch 1,
+0.99x at batch 32).
+
 Shapes: B images, K continuations of each, L cache positions, H heads, D width.
 """
 

@@ -1,5 +1,7 @@
 """CUDA graphs: the hundreds of kernels of a step are launched at once instead of one by one from Python.
 
+What it buys was never measured: it has not run on a GPU yet, only on a stand-in that records a step and repeats it.
+
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 

@@ -3,6 +3,9 @@
 There PyTorch draws a floating-point number for every element, and on processors that are not Intel's one after the
 other, which takes a fifth of a LoRA step. Sixteen random bits for each element are three times as fast. The rate is `p`
 rounded to a multiple of 1 / 65536.
+
+What it buys, measured by turns with and without it on full-size models, 2 cores: LoRA is 1.09 times as fast in bf16 on
+AVX-512, and 1.06 times in fp32 on AVX2.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Linear layers prepared for inference.
 
-On a CPU, oneDNN multiplies faster with weights that it has packed beforehand and with the activation fused: measured at
-1.1 to 1.5 times the speed in bf16, and up to 3 times in fp32 where there are few rows. PyTorch exposes this only by
-private operators, so where they are missing the public ones are used.
+On a CPU, oneDNN multiplies faster with weights that it has packed beforehand and with the activation fused. PyTorch
+exposes this only by private operators, so where they are missing the public ones are used.
+
+What it buys, measured by turns with and without it on full-size models: decoding is 1.3 to 1.9 times as fast in bf16
+on AVX-512, and in fp32 on 2 cores with AVX2 1.27 times at batch 1 and 1.45 times at batch 32.
 
 Shapes: in and out are the widths of a layer's input and output; "..." stands for any dimensions.
 """

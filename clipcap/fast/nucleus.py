@@ -8,6 +8,9 @@ probabilities to find it costs more than the rest of a decoding step, so sorting
 - On other devices, where a decision in Python would have to wait for the device, the smallest probability in the
   nucleus is found by bisection over the bit patterns of floats, which have the same order as the floats.
 
+What it buys, measured by turns with sorting, in decoding 20 tokens in fp32 on 2 cores with AVX2: 1.14 times the speed
+at batch 1 and 1.45 times at batch 32. Bisection was never measured on a GPU.
+
 Shapes: R rows, V vocabulary.
 """
 
