@@ -138,6 +138,12 @@ def test_no_import_runs_upwards(sources) -> None:
     assert upward(graph_of(sources)) == []
 
 
+def test_no_module_takes_a_public_name_from_the_package(sources) -> None:
+    """Guards against an arrow to any room at all that hides behind `from clipcap import Captioner`."""
+    for name, text in sources.items():
+        assert "clipcap" not in imports_of(ast.parse(text), sources), name
+
+
 def test_there_is_no_circle(sources) -> None:
     """Guards against modules that cannot be understood, or imported, one without the other."""
     assert circles(graph_of(sources)) == []
