@@ -14,7 +14,7 @@ from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.gpt2 import tokenizer_of
+from clipcap.model.prompts import caption_embeddings
 from clipcap.plots import plot_losses
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.state import Progress
@@ -59,13 +59,9 @@ class Journal:
         if not references:
             return
         rows = [data[index] for index in range(len(references))]
-        embeddings = collate(rows).clip_embedding.to(model.device)
-        found = model.generate_all(embeddings, SAMPLE, [list(prompt) for _, prompt, _ in rows])
-        tokenizer = tokenizer_of(model.config)
-        shown = [
-            {**reference, "caption": tokenizer.decode(best).strip()}
-            for reference, (best, *_) in zip(references, found, strict=True)
-        ]
+        prompts = [list(prompt) for _, prompt, _ in rows]
+        captions = caption_embeddings(model, collate(rows).clip_embedding, SAMPLE, prompts)
+        shown = [{**reference, "caption": caption} for reference, caption in zip(references, captions, strict=True)]
         self.progress.samples.append({"step": self.progress.step, "captions": shown})
         self._append("samples.jsonl", self.progress.samples[-1])
 
