@@ -3,12 +3,12 @@
     python predict.py --weights runs/base/base_weights.pt photos/ --output captions.jsonl
 
 A second run captions only the pictures that the output has no caption of yet. Exit status: 0 if all pictures have
-captions, 1 if some failed (each is listed), 2 if nothing could be done.
+captions, 1 if some failed (each is listed), 2 if nothing could be done, 70 for a fault of the program, 130 or 143 if it
+was interrupted.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -112,8 +112,4 @@ def count(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> tuple[i
 
 
 if __name__ == "__main__":
-    try:
-        run(main)
-    except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    run(main)

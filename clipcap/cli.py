@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field
+from types import FrameType
 from typing import Any
 
-from clipcap.errors import UserError
+from clipcap.errors import Interrupted, UserError
+from clipcap.files import NO_ROOM
 
 
 def arg(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
@@ -103,17 +108,47 @@ def parse(
     return parser.parse_args_into_dataclasses(args=list(argv) if argv is not None else None, look_for_args_file=False)
 
 
+FAULT = 70  # exit status of an error that no code foresaw: EX_SOFTWARE of sysexits.h
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a script's `main` and exit with the status that it returns.
 
-    A `UserError` becomes one sentence on stderr and status 2, Ctrl-C becomes status 130.
+    A `UserError` and a full disk become one sentence on stderr and status 2; Ctrl-C becomes status 130, and a request
+    to terminate 143. Any other error is a fault of the program: its traceback is shown, and the status is 70.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+        status = _say(f"error: {error}", 2)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        status = _say(
+            str(error) or "interrupted: what was written is kept; run the same command to go on", 128 + number
+        )
+    except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            status = _say(f"error: {no_room(error)}", 2)
+        else:
+            traceback.print_exc()
+            status = _say("this is a fault of the program, not of what it was given: please report it", FAULT)
     sys.exit(status or 0)
+
+
+def no_room(error: OSError) -> str:
+    """The sentence for a full disk, an exhausted quota, or a file that outgrew a limit."""
+    where = f"{error.filename} could not be written" if error.filename else "the output could not be written"
+    return f"{where} ({error.strerror}): what was written before is kept; make room and run the same command again"
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise Interrupted("terminated: what was written is kept; run the same command to go on", number)
+
+
+def _say(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

@@ -1,10 +1,24 @@
-"""The exception whose message users see, and two helpers that word such messages."""
+"""The exceptions whose messages users see, and two helpers that word such messages."""
 
 from __future__ import annotations
+
+import signal
 
 
 class UserError(Exception):
     """Something that the user can correct. The message is one sentence: what was wrong, what was given, what to do."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked the program to end. The message says what is kept and how to go on.
+
+    Attributes:
+        number: that of the signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def first_line(error: BaseException) -> str:

@@ -1,37 +1,102 @@
-"""Writing files and folders: a file appears whole or not at all."""
+"""Writing files and folders: a file appears whole or not at all, and has one writer at a time."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from clipcap.errors import UserError
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write bytes to. It gets its name only when all of it is on the disk.
 
-    After an error inside, or if the process ends, the file that had the name before is still there. Raises OSError.
+    After an error inside, or if the process ends, the file that had the name before is still there. Raises OSError,
+    also where the library that wrote to the file raised an error of its own in its place.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name[:48]}.unfinished")  # a longer name might not fit into its folder
     try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        disk = _Disk(unfinished, "wb")
+        try:
+            with io.BufferedWriter(disk) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+        except Exception as error:
+            raise disk.error or error from None
         unfinished.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+class _Disk(io.FileIO):
+    """A file that remembers why it could not be written: torch's writer of zip files does not pass that on."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write `content` to a file, whole or not at all. Raises OSError."""
     with whole_file(path) as file:
         file.write(content)
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold an output for this process alone, so that two runs cannot mix what they write.
+
+    Args:
+        path: an existing folder, or a file (existing or not) in an existing folder.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: nothing can be written there.
+    """
+    file = path / ".lock" if path.is_dir() else path.with_name(f".{path.name[:48]}.lock")
+    holder = file.read_text(errors="replace").strip() if file.is_file() else ""  # before an attempt empties it
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{path} is being written by {holder or 'another process'}: wait for it, or choose another output"
+        ) from None
+    except NotImplementedError:  # a file system without locks, such as some network drives
+        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        if lock.is_locked:
+            file.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)  # while it is still held, so that nobody else can be holding it
+        lock.release()
 
 
 def probe_folder(folder: Path) -> None:

@@ -1,0 +1,136 @@
+"""Outputs appear whole or not at all, have one writer at a time, and a full disk is one sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipcap.cli import FAULT, run
+from clipcap.errors import Interrupted, UserError
+from clipcap.files import only_writer, whole_file, write_whole
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes: writing further fails as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    write_whole(file, b"the last good one")
+    with file_size_limit(10_000), pytest.raises(OSError) as caught, whole_file(file) as out:
+        torch.save({"tensor": torch.zeros(100_000)}, out)  # torch raises a RuntimeError of its own here
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(file))
+    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("weights.pt", b"the last good one")]
+
+
+def test_other_errors_pass_and_leave_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_whole(file, b"old")
+    with pytest.raises(ZeroDivisionError), whole_file(file) as out:
+        out.write(b"new")
+        1 / 0  # noqa: B018
+    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("a.txt", b"old")]
+
+
+def test_whole_file_takes_the_longest_name_that_a_folder_takes(tmp_path: Path) -> None:
+    for name in ("n" * 255, "é" * 127):
+        write_whole(tmp_path / name, b"whole")
+        assert (tmp_path / name).read_bytes() == b"whole"
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from clipcap.files import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_second_writer_is_told_who_holds_the_output_and_leaves(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / ("captions.jsonl" if kind == "file" else "")
+    command = [sys.executable, "-c", HOLD, str(output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        for _ in range(2):  # a refused attempt does not take the name of the holder away
+            with pytest.raises(UserError, match=f"process {other.pid} on .* since"), only_writer(output):
+                raise AssertionError("two writers at once")
+        other.kill()
+    with only_writer(output):  # what a killed process held is free
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_is_released_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), only_writer(tmp_path / "a"):
+        1 / 0  # noqa: B018
+    with only_writer(tmp_path / "a"):
+        pass
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("--rank must be at least 1, not 0"), 2, "error: --rank must be at least 1, not 0"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.pt"), 2, "a.pt could not be written (No space left"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "the output could not be written (Disk quota"),
+        (KeyboardInterrupt(), 130, "interrupted: what was written is kept"),
+        (Interrupted("interrupted at step 3", signal.SIGTERM), 143, "interrupted at step 3"),
+        (ZeroDivisionError("division by zero"), FAULT, "ZeroDivisionError: division by zero"),
+        (PermissionError(errno.EACCES, "Permission denied", "b"), FAULT, "Permission denied: 'b'"),
+    ],
+)
+def test_every_end_has_its_exit_status(
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        run(lambda _: _raise(error))
+    signal.signal(signal.SIGTERM, before)
+    shown = capsys.readouterr().err
+    assert ended.value.code == status and said in shown
+    assert ("Traceback" in shown) == (status == FAULT)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_a_script_with_a_sentence(number: int, status: int) -> None:
+    code = "import time; from clipcap.cli import run; run(lambda _: (print('ready', flush=True), time.sleep(60)))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
+        assert script.stdout and script.stdout.readline() == "ready\n"
+        os.kill(script.pid, number)
+        said = script.communicate()[1]
+    assert script.returncode == status
+    assert said.endswith("what was written is kept; run the same command to go on\n") and said.count("\n") == 1
+
+
+def test_reader_that_ends_early_is_no_error_of_ours() -> None:
+    code = "from clipcap.cli import run; run(lambda _: [print(i, flush=True) for i in range(100_000)] and None)"
+    command = f'{sys.executable} -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (141, "0\n", "")
