@@ -8,9 +8,8 @@ With several ranks, `--output-dir runs/lora` stands for the folders runs/lora_4,
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
 from clipcap.weights.checkpoint import save_checkpoint
-from clipcap.weights.lora import Base, export_peft, inject, merged, save_adapters
+from clipcap.weights.lora import export_peft, inject, merged, save_adapters
+from clipcap.weights.places import Base
 from clipcap.world.shipped import FINE_TUNING
 
 
@@ -49,6 +49,8 @@ class LoRALoopArguments(LoopArguments):
 
 def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[str, Any]:
     """Put adapters of this rank into GPT-2; they and the mapping network train. Returns what `save_adapters` needs."""
+    if max(args.rank) > (width := experiment.model.gpt.config.n_embd):
+        raise UserError(f"--rank must be at most {width}, the width of this GPT-2, not {max(args.rank)}")
     settings = inject(experiment.model, rank, args.alpha, args.dropout, args.target)
     mapping = not args.freeze_mapping
     experiment.model.train_only(lambda name: ".lora_" in name or (mapping and name.startswith("clip_project.")))
@@ -58,12 +60,11 @@ def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[st
 def train_rank(
     args: StrategyArguments, rank: int, data_args: DataArguments, start_args: StartArguments, loop_args: LoopArguments
 ) -> None:
-    """Train the model of one rank; if there are several ranks, each has an output folder of its own."""
+    """Train the model of one rank: a run that can be resumed alone, of several with an output folder of its own."""
     several = len(args.rank) > 1
-    loop_args = copy.copy(loop_args)
-    if loop_args.output_dir and several:
-        loop_args.output_dir = f"{loop_args.output_dir}_{rank}"
-    experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args)
+    output = f"{loop_args.output_dir}_{rank}" if loop_args.output_dir and several else loop_args.output_dir
+    loop_args = replace(loop_args, output_dir=output)
+    experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args, replace(args, rank=[rank]))
     adapters = build(experiment, args, rank)
 
     def save(model: ClipCap, path: Path) -> None:
@@ -73,7 +74,8 @@ def train_rank(
         if args.export_peft:
             export_peft(model, adapters["settings"], Path(args.export_peft, f"lora_{rank}" if several else ""))
 
-    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save)
+    folders = [Path(args.export_peft)] if args.export_peft else []
+    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=folders)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from clipcap.errors import UserError
 from clipcap.model.batches import IGNORED, collate, encode_captions, fit_captions
+from clipcap.model.prompts import encode_prompts
 from clipcap.training.loader import BucketSampler, CaptionDataset, in_order
 
 
@@ -62,6 +63,11 @@ def test_prompt_and_caption_fit_together_or_the_prompt_is_refused():
     assert fit_captions([[1, 2, 3], [4]], [[9, 9], [9]], room=4) == [[1, 2], [4]]
     with pytest.raises(UserError, match="shorten the template"):
         fit_captions([[1]], [[9, 9, 9]], room=3)
+
+
+def test_prompt_goes_on_behind_the_literal_caption_without_its_full_stop(tokenizer):
+    [ids, bare] = encode_prompts(tokenizer, "{literal}, as they say", [" A dog. ", "a cat"])
+    assert (tokenizer.decode(ids), tokenizer.decode(bare)) == ("A dog, as they say", "a cat, as they say")
 
 
 def test_rows_choose_what_is_used():

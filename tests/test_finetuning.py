@@ -139,7 +139,7 @@ def test_lora_writes_a_small_file_per_rank(world, tmp_path):
     for rank in (2, 4):
         file = output.with_name(f"lora_{rank}") / f"lora_{rank}_weights.pt"
         assert file.stat().st_size < 0.5 * (world / "literal.pt").stat().st_size
-        model = load_checkpoint(file)
+        model = load_checkpoint(file, base=str(world / "literal.pt"))
         standalone = load_checkpoint(file.with_name(f"lora_{rank}_merged_weights.pt"))
         assert torch.allclose(model(embedding, tokens), standalone(embedding, tokens), atol=1e-5)
         adapted = {f"gpt.transformer.h.{n}.{layer}.weight" for n in (0, 1) for layer in ADAPTED}
@@ -163,13 +163,15 @@ def trained_adapters(world: Path) -> tuple[ClipCap, object]:
 
 
 def test_saved_loaded_and_merged_adapters_give_the_same_logits(world, tmp_path):
-    from clipcap.weights.lora import Base, merged, save_adapters
+    from clipcap.weights.lora import merged, save_adapters
+    from clipcap.weights.places import Base
 
     model, settings = trained_adapters(world)
     save_adapters(model, tmp_path / "lora.pt", Base.of(str(world / "literal.pt")), settings)
     embedding, tokens = torch.randn(3, 16), torch.tensor([[4, 5, 6]] * 3)
     logits = model(embedding, tokens)
-    assert torch.allclose(load_checkpoint(tmp_path / "lora.pt")(embedding, tokens), logits, atol=1e-5)
+    loaded = load_checkpoint(tmp_path / "lora.pt", base=str(world / "literal.pt"))
+    assert torch.allclose(loaded(embedding, tokens), logits, atol=1e-5)
     assert torch.allclose(merged(model)(embedding, tokens), logits, atol=1e-5)
     plain = load_checkpoint(world / "literal.pt")
     assert not torch.allclose(plain(embedding, tokens), logits, atol=1e-2)
@@ -191,7 +193,8 @@ def test_peft_loads_the_exported_folder(world, tmp_path):
 
 def test_a_lora_file_is_never_half_loaded(world, tmp_path):
     """The published LoRA file was loaded with strict=False: nothing of it, and gibberish came out."""
-    from clipcap.weights.lora import Base, save_adapters
+    from clipcap.weights.lora import save_adapters
+    from clipcap.weights.places import Base
 
     model, settings = trained_adapters(world)
     base = Base.of(str(world / "literal.pt"))
@@ -202,21 +205,22 @@ def test_a_lora_file_is_never_half_loaded(world, tmp_path):
         lost = {key: tensor for key, tensor in content["tensors"].items() if key != name}
         torch.save(content | {"tensors": lost}, path)
         with pytest.raises(UserError, match="missing"):
-            load_checkpoint(path)
+            load_checkpoint(path, base=str(world / "literal.pt"))
     torch.save({key: value for key, value in content.items() if key not in ("base", "lora")}, path)
     with pytest.raises(UserError, match="missing"):
         load_checkpoint(path)
 
 
 def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
-    from clipcap.weights.lora import Base, save_adapters
+    from clipcap.weights.lora import save_adapters
+    from clipcap.weights.places import Base
 
     model, settings = trained_adapters(world)
     copy = tmp_path / "base.pt"
     copy.write_bytes((world / "literal.pt").read_bytes())
     save_adapters(model, tmp_path / "lora.pt", Base.of(str(copy)), settings)
     copy.rename(tmp_path / "moved.pt")
-    with pytest.raises(UserError, match="base.pt with SHA-256"):
+    with pytest.raises(UserError, match="base.pt' with SHA-256.*--base"):
         load_checkpoint(tmp_path / "lora.pt")
     load_checkpoint(tmp_path / "lora.pt", base=str(tmp_path / "moved.pt"))
     save_checkpoint(load_checkpoint(world / "literal.pt", prefix_length=4, stop_token=1), tmp_path / "other.pt")
@@ -226,7 +230,8 @@ def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
 
 def test_a_base_that_cannot_be_downloaded_says_where_to_get_it(world, tmp_path, monkeypatch):
     """Guards against a message that asks for a file without its address."""
-    from clipcap.weights.lora import Base, save_adapters
+    from clipcap.weights.lora import save_adapters
+    from clipcap.weights.places import Base
 
     monkeypatch.setenv("CLIPCAP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "gdown", None)
@@ -302,7 +307,7 @@ def test_unknown_braces_in_a_template_are_refused(world, tmp_path):
     for template, message in (
         ("{caption}", r"\{caption\}.*\{literal\}"),
         ("{", "cannot be read"),
-        ("{literal:d}", "cannot be filled"),
+        ("{literal:d}", "write plain {literal}"),
     ):
         with pytest.raises(UserError, match=message):
             train(prompt_finetuning, world, tmp_path, "--template", template)
@@ -359,7 +364,7 @@ def test_two_processes_train_one_model(world, tmp_path):
 
 def test_a_run_is_not_resumed_with_another_part_or_a_damaged_state(world, tmp_path):
     train(basic_finetuning, world, tmp_path)
-    with pytest.raises(UserError, match="other trained parameters"):
+    with pytest.raises(UserError, match=r"other --freeze-language-model \(False, not True\)"):
         train(basic_finetuning, world, tmp_path, "--resume", "--freeze-language-model")
     (tmp_path / "state" / "pytorch_model.bin").write_bytes(b"damaged")
     with pytest.raises(UserError, match="damaged"):

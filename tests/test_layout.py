@@ -29,12 +29,13 @@ LAYERS = (
     ("data.",),
     ("weights.",),
     ("model.",),
+    ("page",),
     ("clip.",),
     ("decoding.",),
     ("fast.",),
     ("world.",),
     ("cli", "devices", "files", "plots", "offline"),
-    ("page", "text", "errors"),
+    ("text", "errors"),
 )
 # What takes seconds to import, and what processes that only decode images must never load.
 HEAVY = {"torch", "torchvision", "transformers", "open_clip", "datasets", "matplotlib", "peft", "accelerate"}

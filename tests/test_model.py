@@ -74,6 +74,15 @@ def test_padding_changes_nothing():
     assert torch.allclose(together[:3], alone, atol=1e-5)
 
 
+def test_caption_may_take_the_last_position_and_one_token_more():
+    """The last token is only predicted, so it needs no position; a caption of another token more does not fit."""
+    model = tiny_model()
+    assert model.room == 128 - 4 + 1
+    assert len(model.token_losses(batch_of([[5] * model.room]))) == model.room
+    with pytest.raises((IndexError, RuntimeError)):
+        model.token_losses(batch_of([[5] * (model.room + 1)]))
+
+
 def test_loss_sees_no_prompt_token():
     """The published prompted loss compares prompt positions with caption tokens."""
     model = tiny_model()
@@ -130,7 +139,19 @@ def test_untied_head_is_its_own(mapping):
     assert model.gpt.lm_head.weight is model.gpt.transformer.wte.weight
     model.untie_head()
     assert model.gpt.lm_head.weight is not model.gpt.transformer.wte.weight
+    before = model.gpt.transformer.wte.weight.detach().clone()
+    with torch.no_grad():
+        model.gpt.lm_head.weight.add_(1)
+    assert torch.equal(model.gpt.transformer.wte.weight, before)
     assert model(torch.randn(2, 16), torch.ones(2, 5, dtype=torch.long)).shape == (2, 5, VOCABULARY)
+
+
+def test_literal_captioner_belongs_to_nobody_who_trains():
+    model = tiny_model()
+    own = {name for name, _ in model.named_parameters()}
+    model.literal_captioner = tiny_model(seed=3)
+    assert {name for name, _ in model.own_parameters()} == own == set(model.train_only(lambda name: True))
+    assert not any(parameter.requires_grad for parameter in model.literal_captioner.parameters())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Worker processes import this module, so it must not import torch.
 
 from __future__ import annotations
 
-import io
+import errno
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from clipcap.clip.formats import open_picture
 from clipcap.clip.preprocessing import PixelMaker, Pixels
 from clipcap.clip.upright import Box, orientation_of, rgb, upright, upright_box
 from clipcap.errors import UserError, first_line
@@ -40,46 +41,64 @@ def find_images(paths: Sequence[str | Path] | str | Path) -> Iterator[Path]:
 
     A file named in `paths` is always yielded; inside a folder only files with a picture's extension are. Hidden files
     are skipped, and a file or folder that several links lead to is visited once. A folder that cannot be opened is
-    yielded itself, so that the run reports it like any other path that cannot be read.
+    yielded itself, and so is a link into one, so that the run reports it like any other path that cannot be read.
 
     Raises:
         UserError: at once (not on the first iteration), when a path does not exist.
     """
-    roots = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    roots = [paths] if isinstance(paths, str | Path) else list(paths)
     for root in roots:
-        if not root.exists():
-            raise UserError(f"{str(root)!r} does not exist; give image files or folders")
+        try:
+            os.stat(root)
+        except OSError as error:
+            gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+            told = "does not exist" if gone else f"cannot be opened ({error.strerror})"
+            raise UserError(f"{str(root)!r} {told}; give image files or folders") from None
     return _walk(roots)
 
 
-def _walk(roots: list[Path]) -> Iterator[Path]:
+Found = tuple[str, str, bool]  # a path, the same without links, and whether it is a folder
+
+
+def _walk(roots: Sequence[str | Path]) -> Iterator[Path]:
     seen: set[str] = set()
-    for root in roots:
-        real = os.path.realpath(root)
-        if root.is_dir():
-            yield from _walk_folder(str(root), real, seen)
-        elif real not in seen:
-            seen.add(real)
-            yield root
+    # A stack, since folders may be nested deeper than functions may call each other.
+    stack = [iter([(str(root), os.path.realpath(root), os.path.isdir(root)) for root in roots])]
+    while stack:
+        if (found := next(stack[-1], None)) is None:
+            stack.pop()
+            continue
+        path, real, is_folder = found
+        if real in seen:
+            continue
+        seen.add(real)
+        content = _content(path, real) if is_folder else None
+        if content is None:
+            yield Path(path)
+        else:
+            stack.append(content)
 
 
-def _walk_folder(folder: str, real_folder: str, seen: set[str]) -> Iterator[Path]:
-    if real_folder in seen:
-        return
-    seen.add(real_folder)
+def _content(folder: str, real_folder: str) -> Iterator[Found] | None:
+    """The folders and pictures in a folder, sorted by name; None if it cannot be opened."""
     try:
         with os.scandir(folder) as listing:
             entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError:
-        yield Path(folder)
-        return
-    for entry in entries:
-        real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_folder, entry.name)
-        if entry.is_dir():
-            yield from _walk_folder(entry.path, real, seen)
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and real not in seen:
-            seen.add(real)
-            yield Path(entry.path)
+        return None
+    return filter(None, (_found(entry, real_folder) for entry in entries))
+
+
+def _found(entry: os.DirEntry[str], real_folder: str) -> Found | None:
+    is_picture = os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+    try:
+        is_folder = entry.is_dir()
+    except OSError as error:  # a link that leads round in circles, or into a locked folder where pictures may be
+        return (entry.path, entry.path, False) if is_picture or error.errno != errno.ELOOP else None
+    if not is_folder and not is_picture:
+        return None
+    real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_folder, entry.name)
+    return entry.path, real, is_folder
 
 
 def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
@@ -143,12 +162,14 @@ def _expect_file(path: str | Path) -> None:
 
 def _open(source: str | Path | bytes) -> Image.Image:
     """Open with Pillow; HEIC through pillow-heif, which is imported only when a HEIC file turns up."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        return Image.open(file)
+        return open_picture(source)
     except UnidentifiedImageError:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
-            brand = stream.read(12)[4:]
+        if isinstance(source, bytes):
+            brand = source[4:12]
+        else:
+            with open(source, "rb") as stream:
+                brand = stream.read(12)[4:]
         if brand not in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1"):
             raise
     try:
@@ -156,7 +177,7 @@ def _open(source: str | Path | bytes) -> Image.Image:
     except ImportError:
         raise UnreadableImage("HEIC pictures need one more package: pip install pillow-heif") from None
     register_heif_opener()
-    return Image.open(file)
+    return open_picture(source)
 
 
 def _reason(error: Exception) -> str:

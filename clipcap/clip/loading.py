@@ -6,7 +6,6 @@ This is the only module of the package that imports open_clip.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
@@ -19,8 +18,11 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
+from clipcap.clip.archive import is_archive, read_archive
+from clipcap.clip.config import check_config
 from clipcap.clip.names import WIDTHS, file_name, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
+from clipcap.clip.tensors import check_finite
 from clipcap.errors import UserError
 from clipcap.offline import offline_if_unreachable
 from clipcap.world import shipped
@@ -100,7 +102,9 @@ def load_parts(name: str, pretrained: str) -> tuple[str, str, Parts]:
         UserError: the name or tag is unknown, or the weights cannot be read, do not fit the model or cannot be
             downloaded.
     """
-    name, pretrained = _split(name, pretrained)
+    asked, (name, pretrained) = name, _split(name, pretrained)
+    if (name == "demo" or Path(name).is_dir()) and asked.startswith(f"{name}:"):
+        raise UserError(f"CLIP {name!r} has weights of its own: leave out {asked.removeprefix(name)!r}")
     if name == "demo":
         return name, "", _from_folder(shipped.CLIP)
     if Path(name).is_dir():
@@ -161,8 +165,11 @@ def _from_hub(name: str) -> Parts:
         model, config = open_clip.create_model(name, require_pretrained=True), open_clip.get_model_config(name)
     except Exception as error:
         raise UserError(f"CLIP {name!r} could not be loaded ({type(error).__name__}); go online once") from error
+    check_config(config, name)
     preprocessing = _preprocessing(model, model.visual.preprocess_cfg)
-    return Parts(model, config["embed_dim"], preprocessing, partial(open_clip.get_tokenizer, name))
+    # Only a tokenizer of transformers takes the option, and only such a one could bring code.
+    safe = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
+    return Parts(model, config["embed_dim"], preprocessing, partial(open_clip.get_tokenizer, name, **safe))
 
 
 def _from_folder(folder: Path) -> Parts:
@@ -178,6 +185,7 @@ def _from_folder(folder: Path) -> Parts:
         dim, text = config["embed_dim"], config["text_cfg"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r} is not an open_clip config with a complete 'model_cfg'") from error
+    check_config(config, str(file))
     model = _build(config, next((file for file in weights if file.name in PREFERRED), weights[0]))
     preprocessing = _preprocessing(model, saved.get("preprocess_cfg", {}))
     return Parts(model, dim, preprocessing, partial(_folder_tokenizer, folder, text))
@@ -188,6 +196,7 @@ def _folder_tokenizer(folder: Path, text: dict[str, Any]) -> Tokenize:
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
     if text.get("hf_tokenizer_name"):
         mode = text.get("tokenizer_mode")
+        options = options | {"trust_remote_code": False}
         return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
     return open_clip.SimpleTokenizer(context_length=length, **options)
 
@@ -209,22 +218,15 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
     kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) or hf_text else open_clip.CLIP
     try:
         model = (open_clip.CoCa if "multimodal_cfg" in config else kind)(**config)
-        if _is_torchscript(weights):
-            state = torch.jit.load(str(weights), map_location="cpu").state_dict()
+        if is_archive(weights):
+            state = read_archive(weights)
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in ARCHIVE_EXTRAS})
         else:
-            open_clip.load_checkpoint(model, str(weights))
+            open_clip.load_checkpoint(model, str(weights), weights_only=True)
+        check_finite(model.state_dict())
     except Exception as error:
         raise UserError(f"{str(weights)!r} does not hold weights of this CLIP model ({_first_lines(error)})") from error
     return model
-
-
-def _is_torchscript(file: Path) -> bool:
-    """Whether this is a TorchScript archive, as OpenAI publishes: `torch.load(weights_only=True)` refuses those."""
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _preprocessing(model: ClipModel, config: dict[str, Any]) -> Preprocessing:

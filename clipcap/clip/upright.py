@@ -45,6 +45,8 @@ def rgb(image: Image.Image) -> Image.Image:
     """Load any picture as RGB, with white behind its transparent parts. Raises whatever Pillow raises."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bits(image).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # all that Pillow can turn it into
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -28,6 +28,7 @@ from clipcap.clip.preprocessing import PixelMaker
 
 # What the preprocessing makes: uint8 (H, W, 3), with a thumbnail where one was asked for.
 Pixels = TypeVar("Pixels", bound=np.ndarray | tuple[np.ndarray, bytes])
+Result = TypeVar("Result")
 MOST_WORKERS = 16
 FEW = 8  # up to this many pictures are decoded in less time than worker processes take to start
 CHUNK = 16  # pictures per message to a worker
@@ -101,10 +102,10 @@ class _Workers(Generic[Pixels]):
     def submit(self, chunk: list[ImageSource]) -> Future[list[Pixels | UnreadableImage]] | None:
         """Start decoding a chunk; None where there are no processes, so that `result` decodes it."""
         try:
-            return self.pool.submit(_decode_all, chunk, self.preprocessing) if self.pool else None
+            return _submit(self.pool, _decode_all, chunk, self.preprocessing) if self.pool else None
         except BrokenProcessPool:
             self.pool = _start(self.count)
-            return self.pool.submit(_decode_all, chunk, self.preprocessing)
+            return _submit(self.pool, _decode_all, chunk, self.preprocessing)
 
     def result(
         self, chunk: list[ImageSource], future: Future[list[Pixels | UnreadableImage]] | None
@@ -128,14 +129,14 @@ class _Workers(Generic[Pixels]):
         for source in chunk:
             pool = pool or _start(1)
             try:
-                pool.submit(os.getpid).result()
+                _submit(pool, os.getpid).result()
             except BrokenProcessPool:
                 print("worker processes cannot start here: pictures are decoded in this process", file=sys.stderr)
                 self.close()
                 self.pool = None
                 return decoded + _decode_all(chunk[len(decoded) :], self.preprocessing)
             try:
-                decoded.append(pool.submit(_decode, source, self.preprocessing).result())
+                decoded.append(_submit(pool, _decode, source, self.preprocessing).result())
             except BrokenProcessPool:
                 decoded.append(UnreadableImage("its decoder crashed or ran out of memory"))
                 pool = None
@@ -154,8 +155,19 @@ def _start(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _prepare_worker)
 
 
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., Result], *args: object) -> Future[Result]:
+    """Hand a call to a pool. It may start processes for that; Ctrl-C, which is for the parent, is kept from them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return pool.submit(function, *args)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is started now inherits this
+    try:
+        return pool.submit(function, *args)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where `_submit` cannot block it
     warnings.simplefilter("ignore")
     if hasattr(os, "nice"):
         # Low priority: torch's threads wait for each other, so a decoder that delays one delays all (measured: 3x).

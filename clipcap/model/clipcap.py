@@ -160,6 +160,8 @@ class ClipCap(nn.Module):
     ) -> list[list[int]] | list[list[list[int]]]:
         """Captions for a batch of CLIP embeddings (B, C), as token ids with the stop token kept.
 
+        In float32 a caption does not depend on the rest of its batch; in bfloat16 see `clipcap.decoding.search.decode`.
+
         Args:
             clip_embedding: (B, C), as CLIP gives it; it is normalised here if the weights were trained so.
             decoding: how to search; greedy when None. A `stop_token` of None stands for the checkpoint's own.

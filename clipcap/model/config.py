@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipcap.errors import at_least
+from clipcap.errors import UserError, at_least
+
+# What GPT2Config may be told, and with which values: everything that determines the network, and nothing else.
+GPT2_SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+GPT2_SHARES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon")
+GPT2_SWITCHES = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+GPT2_FIELDS = (*GPT2_SIZES, "n_inner", "activation_function", *GPT2_SHARES, *GPT2_SWITCHES)
+ACTIVATIONS = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh")
+SIZES = ("clip_dim", "prefix_length", "clip_length", "mapping_layers", "mapping_heads")
+TEXTS = ("clip_model", "clip_pretrained", "prompt", "tokenizer")  # these may be None
+LARGEST = 2**31 - 1
 
 
 @dataclass
@@ -27,7 +38,7 @@ class ClipCapConfig:
         tokenizer: the tokenizer as JSON; None for the tokenizer of `language_model`.
 
     Raises:
-        UserError: a size is below 1.
+        UserError: a value of another type or out of its range, or a field of GPT2Config that is not in GPT2_FIELDS.
     """
 
     clip_model: str | None = "ViT-B/32"
@@ -47,11 +58,41 @@ class ClipCapConfig:
     tokenizer: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        at_least(
-            1,
-            clip_dim=self.clip_dim,
-            prefix_length=self.prefix_length,
-            clip_length=self.clip_length,
-            mapping_layers=self.mapping_layers,
-            mapping_heads=self.mapping_heads,
-        )
+        for name in (*SIZES, "stop_token"):
+            _check_number(name, getattr(self, name), least=0 if name == "stop_token" else 1)
+        for name in ("normalize", "tied_head"):
+            _check_type(name, getattr(self, name), bool)
+        for name in ("mapping", "language_model", *(name for name in TEXTS if getattr(self, name) is not None)):
+            _check_type(name, getattr(self, name), str)
+        for name in ("clip_model", "clip_pretrained", "language_model", "mapping"):
+            if not (getattr(self, name) or "").isprintable():
+                raise UserError(f"{name} holds characters that cannot be printed: {getattr(self, name)!r}")
+        _check_type("gpt2", self.gpt2, dict)
+        for name, value in self.gpt2.items():
+            _check_gpt2(name, value)
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if type(value) is not kind:  # a bool is an int to isinstance
+        shown = repr(value)[:40] if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
+        raise UserError(f"{name} must be of type {kind.__name__}, not {shown}")
+
+
+def _check_number(name: str, value: Any, least: int = 1) -> None:
+    _check_type(name, value, int)
+    at_least(least, **{name: value})
+    if value > LARGEST:
+        raise UserError(f"{name} must be at most {LARGEST}, not 1e{math.log10(value):.0f}")
+
+
+def _check_gpt2(name: Any, value: Any) -> None:
+    if name not in GPT2_FIELDS:
+        raise UserError(f"{str(name)[:40]!r} is no setting of GPT-2 here; known are {', '.join(GPT2_FIELDS)}")
+    if name in GPT2_SIZES or (name == "n_inner" and value is not None):
+        _check_number(name, value)
+    elif name in GPT2_SWITCHES:
+        _check_type(name, value, bool)
+    elif name == "activation_function" and value not in ACTIVATIONS:
+        raise UserError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {str(value)[:40]!r}")
+    elif name in GPT2_SHARES and not (type(value) in (int, float) and 0 <= value < 1):
+        raise UserError(f"{name} must be a number of at least 0 and below 1, not {str(value)[:40]!r}")

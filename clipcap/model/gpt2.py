@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.errors import UserError, first_line
+from clipcap.model.config import GPT2_FIELDS, GPT2_SIZES
 from clipcap.world import shipped
 
 if TYPE_CHECKING:
@@ -18,12 +19,9 @@ if TYPE_CHECKING:
 
     from clipcap.model.config import ClipCapConfig
 
-GPT2_FIELDS = (
-    *("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function"),
-    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon"),
-    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
-)
 END_OF_TEXT = "<|endoftext|>"
+BYTES = 256  # a byte-level tokenizer has a token for each
+PADDED = 128  # vocabularies are rounded up to multiples of 64 or 128
 
 
 def load_tokenizer(name: str = "gpt2") -> Tokenizer:
@@ -40,24 +38,58 @@ def load_tokenizer(name: str = "gpt2") -> Tokenizer:
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise UserError(f"no tokenizer in {source}: it needs tokenizer.json, or vocab.json and merges.txt")
     try:
-        return GPT2Tokenizer.from_pretrained(source).backend_tokenizer
+        tokenizer = GPT2Tokenizer.from_pretrained(source).backend_tokenizer
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer of {name!r} could not be loaded ({first_line(error)}); "
             "give a GPT-2 family model by hub name, or a folder with its tokenizer"
         ) from None
+    tokens = tokenizer.get_vocab_size()
+    if tokens <= BYTES:
+        # Where the hub is out of reach and nothing is cached, transformers hands back an empty one without a word.
+        raise UserError(
+            f"the tokenizer of {name!r} has {tokens} tokens, fewer than there are bytes, so it was not found: "
+            "go online once, or give a folder with its vocab.json and merges.txt"
+        )
+    return tokenizer
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """A tokenizer from the JSON that `Tokenizer.to_str()` wrote."""
+    """A tokenizer from the JSON that `Tokenizer.to_str()` wrote. Raises UserError for any other text."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(text)
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises the bare class
+        raise UserError(f"the tokenizer in the weights cannot be read ({first_line(error)[:200]})") from None
 
 
 def tokenizer_of(config: ClipCapConfig) -> Tokenizer:
-    """The tokenizer that a model was trained with: the one in its file, or that of its language model."""
-    return tokenizer_from_json(config.tokenizer) if config.tokenizer else load_tokenizer(config.language_model)
+    """The tokenizer that a model was trained with: the one in its file, or that of its language model.
+
+    Raises:
+        UserError: it cannot be loaded, or it is not the one of the model's vocabulary.
+    """
+    tokenizer = tokenizer_from_json(config.tokenizer) if config.tokenizer else load_tokenizer(config.language_model)
+    tokenizer.no_truncation()  # neither is the tokenizer's to decide, nor a stranger's
+    tokenizer.no_padding()
+    _check_vocabulary(tokenizer, config)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: ClipCapConfig) -> None:
+    """Raise a UserError unless the tokenizer has the tokens that the model was made for.
+
+    A model may have up to PADDED rows more than there are tokens, and a tokenizer special tokens that no text has.
+    """
+    wanted = config.gpt2.get("vocab_size", GPT2_SIZES["vocab_size"])
+    tokens, plain = tokenizer.get_vocab_size(), tokenizer.get_vocab_size(with_added_tokens=False)
+    if tokens <= wanted - PADDED or plain > wanted or end_of_text(tokenizer) >= wanted:
+        where = "in the weights" if config.tokenizer else f"of {config.language_model!r}"
+        raise UserError(
+            f"the tokenizer {where} has {tokens} tokens, and the model has {wanted}: captions would be nonsense; "
+            "use the tokenizer that the model was trained with"
+        )
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LITERAL = Decoding()  # how a literal captioner decodes, in training and afterwards
 BATCH = 64  # embeddings captioned at a time
+LONGEST = 4000  # characters of a template, about as many as fit into GPT-2's 1024 positions
 PROMPTS = {
     "template": " is a picture of {literal} and a social media post would caption it",
     "literal": "{literal}",
@@ -37,20 +38,22 @@ PROMPTS = {
 
 def check_template(template: str) -> None:
     """Raise a UserError unless the template's only braces are "{literal}" (or doubled ones, for themselves)."""
+    if len(template) > LONGEST:
+        raise UserError(
+            f"the prompt template has {len(template):,} characters, and GPT-2 has no room for over {LONGEST}"
+        )
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        template.encode()
+        parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise UserError(f"the prompt template {template!r} cannot be read ({error}); write {{{{ for a brace") from None
-    unknown = sorted(set(fields) - {"literal"})
+    fields = [(name, spec, conversion) for _, name, spec, conversion in parsed if name is not None]
+    unknown = sorted({name for name, _, _ in fields} - {"literal"})
     if unknown:
         shown = ", ".join("{" + name + "}" for name in unknown)
         raise UserError(f"the prompt template {template!r} holds {shown}; the only field is {{literal}}")
-    try:
-        template.format(literal="a dog")
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"the prompt template {template!r} cannot be filled ({error}); write plain {{literal}}"
-        ) from None
+    if any(spec or conversion for _, spec, conversion in fields):
+        raise UserError(f"the prompt template {template!r} gives {{literal}} a format; write plain {{literal}}")
 
 
 def needs_literal(template: str | None) -> bool:

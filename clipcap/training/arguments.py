@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from clipcap.cli import arg
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least
+
+# Options of the four scripts that change no number of a run: it may be resumed with others.
+NO_NUMBERS = {"output_dir", "resume", "report_to", "demo", "merged", "export_peft"}
+# Options in whose place a run records what they stood for: the dataset's identity, the device's kind, the precision.
+RESOLVED = {"data", "device", "precision"}
+# Beyond these, memory or the random generators give out.
+MOST = {"epochs": 10**6, "batch_size": 2**16, "accumulate": 2**16, "evals_per_epoch": 10**6, "seed": 2**32 - 1}
 
 
 @dataclass
@@ -75,8 +84,24 @@ class LoopArguments:
             accumulate=self.accumulate,
             evals_per_epoch=self.evals_per_epoch,
         )
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise UserError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(self, name)}")
         at_least(0, option=True, seed=self.seed, weight_decay=self.weight_decay)
-        if not self.learning_rate > 0:
-            raise UserError(f"--learning-rate must be above 0, not {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"--learning-rate must be a number above 0, not {self.learning_rate}")
+        if not self.weight_decay < math.inf:
+            raise UserError(f"--weight-decay must be a number, not {self.weight_decay}")
+        if not self.clip_norm > 0:
+            raise UserError(f"--clip-norm must be above 0 (inf for no clipping), not {self.clip_norm}")
         if not 0 <= self.warmup < 1:
             raise UserError(f"--warmup must be a share of the steps, at least 0 and below 1, not {self.warmup}")
+
+
+def settings(*arguments: Any) -> dict[str, Any]:
+    """The options of these dataclasses that must be the same when a run is resumed, by name.
+
+    With others it would not reach the same weights. Every option counts unless it is named above.
+    """
+    options = {name: value for group in arguments for name, value in vars(group).items()}
+    return {name: value for name, value in options.items() if name not in NO_NUMBERS | RESOLVED}

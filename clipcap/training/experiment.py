@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from clipcap.data.store import EmbeddingStore, check_clip
@@ -18,14 +20,18 @@ from clipcap.model.batches import encode_captions, fit_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.gpt2 import end_of_text, load_language_model, plain_gpt2_config, tokenizer_of
-from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
+from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments, settings
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.format import sha256
+from clipcap.weights.published import resolve_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+FILES = {"init", "literal_weights"}  # options that name weights, which are known by their content when a run is resumed
+LARGEST_MAPPING = 10**9  # parameters: 16 GB to train them
 SAMPLES = 8  # validation images whose captions are shown at each evaluation
 Prompts = Callable[[str], list[list[int]] | None]  # name of a split -> token ids of the prompt of each of its rows
 Save = Callable[[ClipCap, Path], None]  # writes the model's weights to a file
@@ -41,10 +47,17 @@ class Experiment:
     data_args: DataArguments
     start_args: StartArguments
     loop_args: LoopArguments
+    strategy_args: Any = None
+    language_model: str | None = None  # without --init: SHA-256 of the GPT-2 that it starts from
 
     @classmethod
     def prepare(
-        cls, folder: str, data_args: DataArguments, start_args: StartArguments, loop_args: LoopArguments
+        cls,
+        folder: str,
+        data_args: DataArguments,
+        start_args: StartArguments,
+        loop_args: LoopArguments,
+        strategy_args: Any = None,
     ) -> Experiment:
         """Open the data, load or build the model, and make sure that the output can be written.
 
@@ -53,6 +66,7 @@ class Experiment:
             data_args: which captions to learn.
             start_args: which model to start from.
             loop_args: how to train; its `output_dir` is filled in here.
+            strategy_args: the strategy's own options, a dataclass; None if it has none.
 
         Raises:
             UserError: arguments, data and weights that cannot be used or do not fit together.
@@ -75,7 +89,8 @@ class Experiment:
             raise UserError(
                 f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: GPT-2 has room for {model.room}"
             )
-        return cls(model, tokenizer, store, data_args, start_args, loop_args)
+        language_model = None if start_args.init else content_of(model)
+        return cls(model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model)
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
         """The training data and the validation data; `prompts` gives the prompt of every row of a split."""
@@ -83,13 +98,34 @@ class Experiment:
 
     def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
         captions = encode_captions(self.tokenizer, self.store.captions(split), self.data_args.max_tokens)
+        if all(caption == [self.model.config.stop_token] for caption in captions):
+            raise UserError(
+                f"no caption of the split {split!r} in {str(self.data_args.data)!r} has a token: check the captions, "
+                "and the tokenizer of the weights"
+            )
         prompted = prompts(split) if prompts else None
         if prompted:
             captions = fit_captions(captions, prompted, self.model.room)
         rows = range(min(len(captions), limit or len(captions)))
-        return CaptionDataset(self.store.embeddings(split), captions, prompted, rows)
+        embeddings = self.store.embeddings(split)
+        used = embeddings[: len(rows)]
+        if not np.isfinite((used.min(), used.max())).all():  # a NaN is both
+            row = int(np.flatnonzero(~np.isfinite(used).all(axis=1))[0])
+            raise UserError(
+                f"row {row + 1} of the split {split!r} in {str(self.data_args.data)!r}, image "
+                f"{self.store.column(split, 'image_id')[row]!r}, has NaN or infinity in its embedding: "
+                "make the dataset again"
+            )
+        return CaptionDataset(embeddings, captions, prompted, rows)
 
-    def train(self, strategy: str, weights: str, prompts: Prompts | None = None, save: Save = save_checkpoint) -> Path:
+    def train(
+        self,
+        strategy: str,
+        weights: str,
+        prompts: Prompts | None = None,
+        save: Save = save_checkpoint,
+        folders: Sequence[Path] = (),
+    ) -> Path:
         """Train the parameters that the strategy has chosen, and print what they are and where the weights are.
 
         Args:
@@ -97,19 +133,25 @@ class Experiment:
             weights: file name of the weights in the output folder.
             prompts: gives the prompt of every row of a split; None for no prompts.
             save: writes the weights.
+            folders: what `save` writes into besides the output folder.
 
         Returns:
             The file of the weights with the best validation loss.
         """
         train, validation = self.datasets(prompts)
-        arguments = asdict(self.data_args) | asdict(self.start_args) | asdict(self.loop_args)
+        groups = [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
         record = {
             "data": {"path": str(self.data_args.data), "identity": self.store.identity, "rows": len(train)},
-            "arguments": arguments,
+            "arguments": {name: value for group in groups for name, value in asdict(group).items()},
         }
+        options = settings(*groups) | {"language_model": self.language_model}
+        for name in FILES & options.keys():
+            options[name] = sha256(resolve_weights(options[name])) if options[name] else None
         shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
         references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
-        trainer = Trainer(self.model, train, validation, self.loop_args, strategy, weights, record, save, references)
+        trainer = Trainer(
+            self.model, train, validation, self.loop_args, strategy, weights, record, save, references, options, folders
+        )
         if trainer.accelerator.is_main_process:
             print(describe(self.model), file=sys.stderr)
         path = trainer.run()
@@ -147,9 +189,24 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
         gpt2=plain_gpt2_config(gpt.config),
         **chosen,
     )
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in ClipCap(config).clip_project.parameters())
+    if size > LARGEST_MAPPING:
+        raise UserError(
+            f"this mapping network would have {size:,} parameters: choose a smaller --prefix-length or --clip-length"
+        )
     model = ClipCap(config)
     model.gpt.load_state_dict(gpt.state_dict())
     return model
+
+
+def content_of(model: ClipCap) -> str:
+    """SHA-256 over the GPT-2 and the tokenizer of a model, by which they are recognised wherever they came from."""
+    digest = hashlib.sha256((model.config.tokenizer or "").encode())
+    for name, tensor in model.gpt.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def describe(model: ClipCap) -> str:

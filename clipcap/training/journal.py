@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
+from clipcap.files import write_whole
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import caption_embeddings
@@ -40,7 +41,7 @@ class Journal:
         if self.accelerator.is_main_process:
             for name, rows in (("metrics.jsonl", self.progress.rows), ("samples.jsonl", self.progress.samples)):
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (self.folder / name).write_text(text)
+                write_whole(self.folder / name, text.encode())
 
     def log(self, values: dict[str, float], epoch: float) -> None:
         """Write a row of metrics, by name, at `epoch` epochs. Raises UserError when one of them is not finite."""
@@ -72,5 +73,13 @@ class Journal:
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with (self.folder / name).open("a") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            path, line = self.folder / name, (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            with path.open("ab", buffering=0) as file:
+                end = file.tell()
+                try:
+                    while line:  # a disk that fills up takes a part of it first
+                        line = line[file.write(line) :]
+                except OSError as error:
+                    file.truncate(end)
+                    error.filename = str(path)
+                    raise

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import pickle
 import platform
+import re
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +21,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import load
 from torch import Tensor
 
 from clipcap.errors import UserError, first_line
+from clipcap.files import write_whole
 from clipcap.model.clipcap import ClipCap
 
 RUN = "run.json"  # the file in a state that says what must be the same for a run to be resumed from it
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
+# What reading a file raises that is not what was saved.
+DAMAGE = (
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
+    *(ValueError, TypeError, AttributeError, KeyError, IndexError),
+)
 
 
 @dataclass
@@ -63,7 +76,9 @@ class Progress:
         return {**vars(self), "window": float(self.window)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the values that `state_dict` gave."""
+        """Take over the values that `state_dict` gave. Raises ValueError for others."""
+        if state.keys() != vars(self).keys() or type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError("its progress is that of no run")
         vars(self).update(state)
 
 
@@ -76,34 +91,59 @@ class State:
     Args:
         accelerator: has everything registered that belongs to a state.
         folder: the run's output folder.
-        identity: the values that must be the same for a run to be resumed, by name.
+        options, facts: the values that must be the same for a run to be resumed, by name: those that the user typed,
+            and others.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, identity: dict[str, Any]) -> None:
-        self.accelerator, self.folder, self.identity = accelerator, folder, identity
+    def __init__(self, accelerator: Accelerator, folder: Path, options: dict[str, Any], facts: dict[str, Any]) -> None:
+        self.accelerator, self.folder, self.options, self.facts = accelerator, folder, options, facts
 
-    def clear(self) -> None:
-        """Delete the state of an earlier run."""
-        for name in ("state", "state.old", "state.new"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+    def start(self, resume: bool) -> None:
+        """Restore the last state, or delete that of an earlier run. A half-written one goes in any case."""
+        if resume:
+            self.load()
+        if self.accelerator.is_main_process:
+            for name in ("state.new",) if resume else ("state", "state.old", "state.new"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
         """Write the state under another name, then let it take the place of the last one.
 
         A folder cannot be replaced in one step, so the last state is renamed first. Whenever the run is killed, there
         is a complete state named `state` or `state.old`, and `load` looks for them in this order.
+
+        Raises:
+            OSError: the disk is full, for example. The last state is still there.
         """
         new, state, old = (self.folder / name for name in ("state.new", "state", "state.old"))
-        self.accelerator.save_state(str(new), safe_serialization=False)
-        self.accelerator.wait_for_everyone()
+        try:
+            self._write(new)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
         if self.accelerator.is_main_process:
-            (new / RUN).write_text(json.dumps(self.identity))
             shutil.rmtree(old, ignore_errors=True)
             if state.exists():
                 state.rename(old)
             new.rename(state)
             shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path) -> None:
+        try:
+            self.accelerator.save_state(str(folder), safe_serialization=False)
+        except RuntimeError as error:
+            # All that torch's own writer says, whatever the reason.
+            if "inline_container" not in str(error) and "iostream" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, "the disk may be full", str(folder)) from None
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_whole(folder / RUN, json.dumps(self.options | self.facts).encode())
+            for file in filter(Path.is_file, folder.rglob("*")):  # on the disk before the last state goes
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
 
     def load(self) -> None:
         """Restore the last state; if there is none, say so and leave everything as it is.
@@ -113,10 +153,14 @@ class State:
         """
         for state in (self.folder / "state", self.folder / "state.old"):
             if state.is_dir():
-                self._check_same_run(state)
                 try:
-                    self.accelerator.load_state(str(state))
-                except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+                    self._check_same_run(state)
+                    with tensors_only():
+                        self.accelerator.load_state(str(state))
+                    # accelerate passes over a random state that it cannot read, and the run would go on otherwise.
+                    random = load(state / f"random_states_{self.accelerator.process_index}.pkl")
+                    torch.set_rng_state(random["torch_manual_seed"])
+                except DAMAGE as error:
                     raise UserError(
                         f"the state in {state} is damaged or of another model ({first_line(error)}): "
                         "start anew without --resume"
@@ -125,15 +169,44 @@ class State:
         print(f"no state in {self.folder} yet: starting from the beginning", file=sys.stderr)
 
     def _check_same_run(self, state: Path) -> None:
-        run = state / RUN
-        begun = json.loads(run.read_text()) if run.is_file() else {}
-        for name, value in self.identity.items():
-            if begun.get(name) != value:
-                told = "" if isinstance(value, list) else f" ({begun.get(name)}, not {value})"
+        begun = json.loads((state / RUN).read_text(encoding="utf-8"))
+        if not isinstance(begun, dict):
+            raise ValueError(f"its {RUN} holds a {type(begun).__name__}")
+        unsaid = []
+        for name, value in (self.options | self.facts).items():
+            spelled = f"--{name.replace('_', '-')}" if name in self.options else name
+            if name not in begun:
+                unsaid.append(spelled)
+            elif begun[name] != value:
+                told = "" if name == "trained parameters" else f" ({_shown(begun[name])}, not {_shown(value)})"
                 raise UserError(
-                    f"the run in {self.folder} was started with other {name}{told}: give the same to --resume it, or "
-                    "start anew without --resume"
+                    f"the run in {self.folder} was started with other {spelled}{told}: give the same to --resume it, "
+                    "or start anew without --resume"
                 )
+        if unsaid and self.accelerator.is_main_process:
+            print(
+                f"the state in {self.folder} is of an earlier version: make sure that these are as they were then: "
+                f"{', '.join(unsaid)}",
+                file=sys.stderr,
+            )
+
+
+def _shown(value: Any) -> str:
+    """A value of `run.json` for a message: on one line, and nobody reads all of a SHA-256."""
+    return f"SHA-256 {value[:12]}..." if re.fullmatch("[0-9a-f]{64}", str(value)) else repr(value)[:80]
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Inside this context, `torch.load` runs no code of a file, even for those who ask it to, as accelerate does."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def run_record(model: ClipCap, strategy: str, progress: Progress, epochs: float, validation: float) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from clipcap.errors import UserError
+from clipcap.errors import Interrupted, UserError
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf
 from clipcap.fast.large_weights import HeadLoss
+from clipcap.files import NO_ROOM, only_writer
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
-from clipcap.training.arguments import LoopArguments
+from clipcap.training.arguments import LoopArguments, settings
 from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, in_order, loader
 from clipcap.training.setup import decay_groups, deferred_interrupt, make_accelerator
@@ -35,8 +36,6 @@ from clipcap.training.state import Progress, State, run_record
 from clipcap.weights.checkpoint import save_checkpoint
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
-# The arguments that must be the same when a run is resumed: with others it would not reach the same weights.
-SAME = ("epochs", "batch_size", "accumulate", "learning_rate", "warmup", "weight_decay", "clip_norm", "seed")
 
 
 class Trainer:
@@ -51,6 +50,8 @@ class Trainer:
         record: what else the weights record about the run (data, arguments).
         save: writes the weights; `save_checkpoint` unless the strategy writes something smaller.
         references: image and true caption of the first validation rows, shown beside their captions in samples.jsonl.
+        options: those that must be the same when the run is resumed; None for those of the loop alone.
+        folders: what else this run writes into, and no other may at the same time.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Trainer:
         record: dict[str, Any],
         save: Callable[[ClipCap, Path], None] = save_checkpoint,
         references: Sequence[dict[str, str]] = (),
+        options: dict[str, Any] | None = None,
+        folders: Sequence[Path] = (),
     ) -> None:
         self.model, self.train_set, self.validation, self.args = model, train, validation, args
         self.strategy, self.record, self.save, self.references = strategy, record, save, references
         folder = Path(args.output_dir or "")
-        self.weights = folder / weights
+        self.weights, self.folders = folder / weights, (folder, *folders)
         self.accelerator = make_accelerator(args, model.gpt.config.n_embd)
         fast = not args.no_fast
         model.use_fast(fast)
@@ -87,33 +90,53 @@ class Trainer:
         )
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
-        identity = {name: getattr(args, name) for name in (*SAME, "evals_per_epoch")} | {
+        facts = {
+            "strategy": strategy,
+            "data": record.get("data", {}).get("identity"),
             "rows": len(train),
             "processes": world,
+            "device": self.accelerator.device.type,
             "precision": precision,
-            "data": record.get("data", {}).get("identity"),
             "trained parameters": sorted(name for name, p in model.named_parameters() if p.requires_grad),
         }
-        self.state = State(self.accelerator, folder, identity)
+        self.state = State(self.accelerator, folder, settings(args) if options is None else options, facts)
         self.journal = Journal(self.accelerator, folder, strategy, self.progress)
 
     def run(self) -> Path:
         """Train to the end; returns the file of the best weights.
 
         Raises:
-            UserError: the run was interrupted (its state is saved), its loss is not finite, or it cannot be resumed.
+            Interrupted: by Ctrl-C or a request to terminate; its state is saved.
+            UserError: its loss is not finite, it cannot be resumed, the disk is full, or another run writes there.
         """
+        try:
+            with self._alone():
+                return self._run()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise UserError(
+                f"{error.filename or self.weights.parent} could not be written ({error.strerror}): weights and state "
+                "saved before are kept; make room and run the same command with --resume to go on"
+            ) from None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold all output folders for this run alone."""
+        with ExitStack() as held:
+            if self.accelerator.is_main_process:
+                for folder in {folder.resolve(): folder for folder in self.folders}.values():
+                    held.enter_context(only_writer(folder))
+            self.accelerator.wait_for_everyone()
+            yield
+
+    def _run(self) -> Path:
         args, progress, main = self.args, self.progress, self.accelerator.is_main_process
         set_seed(args.seed)
         if args.report_to != "none":
             self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
-        if args.resume:
-            self.state.load()
-        else:
-            self.state.clear()
+        self.state.start(args.resume)
         self.journal.start()
-        every = self.epoch_steps / args.evals_per_epoch
-        evaluations = {round(number * every) for number in range(1, args.epochs * args.evals_per_epoch + 1)}
         total = len(self.train_set) * args.epochs
         done = progress.step * len(self.train_set) // self.epoch_steps
         bar = tqdm(total=total, initial=done, desc=self.strategy, unit="captions", disable=not main, file=sys.stderr)
@@ -126,7 +149,7 @@ class Trainer:
                 while group := list(islice(batches, args.accumulate)):
                     started = time.perf_counter()
                     progress.add(self.step(group))
-                    evaluate = progress.step in evaluations
+                    evaluate = self.evaluates_after(progress.step)
                     if evaluate or progress.step % LOG_EVERY == 0:
                         loss = progress.mean_loss()
                         self.journal.log({"train_loss": loss, "lr": self.schedule.get_last_lr()[0]}, self.epochs)
@@ -138,9 +161,10 @@ class Trainer:
                         self.evaluate()
                     if interrupted:
                         self.state.save()
-                        raise UserError(
+                        raise Interrupted(
                             f"interrupted at step {progress.step} of {self.steps}; "
-                            "run the same command with --resume to go on"
+                            "run the same command with --resume to go on",
+                            interrupted[0],
                         )
         self.accelerator.end_training()
         if main:
@@ -155,6 +179,11 @@ class Trainer:
     def epochs(self) -> float:
         """How many epochs have been trained, as a fraction."""
         return self.progress.step / self.epoch_steps
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows this step: they are spread evenly, and the last step has one."""
+        every = max(self.epoch_steps / self.args.evals_per_epoch, 1)
+        return round(round(step / every) * every) == step
 
     def step(self, group: list[Batch]) -> Tensor:
         """Move the weights by the mean gradient of some batches; returns their mean loss, still on the device."""

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipcap.clip.tensors import check_finite, check_plain
 from clipcap.errors import UserError
 from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
-from clipcap.model.config import ClipCapConfig
 from clipcap.model.prompts import PROMPTS
 from clipcap.weights import convert, lora
-from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, header, read, write
+from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, header, read, read_config, write
+from clipcap.weights.places import check_language_model_place, find_base
 from clipcap.weights.published import resolve_weights
 
 OVERRIDES = CONFIG_FIELDS | {"heads", "alpha", "base"}
@@ -63,41 +64,64 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
     overrides = {name: value for name, value in overrides.items() if value is not None}
     file = resolve_weights(path)
     content = read(file)
+    most_bytes = 2 * file.stat().st_size  # a tied head is stored once and has two names
     try:
         if content.get("format") != FORMAT:
+            _check_published(content, most_bytes)
             model = _from_published(content, overrides)
-        elif content.get("version") != VERSION:
+        elif type(content.get("version")) is not int or content["version"] != VERSION:
             raise UserError(
                 f"it has version {content.get('version')} of the format, and this release reads version {VERSION}: "
                 "use the release that wrote it, or update the project"
             )
-        elif "base" in content:
-            base = load_checkpoint(lora.find_base(content, file, overrides.get("base")))
-            model = lora.load_adapters(content, base, overrides)
         else:
-            model = _from_own(content, overrides)
+            _check_own(content, most_bytes)
+            if "base" in content:
+                base = load_checkpoint(find_base(content, file, overrides.get("base")))
+                model = lora.load_adapters(content, base, overrides)
+            else:
+                model = _from_own(content, overrides)
+        if "language_model" not in overrides:
+            check_language_model_place(model.config, file)
     except UserError as error:
         raise UserError(f"{file} cannot be used: {error}") from None
     return model.to(device).eval()
 
 
+def _check_own(content: Mapping[str, Any], most_bytes: int) -> None:
+    """Raise a UserError unless the parts of a file of our own are what they should be, before any of them is used."""
+    literal = content.get("literal_captioner")
+    for part in (content, literal) if literal is not None else (content,):
+        if not isinstance(part, Mapping) or not isinstance(part.get("tensors"), Mapping):
+            raise UserError("its tensors are missing")
+        check_plain(part["tensors"], most_bytes)
+        check_finite(part["tensors"])
+    if not isinstance(content.get("record", {}), dict):
+        raise UserError("its record of how it was trained is no dictionary")
+
+
 def _from_own(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:
-    known = isinstance(content.get("config"), Mapping) and content["config"].keys() <= CONFIG_FIELDS
-    if not known or not isinstance(content.get("tensors"), Mapping):
-        raise UserError("its config or its tensors are missing, or they are not those of this version")
     literal = content.get("literal_captioner")
     model = build(
-        configure(ClipCapConfig(**content["config"]), overrides),
+        configure(read_config(content.get("config")), overrides),
         content["tensors"],
-        build(ClipCapConfig(**literal["config"]), literal["tensors"]) if literal else None,
+        build(read_config(literal.get("config")), literal["tensors"]) if literal is not None else None,
     )
     model.record = content.get("record", {})
     return model
 
 
-def _from_published(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:
+def _check_published(content: Mapping[str, Any], most_bytes: int) -> None:
+    """Raise a UserError unless these are named tensors of finite numbers."""
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
         raise UserError("it is neither a file of this project nor a published state dict")
+    # GPT-2's old masks are not read.
+    used = {name: t for name, t in content.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    check_plain(used, most_bytes)
+    check_finite(used)
+
+
+def _from_published(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:
     tensors, literal_tensors = convert.split_literal(lora.merge_lora(content, overrides.get("alpha")))
     literal = None
     if literal_tensors:

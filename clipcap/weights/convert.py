@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from clipcap.clip.names import CLIP_OF_WIDTH
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
+from clipcap.weights.sizes import gpt2_sizes, mapping_sizes
 
 STOP = 13  # ".", where the published code ends a caption
 HEAD_WIDTH = 64  # the width of an attention head in every published GPT-2
@@ -37,7 +37,7 @@ def without_old_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kept = {name: tensor for name, tensor in tensors.items() if not OLD_BUFFER.fullmatch(name)}
     dropped = len(tensors) - len(kept)
-    if dropped not in (0, 2 * _count(kept, r"gpt\.transformer\.h\.(\d+)\.")):
+    if dropped not in (0, 2 * gpt2_sizes(kept)["n_layer"]):
         raise UserError(f"the file holds {dropped} of the old attn.bias and attn.masked_bias buffers, not all of them")
     return kept
 
@@ -52,51 +52,22 @@ def infer_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> Cli
     Raises:
         UserError: a tensor that a size is read from is missing or has an impossible shape.
     """
-    vocabulary, width = _shape(tensors, "gpt.transformer.wte.weight", 2)
-    positions, _ = _shape(tensors, "gpt.transformer.wpe.weight", 2)
+    gpt2 = gpt2_sizes(tensors)
+    width = gpt2["n_embd"]
     if heads is None and width % HEAD_WIDTH:
         raise UserError(f"GPT-2's number of heads cannot be told from its width {width}: give heads=...")
-    gpt2 = {
-        "vocab_size": vocabulary,
-        "n_positions": positions,
-        "n_embd": width,
-        "n_layer": _count(tensors, r"gpt\.transformer\.h\.(\d+)\."),
-        "n_head": heads or width // HEAD_WIDTH,
-    }
-    config: dict[str, Any]
-    if "clip_project.model.0.weight" in tensors or "clip_project.model.2.weight" in tensors:
-        clip_dim = _shape(tensors, "clip_project.model.0.weight", 2)[1]
-        config = {"mapping": "mlp", "prefix_length": _shape(tensors, "clip_project.model.2.weight", 2)[0] // width}
-    else:
-        rows, clip_dim = _shape(tensors, "clip_project.linear.weight", 2)
-        config = {
-            "mapping": "transformer",
-            "prefix_length": _shape(tensors, "clip_project.prefix_const", 2)[0],
-            "clip_length": rows // width,
-            "mapping_layers": _count(tensors, r"clip_project\.transformer\.layers\.(\d+)\."),
-            "normalize": clip_dim == 640,  # the published RN50x4 transformer was trained with --normalize_prefix
-        }
+    gpt2["n_head"] = width // HEAD_WIDTH if heads is None else heads
+    config = mapping_sizes(tensors, width)
+    clip_dim = config["clip_dim"]
+    # The published RN50x4 transformer was trained with --normalize_prefix.
+    normalize = config["mapping"] == "transformer" and clip_dim == 640
     head, embedding = tensors.get("gpt.lm_head.weight"), tensors["gpt.transformer.wte.weight"]
     return ClipCapConfig(
         clip_model=CLIP_OF_WIDTH.get(clip_dim),
         clip_pretrained="openai" if clip_dim in CLIP_OF_WIDTH else None,
-        clip_dim=clip_dim,
-        gpt2=gpt2,
+        normalize=normalize,
+        gpt2=dict(gpt2),
         tied_head=head is None or head.shape != embedding.shape or bool((head == embedding).all()),
         stop_token=STOP,
         **config,
     )
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise UserError(f"this is no ClipCap model: {name} is missing")
-    if tensors[name].ndim != dimensions:
-        raise UserError(f"this is no ClipCap model: {name} has shape {tuple(tensors[name].shape)}")
-    return tuple(tensors[name].shape)
-
-
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many blocks there are: one more than the largest number in names that match."""
-    found = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ import torch
 from torch import Tensor
 
 from clipcap.errors import UserError, first_line
-from clipcap.files import whole_file
+from clipcap.files import NO_ROOM, whole_file
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
+from clipcap.model.prompts import check_template
+from clipcap.weights.sizes import check_sizes
 
 FORMAT, VERSION = "clipcap", 1
 CONFIG_FIELDS = {field.name for field in dataclasses.fields(ClipCapConfig)}
@@ -41,13 +44,15 @@ def header(model: ClipCap) -> dict[str, Any]:
 
 
 def write(payload: Mapping[str, Any], path: str | Path) -> None:
-    """Write a payload; the file appears only when it is complete. Raises UserError."""
+    """Write a payload; the file appears only when it is complete. Raises UserError, and OSError for a full disk."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             torch.save(dict(payload), file)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another output folder") from None
 
 
@@ -58,18 +63,20 @@ def read(path: str | Path) -> dict[str, Any]:
         UserError: the file cannot be read, or holds something else than named tensors and plain values.
     """
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on pickles that it did not write
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                content = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is no file of weights, or it holds more than tensors and plain values: it was not loaded"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        reason = first_line(error)
+    except Exception as error:  # a damaged pickle raises anything
+        reason = first_line(error)[:200]
         raise UserError(f"{path} cannot be read, it may be truncated ({reason}); copy or download it again") from None
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a model")
@@ -82,27 +89,34 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_config(fields: Any) -> ClipCapConfig:
+    """The config that a file holds. Raises UserError for an unknown field or a value that no config may have."""
+    if not isinstance(fields, Mapping) or not fields.keys() <= CONFIG_FIELDS:
+        raise UserError("its config is missing, or its fields are not those of this version")
+    config = ClipCapConfig(**fields)
+    check_template(config.prompt or "")
+    return config
+
+
 def configure(config: ClipCapConfig, overrides: Mapping[str, Any]) -> ClipCapConfig:
     """The config with new values for its own fields and for the `heads` of GPT-2; other overrides are ignored.
 
     Raises:
-        UserError: GPT-2's width cannot be divided among its heads.
+        UserError: a value is of another type or out of its range.
     """
-    config = dataclasses.replace(config, **{name: v for name, v in overrides.items() if name in CONFIG_FIELDS})
+    changed = {name: value for name, value in overrides.items() if name in CONFIG_FIELDS}
     if "heads" in overrides:
-        config.gpt2 = {**config.gpt2, "n_head": overrides["heads"]}
-    width, heads = config.gpt2.get("n_embd", 768), config.gpt2.get("n_head", 12)
-    if width % heads:
-        raise UserError(f"GPT-2's width {width} cannot be divided among {heads} heads")
-    return config
+        changed["gpt2"] = {**changed.get("gpt2", config.gpt2), "n_head": overrides["heads"]}
+    return dataclasses.replace(config, **changed)
 
 
 def build(config: ClipCapConfig, tensors: Mapping[str, Tensor], literal_captioner: ClipCap | None = None) -> ClipCap:
     """A model of this config that holds exactly these tensors.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape.
+        UserError: a tensor is missing, unexpected or of another shape, or sizes do not fit together.
     """
+    check_sizes(config, tensors)
     with torch.device("meta"):
         model = ClipCap(config)
     expected = model.state_dict()

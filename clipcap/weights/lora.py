@@ -6,32 +6,22 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, https://a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
+from clipcap.clip.tensors import check_finite
 from clipcap.errors import UserError, at_least
+from clipcap.files import NO_ROOM, write_whole
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.config import ClipCapConfig
-from clipcap.weights.format import build, configure, header, sha256, write
-from clipcap.weights.published import names, resolve_weights
+from clipcap.weights.format import build, configure, header, read_config, write
+from clipcap.weights.places import Base
 
 LORA_ALPHA = 16  # the alpha of the published adapters
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """The weights that adapters were trained on: a published name or a path, and the SHA-256 of the file."""
-
-    weights: str
-    sha256: str
-
-    @classmethod
-    def of(cls, weights: str) -> Base:
-        """The base of this name or path, with the SHA-256 of its file as it is now. Raises UserError."""
-        return cls(weights, sha256(resolve_weights(weights)))
 
 
 def adaptable_layers(model: ClipCap) -> dict[str, list[str]]:
@@ -70,7 +60,7 @@ def inject(model: ClipCap, rank: int, alpha: float, dropout: float, targets: Seq
             f"--target {' '.join(unknown)} matches no layer; GPT-2's blocks have {', '.join(sorted(layers))}"
         )
     at_least(1, option=True, rank=rank)
-    if not alpha > 0 or not 0 <= dropout < 1:
+    if not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise UserError(f"--alpha must be above 0 and --dropout at least 0 and below 1, not {alpha} and {dropout}")
     settings = LoraConfig(
         r=rank,
@@ -114,11 +104,15 @@ def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[
     Raises:
         UserError: an adapter is missing, unexpected, or does not fit the base.
     """
-    tensors, lora = dict(content["tensors"]), content["lora"]
+    tensors, lora = dict(content["tensors"]), content.get("lora")
+    if not isinstance(lora, Mapping) or not isinstance(lora.get("targets"), list):
+        raise UserError("it does not say which layers its adapters belong to")
+    layers = adaptable_layers(base)
     expected = {
         f"{layer}.lora_{side}.default.weight"
-        for target in lora["targets"]
-        for layer in adaptable_layers(base).get(target, [])
+        for target in layers
+        if target in lora["targets"]
+        for layer in layers[target]
         for side in "AB"
     }
     mapping = {name for name in base.state_dict() if name.startswith("clip_project.")}
@@ -128,46 +122,14 @@ def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[
     if wrong:
         kind = "missing" if wrong[0] in expected else "unexpected"
         raise UserError(f"its adapters do not fit the base: {wrong[0]} is {kind}")
-    alpha = overrides.get("alpha", lora["alpha"])
+    alpha = overrides.get("alpha", lora.get("alpha"))
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        raise UserError(f"its alpha must be a number above 0, not {str(alpha)[:40]!r}")
     whole = merge_lora({**base.state_dict(), **tensors}, alpha)
-    config = dataclasses.replace(ClipCapConfig(**content["config"]), tied_head=base.config.tied_head)
+    config = dataclasses.replace(read_config(content.get("config")), tied_head=base.config.tied_head)
     model = build(configure(config, overrides), whole)
     model.record = content.get("record", {})
     return model
-
-
-def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path:
-    """The file of the base: the one given, the one that the LoRA file names, or one of that name beside it.
-
-    Args:
-        content: of the LoRA file.
-        file: the LoRA file itself.
-        given: a file or published name that the user gives instead; None for none.
-
-    Raises:
-        UserError: none of these files has the SHA-256 of the weights that the adapters were trained on.
-    """
-    base = Base(**content["base"])
-    recorded = Path(base.weights)
-    places = [given] if given else [recorded, file.parent / recorded, file.parent / recorded.name]
-    for place in places:
-        try:
-            path = resolve_weights(place if given or place != recorded else base.weights)
-        except UserError:
-            if base.weights in names():  # then the download failed, and the error already says what to do
-                raise
-            continue
-        found = sha256(path)
-        if found == base.sha256:
-            return path
-        if given:
-            raise UserError(
-                f"the base {given} has SHA-256 {found[:12]}..., and its adapters were trained on "
-                f"{base.sha256[:12]}...: give that file as the base"
-            )
-    raise UserError(
-        f"its base {base.weights} with SHA-256 {base.sha256[:12]}... was not found: give that file as the base"
-    )
 
 
 def merge_lora(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, Tensor]:
@@ -191,10 +153,17 @@ def merge_lora(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dic
         layer = name.partition(".lora_")[0]
         down, up = plain[name].float(), plain[name.replace("lora_A", "lora_B")].float()
         weight = plain[f"{layer}.weight"]  # GPT-2's weights are (in, out)
-        if up.shape[1] != len(down) or weight.shape != (down.shape[1], len(up)):
+        if (
+            down.ndim != 2
+            or up.ndim != 2
+            or not len(down)
+            or up.shape[1] != len(down)
+            or weight.shape != (down.shape[1], len(up))
+        ):
             raise UserError(f"the LoRA adapter of {layer} does not fit its weight of shape {tuple(weight.shape)}")
         scale = (LORA_ALPHA if alpha is None else alpha) / len(down)
         plain[f"{layer}.weight"] = weight + (up @ down).t().to(weight.dtype) * scale
+        check_finite({f"{layer}.weight with its adapter": plain[f"{layer}.weight"]})
     return {name: tensor for name, tensor in plain.items() if name not in adapters}
 
 
@@ -214,9 +183,10 @@ def _alpha(model: nn.Module) -> float:
 def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
     """Write the adapters as a folder that `peft.PeftModel.from_pretrained(gpt2, folder)` loads.
 
-    The mapping network is not in it, because peft knows only the language model. Raises UserError.
+    The mapping network is not in it, because peft knows only the language model. Raises UserError, and OSError for a
+    full disk.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     try:
@@ -227,9 +197,13 @@ def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
             for name, tensor in adapters_of(model).items()
             if ".lora_" in name
         }
-        save_file(tensors, folder / "adapter_model.safetensors")
+        write_whole(folder / "adapter_model.safetensors", save(tensors))
         settings.base_model_name_or_path, settings.task_type = model.config.language_model, "CAUSAL_LM"
         settings.inference_mode = True
-        settings.save_pretrained(folder)
+        with TemporaryDirectory() as unfinished:
+            settings.save_pretrained(unfinished)
+            write_whole(folder / "adapter_config.json", Path(unfinished, "adapter_config.json").read_bytes())
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         raise UserError(f"the peft folder {folder} cannot be written ({error.strerror}): choose another") from None

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 
 from clipcap.errors import UserError, first_line
+from clipcap.files import write_whole
+from clipcap.weights.format import read, sha256
 from clipcap.world.shipped import LITERAL
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file on Google Drive: its name, its id there, and what it holds."""
+    """A file on Google Drive: its name, its id there, what it holds, and its SHA-256 where its authors publish one."""
 
     file: str
     drive_id: str
     about: str
+    sha256: str | None = None
 
 
 WEIGHTS = {
@@ -39,8 +45,8 @@ def names() -> list[str]:
 
 def cache_folder() -> Path:
     """Where downloaded weights are kept: $CLIPCAP_CACHE, or `clipcap` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clipcap"
-    return Path(os.environ.get("CLIPCAP_CACHE", default))
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("CLIPCAP_CACHE") or f"{cache}/clipcap").expanduser()
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
@@ -60,29 +66,90 @@ def resolve_weights(name_or_path: str | Path) -> Path:
         raise UserError(f"weights {name!r} are {kind}; the known names are {', '.join(names())}")
     file = WEIGHTS[name].file if name in WEIGHTS else INSTAGRAM[name]
     target = cache_folder() / file
-    if not target.is_file():
+    if target.is_file():
+        _check_kept(name, target)
+    else:
         _download(name, target)
     return target
 
 
-def _download(name: str, target: Path) -> None:
+def _check_kept(name: str, target: Path) -> None:
+    """Raise a UserError unless a file in the cache is the one that was first used, and one of weights."""
+    note = _note_of(target)
+    if not note.is_file():
+        try:
+            read(target)
+        except UserError as error:
+            raise UserError(f"{error}: {target} is not {name!r}; delete it, then {_by_hand(name, target)}") from None
+        _record(name, target, note)
+    elif sha256(target) != note.read_text(encoding="utf-8").split(" ")[0]:
+        raise UserError(
+            f"{target} is not the file that was first used as {name!r}, whose SHA-256 {note} holds: "
+            "if you replaced it, delete that note; otherwise delete both, and it is downloaded again"
+        )
+
+
+def _record(name: str, file: Path, note: Path) -> None:
+    """Write the SHA-256 of a file into a note that `sha256sum -c` reads too. Raises UserError if it is a wrong one."""
+    found, wanted = sha256(file), WEIGHTS[name].sha256 if name in WEIGHTS else None
+    if wanted not in (None, found):
+        raise UserError(f"it has SHA-256 {found}, and its authors published {wanted}")
+    with suppress(OSError):  # a cache that others share may be read-only
+        write_whole(note, f"{found}  {note.stem}\n".encode())
+
+
+def _note_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _by_hand(name: str, target: Path) -> str:
     drive_id = WEIGHTS[name].drive_id if name in WEIGHTS else INSTAGRAM_FOLDER
     kind = "file/d" if name in WEIGHTS else "drive/folders"
-    by_hand = f"download {target.name} from https://drive.google.com/{kind}/{drive_id} and save it as {target}"
+    return f"download {target.name} from https://drive.google.com/{kind}/{drive_id} and save it as {target}"
+
+
+def _download(name: str, target: Path) -> None:
+    """Download a file of weights; it gets its name only when it is whole. Raises UserError."""
+    by_hand = _by_hand(name, target)
     try:
         import gdown
     except ImportError:
         raise UserError(f"weights {name!r} need `pip install gdown` to be downloaded; or {by_hand}") from None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".part")
-        if name not in WEIGHTS:
-            listed = gdown.download_folder(id=drive_id, skip_download=True, quiet=True) or []
-            # With `skip_download` gdown lists entries with id and path; otherwise it would give names of files.
-            entries = (entry for entry in listed if not isinstance(entry, str))
-            drive_id = next(entry.id for entry in entries if Path(entry.path).name == target.name)
-        gdown.download(id=drive_id, output=str(partial))
-        partial.replace(target)
+        # A folder of its own, because gdown leaves unfinished files beside the one that it writes.
+        with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+            partial = Path(folder) / target.name
+            gdown.download(id=_drive_id(name, target, gdown), output=str(partial))
+            _check_downloaded(partial)
+            _record(name, partial, _note_of(target))
+            partial.replace(target)
     except Exception as error:  # gdown raises many kinds: no network, no permission, quota exceeded
         reason = first_line(error)
         raise UserError(f"weights {name!r} could not be downloaded ({reason}); {by_hand}") from None
+
+
+def _drive_id(name: str, target: Path, gdown: ModuleType) -> str:
+    if name in WEIGHTS:
+        return WEIGHTS[name].drive_id
+    listed = gdown.download_folder(id=INSTAGRAM_FOLDER, skip_download=True, quiet=True) or []
+    # With `skip_download` gdown lists entries with id and path; otherwise it would give names of files.
+    entries = (entry for entry in listed if not isinstance(entry, str))
+    found = next((entry.id for entry in entries if Path(entry.path).name == target.name), None)
+    if found is None:
+        raise UserError(f"the folder on Google Drive lists no {target.name}")
+    return found
+
+
+def _check_downloaded(file: Path) -> None:
+    """Raise a UserError unless this is a whole file of weights."""
+    if not file.is_file() or not file.stat().st_size:
+        raise UserError("nothing came")
+    with file.open("rb") as stream:
+        begins = stream.read(200).lstrip().lower()
+    if begins.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError("a web page came in place of the file, as after too many downloads in a day")
+    try:
+        read(file)
+    except UserError:
+        raise UserError(f"what came is incomplete or not a file of weights, {file.stat().st_size:,} bytes") from None

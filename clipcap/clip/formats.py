@@ -1,0 +1,30 @@
+"""Opening pictures, in the formats that the project reads and in no other.
+
+Pillow knows forty formats by their content, whatever the name of the file: a PostScript file called holiday.jpg would
+start Ghostscript. So this is the only place that opens one.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+# Pillow's names of them; the last is tried last, since nothing marks a file of it. HEIF comes with another
+# package, and JPEG stands for MPO too.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "HEIF", "TGA")
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a picture with a long comment is still a picture
+
+
+def open_picture(source: str | Path | bytes) -> Image.Image:
+    """A file, or a file's bytes -> a picture whose pixels are not decoded yet.
+
+    Raises:
+        OSError: the file cannot be read, or (UnidentifiedImageError) is in none of FORMATS. On a broken file Pillow
+            raises other errors too.
+    """
+    Image.init()  # a build of Pillow may lack some formats, and must not be asked for these
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)

@@ -1,0 +1,46 @@
+"""What is asked of tensors from a file before anything is built of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipcap.errors import UserError
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
+
+
+def check_plain(tensors: Mapping[Any, Any], most_bytes: int) -> None:
+    """Raise a UserError unless these are named tensors of plain floating-point numbers.
+
+    Args:
+        tensors: as they were read from a file.
+        most_bytes: how much they may take together. A tensor can claim more numbers than its file holds.
+    """
+    total = 0
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise UserError(f"{str(name)[:80]!r} is no name of a tensor: the file is damaged")
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise UserError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not dense or tensor.dtype not in FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.") if dense else "sparse, nested or empty (meta)"
+            raise UserError(f"{name} is {kind}, and weights are dense tensors of floating-point numbers: save them so")
+        total += tensor.numel() * tensor.element_size()
+    if total > most_bytes:
+        raise UserError(f"its tensors claim {total:,} bytes, more than the file holds: it is damaged")
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise a UserError that names the first tensor with NaN or infinite numbers in it."""
+    for name, tensor in tensors.items():
+        # Ten times as quick as `isfinite` of every number: a NaN becomes both the smallest and the largest.
+        numbers = tensor.is_floating_point() and tensor.numel()
+        if numbers and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+            raise UserError(f"{name} holds NaN or infinite numbers, so its training failed: use other weights")

@@ -1,0 +1,106 @@
+"""Where a file of weights may point: to models by their published names, and into its own folder. Nowhere else.
+
+Weights come from strangers. A path in them is followed only if it leads into the folder that the file itself lies in;
+every other place is for the user to name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipcap.errors import UserError
+from clipcap.model.config import ClipCapConfig
+from clipcap.weights.format import sha256
+from clipcap.weights.published import names, resolve_weights
+
+# "ViT-L/14@336px", "laion2b_s34b_b79k", "openai-community/gpt2", "hf-hub:owner/name"
+PUBLISHED = re.compile(r"(hf-hub:)?\w[\w.-]*(/\w[\w.-]*)?(@\w+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights that adapters were trained on: a published name or a path, and the SHA-256 of the file."""
+
+    weights: str
+    sha256: str
+
+    @classmethod
+    def of(cls, weights: str) -> Base:
+        """The base of this name or path, with the SHA-256 of its file as it is now. Raises UserError."""
+        return cls(weights, sha256(resolve_weights(weights)))
+
+
+def is_inside(place: str | Path, file: Path) -> bool:
+    """Whether a place lies in the folder that a file lies in, links followed."""
+    return Path(place).resolve().is_relative_to(file.parent.resolve())
+
+
+def may_follow(place: str | None, file: Path) -> bool:
+    """Whether what a file of weights names may be opened: a published name, or a place in the file's own folder."""
+    # "demo" is the world that ships with the project, also where there is a folder of this name, as in the repository.
+    if place in (None, "demo") or (PUBLISHED.fullmatch(place) and not Path(place).exists()):
+        return True
+    return is_inside(place, file)
+
+
+def check_clip_place(config: ClipCapConfig, file: Path) -> None:
+    """Raise a UserError if a file of weights names a CLIP that is neither published nor in its own folder."""
+    for place in (config.clip_model, config.clip_pretrained):
+        _check(place, file, "CLIP", "give that CLIP with --clip (clip= in Python)")
+
+
+def check_language_model_place(config: ClipCapConfig, file: Path) -> None:
+    """Raise a UserError if the tokenizer would be looked for elsewhere than on the hub or in the file's own folder."""
+    if not config.tokenizer:  # otherwise it is in the file, and the language model's name leads nowhere
+        _check(config.language_model, file, "the language model", "give it with language_model= to load_checkpoint")
+
+
+def _check(place: str | None, file: Path, what: str, how: str) -> None:
+    if not may_follow(place, file):
+        raise UserError(
+            f"{file} names {what} {place!r}, which is no published name and lies outside the file's own folder, "
+            f"so it is not opened: {how}"
+        )
+
+
+def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path:
+    """The file of the base: the one given, a published one that the LoRA file names, or one in the LoRA file's folder.
+
+    Args:
+        content: of the LoRA file.
+        file: the LoRA file itself.
+        given: a file or published name that the user gives instead; None for none.
+
+    Raises:
+        UserError: none of these files has the SHA-256 of the weights that the adapters were trained on.
+    """
+    recorded = content["base"]
+    if not isinstance(recorded, Mapping) or {type(recorded.get(name)) for name in ("weights", "sha256")} != {str}:
+        raise UserError("it does not say which weights its adapters were trained on")
+    base = Base(recorded["weights"], recorded["sha256"])
+    shown = f"{base.weights!r} with SHA-256 {base.sha256[:12]!r}..."
+    published = base.weights in names()
+    # A path in the file is followed only into its own folder, since the file may be a stranger's.
+    beside = (base.weights, file.parent / base.weights, file.parent / Path(base.weights).name)
+    places = [given] if given else [base.weights] if published else [p for p in beside if is_inside(p, file)]
+    for place in places:
+        try:
+            path = resolve_weights(place)
+        except UserError:
+            if given or published:  # the error already says what to do
+                raise
+            continue
+        found = sha256(path)
+        if found == base.sha256:
+            return path
+        if given:
+            raise UserError(
+                f"the base {given} has SHA-256 {found[:12]}..., and its adapters belong to {shown}: give that file"
+            )
+    raise UserError(
+        f"its base {shown} was not found beside it: give that file with --base (base= in Python), or put it there"
+    )

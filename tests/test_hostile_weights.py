@@ -1,0 +1,417 @@
+"""Weights from strangers: nothing in a file runs, leads anywhere, or makes the machine work; each gets one sentence."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import byte_tokenizer, save_tiny_clip, save_tiny_weights, tiny_config, tiny_model
+
+from clipcap.captioning.captioner import Captioner
+from clipcap.errors import UserError
+from clipcap.model.config import GPT2_FIELDS, ClipCapConfig
+from clipcap.model.gpt2 import load_tokenizer, tokenizer_of
+from clipcap.model.prompts import PROMPTS, check_template
+from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.lora import inject, save_adapters
+from clipcap.weights.places import Base
+
+HUGE = 10**9
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory) -> dict[str, dict]:
+    """What good files hold, by mapping network; LoRA weights, and the bare tensors of published ones."""
+    folder = tmp_path_factory.mktemp("good")
+    found = {}
+    for mapping in ("mlp", "transformer"):
+        save_checkpoint(tiny_model(mapping, prompt=" {literal}"), folder / f"{mapping}.pt")
+        found[mapping] = torch.load(folder / f"{mapping}.pt", weights_only=True)
+    found["published"] = found["mlp"]["tensors"]
+    model = load_checkpoint(folder / "mlp.pt")
+    settings = inject(model, 2, 16.0, 0.0, ["c_attn"])
+    save_adapters(model, folder / "lora.pt", Base.of(str(folder / "mlp.pt")), settings)
+    found["lora"] = torch.load(folder / "lora.pt", weights_only=True)
+    found["base"] = {"path": folder / "mlp.pt"}
+    return found
+
+
+def refused(path: Path, content: object, **overrides) -> str:
+    """The sentence with which `load_checkpoint` refuses a file of this content, at once."""
+    torch.save(content, path)
+    begun = time.process_time()
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path, **overrides)
+    assert time.process_time() - begun < 5  # it takes milliseconds; without the checks hours
+    told = str(caught.value)
+    assert told.isprintable() and len(told) < 700 and path.name in told
+    return told
+
+
+def with_config(content: dict, **changes) -> dict:
+    return content | {"config": content["config"] | changes}
+
+
+def with_gpt2(content: dict, **changes) -> dict:
+    return with_config(content, gpt2=content["config"]["gpt2"] | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"prefix_length": "10"}, "prefix_length must be of type int, not '10'"),
+        ({"prefix_length": True}, "prefix_length must be of type int, not True"),
+        ({"prefix_length": 4.0}, "of type int, not 4.0"),
+        ({"prefix_length": -4}, "prefix_length must be at least 1, not -4"),
+        ({"prefix_length": HUGE}, "its config says prefix_length 1000000000, and its tensors say 4"),
+        ({"prefix_length": 10**500}, "prefix_length must be at most"),
+        ({"prefix_length": torch.tensor(4)}, "of type int, not a Tensor"),
+        ({"mapping_layers": HUGE}, "its config says mapping_layers 1000000000, and its tensors say 2"),
+        ({"clip_length": HUGE}, "clip_length 1000000000"),
+        ({"clip_dim": HUGE}, "clip_dim 1000000000"),
+        ({"mapping_heads": 0}, "mapping_heads must be at least 1"),
+        ({"mapping_heads": HUGE}, "mapping heads"),
+        ({"mapping": "mlp"}, "its config says mapping mlp, and its tensors say transformer"),
+        ({"mapping": "other"}, "unknown mapping network 'other'"),
+        ({"mapping": ["mlp"]}, "mapping must be of type str, not a list"),
+        ({"mapping": "\x1b[2J\n"}, "mapping holds characters that cannot be printed"),
+        ({"normalize": 1}, "normalize must be of type bool, not 1"),
+        ({"tied_head": "yes"}, "tied_head must be of type bool"),
+        ({"stop_token": "."}, "stop_token must be of type int"),
+        ({"stop_token": -1}, "stop_token must be at least 0"),
+        ({"prompt": 5}, "prompt must be of type str, not 5"),
+        ({"prompt": "{literal.__class__}"}, "the only field is {literal}"),
+        ({"prompt": "{literal:>9999999999}"}, "a format"),
+        ({"prompt": "word " * 5000}, "25,000 characters"),
+        ({"clip_model": 5}, "clip_model must be of type str, not 5"),
+        ({"language_model": None}, "language_model must be of type str"),
+        ({"language_model": "/tmp"}, "names the language model '/tmp'.*language_model="),
+        ({"language_model": "../elsewhere/model"}, "language_model="),
+        ({"tokenizer": {"model": 1}}, "tokenizer must be of type str"),
+        ({"gpt2": [1]}, "gpt2 must be of type dict, not a list"),
+        ({"unknown": 1}, "its fields are not those of this version"),
+    ],
+)
+def test_a_value_that_no_config_has_is_refused(tmp_path, contents, changes, told):
+    assert re.search(told, refused(tmp_path / "weights.pt", with_config(contents["transformer"], **changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"n_layer": HUGE}, "its config says n_layer 1000000000, and its tensors say 2"),
+        ({"n_positions": HUGE}, "n_positions 1000000000"),
+        ({"n_embd": HUGE}, "n_embd 1000000000"),
+        ({"vocab_size": HUGE}, "vocab_size 1000000000"),
+        ({"n_head": 5}, "width 32 cannot be divided among 5 heads"),
+        ({"n_head": 0}, "n_head must be at least 1"),
+        ({"n_layer": True}, "n_layer must be of type int"),
+        ({"n_inner": HUGE}, "has shape"),
+        ({"activation_function": "__class__"}, "activation_function must be one of gelu_new"),
+        ({"activation_function": ["gelu"]}, "activation_function must be one of"),
+        ({"resid_pdrop": "0.1"}, "resid_pdrop must be a number"),
+        ({"attn_pdrop": float("nan")}, "attn_pdrop must be a number"),
+        ({"layer_norm_epsilon": -1.0}, "layer_norm_epsilon must be a number"),
+        ({"scale_attn_weights": 1}, "scale_attn_weights must be of type bool"),
+        *(
+            ({name: "x"}, f"'{name}' is no setting of GPT-2 here")
+            for name in (
+                *("attn_implementation", "_attn_implementation", "auto_map", "trust_remote_code", "_name_or_path"),
+                *("add_cross_attention", "dtype", "quantization_config", "architectures", "__class__", "bos_token_id"),
+            )
+        ),
+        ({"": 5}, "'' is no setting"),
+    ],
+)
+def test_a_setting_that_no_gpt2_has_is_refused(tmp_path, contents, changes, told):
+    for mapping in ("mlp", "transformer"):
+        assert told in refused(tmp_path / "weights.pt", with_gpt2(contents[mapping], **changes))
+
+
+def test_every_setting_that_a_file_of_ours_holds_is_allowed(tmp_path):
+    from transformers import GPT2Config
+
+    from clipcap.model.gpt2 import plain_gpt2_config
+
+    gpt2 = plain_gpt2_config(GPT2Config(vocab_size=211, n_positions=64, n_embd=32, n_layer=1, n_head=4))
+    assert gpt2.keys() == set(GPT2_FIELDS)
+    save_checkpoint(tiny_model(gpt2=gpt2), tmp_path / "weights.pt")
+    assert load_checkpoint(tmp_path / "weights.pt").config.gpt2 == gpt2
+
+
+@pytest.mark.parametrize("kind", ["mlp", "published"])
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (lambda t: t.to("meta"), "dense tensors"),
+        (lambda t: t.to_sparse(), "dense tensors"),
+        (lambda t: torch.nested.nested_tensor([t[0], t[1]]), "dense tensors"),
+        (lambda t: t.int(), "is int32"),
+        (lambda t: t.bool(), "is bool"),
+        (lambda t: t.to(torch.complex64), "is complex64"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is qint8"),
+        (lambda t: t.to(torch.float8_e4m3fn), "is float8_e4m3fn"),
+        (lambda t: t[:1, :1].expand(HUGE, HUGE), "more than the file holds"),
+        (lambda t: t[:1, :1].half().expand(t.shape[0] * 10**6, t.shape[1]), "more than the file holds"),
+        (lambda t: t[:, :0], "has shape"),
+        (lambda t: t[0], "has shape"),
+        (lambda t: torch.full_like(t, torch.nan), "holds NaN or infinite numbers"),
+        (lambda t: "numbers", "str"),
+        (lambda t: None, "NoneType"),
+        (lambda t: [t], "list"),
+    ],
+    ids=[
+        *("meta", "sparse", "nested", "int", "bool", "complex", "quantized", "eight bits", "endless", "endless half"),
+        *("empty", "one dimension", "nan", "text", "none", "a list"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's own about old kinds of tensors
+def test_a_tensor_that_is_no_weight_is_refused(tmp_path, contents, kind, tensor, told):
+    name = "gpt.transformer.wpe.weight"
+    tensors = contents["mlp"]["tensors"]
+    changed = tensors | {name: tensor(tensors[name])}
+    content = changed if kind == "published" else contents["mlp"] | {"tensors": changed}
+    sentence = refused(tmp_path / "weights.pt", content, **({"heads": 4} if kind == "published" else {}))
+    if kind == "published" and told in ("str", "NoneType", "list"):
+        assert "neither a file of this project" in sentence
+    else:
+        assert name in sentence or "more than" in told
+        assert told in sentence
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transformer", "published", "lora", "literal"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_nan_and_infinity_are_refused_by_the_name_of_their_tensor(tmp_path, contents, kind, number, dtype):
+    content = contents["mlp" if kind == "literal" else kind]
+    tensors = dict(content if kind == "published" else content["tensors"])
+    name = sorted(tensors)[-1]
+    tensors[name] = tensors[name].to(dtype, copy=True)
+    tensors[name].view(-1)[-1] = number
+    overrides = {"heads": 4} if kind == "published" else {"base": str(contents["base"]["path"])}
+    if kind == "literal":
+        content = content | {"literal_captioner": {"config": content["config"], "tensors": tensors}}
+    else:
+        content = tensors if kind == "published" else content | {"tensors": tensors}
+    assert f"{name} holds NaN or infinite numbers" in refused(tmp_path / "weights.pt", content, **overrides)
+
+
+def test_half_precision_loads(tmp_path, contents):
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        tensors = {name: tensor.to(dtype) for name, tensor in contents["mlp"]["tensors"].items()}
+        del tensors["gpt.lm_head.weight"]
+        tensors["gpt.lm_head.weight"] = tensors["gpt.transformer.wte.weight"]
+        torch.save(contents["mlp"] | {"tensors": tensors}, tmp_path / "weights.pt")
+        assert {p.dtype for p in load_checkpoint(tmp_path / "weights.pt").parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt.transformer.h.999999999.ln_1.weight",
+        f"gpt.transformer.h.{'9' * 100}.ln_1.weight",
+        "clip_project.transformer.layers.999999999.norm1.weight",
+        "gpt.transformer.h.\u0663.ln_1.weight",
+        "\x1b[2J",
+        "a\nb",
+        "a" * 10_000,
+        "",
+    ],
+)
+@pytest.mark.parametrize("kind", ["mlp", "transformer", "published"])
+def test_a_name_of_a_tensor_means_no_work(tmp_path, contents, kind, name):
+    """Guards against a model of as many blocks as the largest number in a name."""
+    content = contents[kind]
+    extra = {name: torch.zeros(32)}
+    content = content | extra if kind == "published" else content | {"tensors": content["tensors"] | extra}
+    refused(tmp_path / "weights.pt", content, **({"heads": 4} if kind == "published" else {}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": None},
+        {"config": [1]},
+        {"tensors": None},
+        {"tensors": [1]},
+        {"tensors": {}},
+        {"tensors": {5: torch.zeros(1)}},
+        {"record": 5},
+        {"literal_captioner": 5},
+        {"literal_captioner": {"config": {}}},
+        {"literal_captioner": {"tensors": {}}},
+        {"version": torch.zeros(2)},
+        {"version": True},
+        {"version": "1"},
+        {"base": 5},
+        {"base": {}},
+        {"base": {"weights": 5, "sha256": "0"}},
+        {"base": {"weights": "coco", "sha256": torch.zeros(2)}},
+    ],
+)
+def test_parts_of_another_kind_are_refused(tmp_path, contents, changes):
+    refused(tmp_path / "weights.pt", contents["mlp"] | changes)
+    for lost in ("config", "tensors", "version"):
+        refused(tmp_path / "weights.pt", {name: part for name, part in contents["mlp"].items() if name != lost})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lora": None}, "which layers"),
+        ({"lora": {"targets": "c_attn", "alpha": 16}}, "which layers"),
+        ({"lora": {"targets": [["c_attn"], 5], "alpha": 16}}, "unexpected"),
+        *(
+            ({"lora": {"targets": ["c_attn"], "alpha": alpha}}, "alpha must be a number above 0")
+            for alpha in (None, "16", True, 0, -1, float("nan"), float("inf"))
+        ),
+        ({"lora": {"targets": ["c_attn"], "alpha": 1e308}}, "holds NaN or infinite"),
+    ],
+)
+def test_lora_files_of_another_kind_are_refused(tmp_path, contents, changes, told):
+    tensors = {name: tensor + 1 for name, tensor in contents["lora"]["tensors"].items()}
+    content = contents["lora"] | {"tensors": tensors} | changes
+    assert told in refused(tmp_path / "lora.pt", content, base=str(contents["base"]["path"]))
+
+
+def test_the_base_of_lora_weights_is_looked_for_in_their_own_folder_only(tmp_path, contents, monkeypatch):
+    """A path in a stranger's file is not opened, relative or absolute, and not through a link either."""
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (outside / "base.pt").write_bytes(contents["base"]["path"].read_bytes())
+    sha = contents["lora"]["base"]["sha256"]
+    monkeypatch.chdir(outside)
+    (inside / "link").symlink_to(outside)
+    for place in ("base.pt", str(outside / "base.pt"), "../outside/base.pt", str(inside / "link" / "base.pt")):
+        content = contents["lora"] | {"base": {"weights": place, "sha256": sha}}
+        assert "give that file with --base" in refused(inside / "lora.pt", content)
+    load_checkpoint(inside / "lora.pt", base=str(outside / "base.pt"))
+    (inside / "base.pt").write_bytes((outside / "base.pt").read_bytes())
+    load_checkpoint(inside / "lora.pt")
+
+
+def test_a_clip_outside_the_folder_of_the_weights_is_for_the_user_to_name(tmp_path):
+    weights = save_tiny_weights(tmp_path / "theirs")
+    elsewhere = save_tiny_clip(tmp_path / "elsewhere")
+    Captioner.load(weights)  # its CLIP lies beside it
+    content = torch.load(weights, weights_only=True)
+    file = str(elsewhere / "open_clip_model.safetensors")
+    for changes in ({"clip_model": str(elsewhere)}, {"clip_model": "ViT-B/32", "clip_pretrained": file}):
+        torch.save(with_config(content, **changes), weights)
+        with pytest.raises(UserError, match="lies outside the file's own folder.*--clip") as caught:
+            Captioner.load(weights)
+        assert "\n" not in str(caught.value)
+        Captioner.load(weights, clip=elsewhere)
+    with pytest.raises(UserError, match="neither a file nor the name of weights"):
+        Captioner.load(weights, clip="ViT-B/32")  # and the file still does not decide which weights are opened
+
+
+def test_a_folder_that_is_named_like_a_model_is_not_taken_for_it(tmp_path, monkeypatch):
+    weights = save_tiny_weights(tmp_path / "theirs")
+    torch.save(with_config(torch.load(weights, weights_only=True), clip_model="RN50"), weights)
+    save_tiny_clip(tmp_path / "RN50")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--clip"):
+        Captioner.load(weights)
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return (os.system, (f"touch '{self.file}'",))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+@pytest.mark.parametrize("place", ["weights", "base", "literal captioner", "published"])
+def test_no_code_in_a_file_of_weights_runs(tmp_path, contents, place, zipped):
+    """Guards against `weights_only=False`, for each file that is read and in both formats of torch.save."""
+    code, path = Touch(tmp_path / "ran"), tmp_path / "weights.pt"
+    content = {
+        "weights": contents["mlp"] | {"record": code},
+        "base": contents["mlp"] | {"record": code},
+        "literal captioner": contents["mlp"] | {"literal_captioner": code},
+        "published": contents["published"] | {"extra": code},
+    }[place]
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    overrides = {}
+    if place == "base":
+        base = Base.of(str(path))
+        torch.save(contents["lora"] | {"base": vars(base)}, tmp_path / "lora.pt")
+        path, overrides = tmp_path / "lora.pt", {"base": str(path)}
+    with pytest.raises(UserError, match="more than tensors and plain values: it was not loaded") as caught:
+        load_checkpoint(path, **overrides)
+    assert not (tmp_path / "ran").exists() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(
+            "{literal.__class__}",
+            "{literal[0]}",
+            "{literal:>9999999999}",
+            "{literal:}}",
+            "{literal!r}",
+            "{literal!s:9}",
+        ),
+        *("{literal:{literal}}", "{}", "{0}", "{other}", "{literal", "}", "\ud83d", "word " * 5000),
+    ],
+)
+def test_a_template_is_checked(template):
+    begun = time.process_time()
+    with pytest.raises(UserError, match="the prompt template") as caught:
+        check_template(template)
+    assert time.process_time() - begun < 1 and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "template", [*filter(None, PROMPTS.values()), "", "{{braces}} {literal}", "a 🐶 {literal}" * 9]
+)
+def test_a_good_template_passes(template):
+    check_template(template)
+
+
+def test_the_empty_tokenizer_of_a_machine_without_a_network_is_refused(tmp_path, monkeypatch):
+    """transformers hands one back without a word, and then every caption is empty."""
+    from transformers import GPT2Tokenizer
+
+    monkeypatch.setattr(GPT2Tokenizer, "from_pretrained", lambda source, **_: GPT2Tokenizer())
+    for refuse in (load_tokenizer, lambda: tokenizer_of(ClipCapConfig())):
+        with pytest.raises(UserError, match=r"the tokenizer of 'gpt2' has \d tokens?.*go online once") as caught:
+            refuse()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_the_models_vocabulary_is_refused():
+    tokenizer = byte_tokenizer()  # 257 tokens
+    for size, fits in ((257, True), (320, True), (384, True), (385, False), (50257, False), (256, False), (200, False)):
+        config = tiny_config(tokenizer=tokenizer.to_str())
+        config.gpt2["vocab_size"] = size
+        if fits:
+            assert tokenizer_of(config).get_vocab_size() == 257
+        else:
+            with pytest.raises(UserError, match=f"in the weights has 257 tokens, and the model has {size}"):
+                tokenizer_of(config)
+    for text in ("{}", "null", "[" * 1000):
+        with pytest.raises(UserError, match="cannot be read"):
+            tokenizer_of(tiny_config(tokenizer=text))
+    without_end = tokenizer.to_str().replace("<|endoftext|>", "<|other|>")
+    with pytest.raises(UserError, match=r"no <\|endoftext\|> token"):
+        tokenizer_of(ClipCapConfig(tokenizer=without_end, gpt2={"vocab_size": 257}))
+
+
+def test_a_tokenizer_in_a_file_cannot_pad_or_cut():
+    """Padding to a billion tokens would take all memory."""
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_padding(length=5000)
+    tokenizer.enable_truncation(1)
+    config = tiny_config(tokenizer=tokenizer.to_str())
+    config.gpt2["vocab_size"] = 257
+    assert len(tokenizer_of(config).encode("four").ids) == 4
