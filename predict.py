@@ -12,11 +12,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipcap.captioning.console import write_out
-from clipcap.captioning.options import CaptionArguments, DecodingArguments, decoding_and_rules
+from clipcap.captioning.options import CaptionArguments, DecodingArguments, check_sizes, chosen
 from clipcap.captioning.rows import Writer
 from clipcap.captioning.writers import EXISTING, Sidecars, open_writer
 from clipcap.cli import arg, parse, run
@@ -24,7 +24,7 @@ from clipcap.clip.images import find_images
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.decoding.options import SEQUENCES
 from clipcap.devices import PRECISIONS
-from clipcap.errors import UserError, at_least
+from clipcap.errors import UserError
 from clipcap.world.shipped import PREDICT
 
 
@@ -35,7 +35,7 @@ class OutputArguments:
     _argument_group_name = "where captions go"
 
     output: str | None = arg(None, "file to write, by its ending: .jsonl, .csv, .html (picture book)", metavar="FILE")
-    sidecar: bool = arg(False, "write a .txt beside each picture")
+    sidecar: bool = arg(False, "write a .txt beside each picture: a.txt, or a.jpg.txt and a.png.txt if both exist")
     existing: str = arg("skip", "what to do with a picture that has a .txt", choices=list(EXISTING))
     show_literal: bool = arg(False, "also give the literal caption that a prompted model starts from")
 
@@ -71,8 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if not given.images or not model_args.weights:
         raise UserError("give weights and pictures, like: python predict.py --weights coco photos/")
-    at_least(1, option=True, batch_size=model_args.batch_size)
-    at_least(0, option=True, workers=model_args.workers)
+    check_sizes(model_args.batch_size, model_args.workers)
+    searched = chosen(decoding_args, caption_args)
+    if output_args.existing != "skip" and not output_args.sidecar:
+        raise UserError(f"--existing {output_args.existing} has an effect only with --sidecar")
     with ExitStack() as stack:
         outputs = [stack.enter_context(closing(output)) for output in open_outputs(output_args)]
         found, todo = count(given.images, outputs)
@@ -80,13 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"all {found} pictures are captioned already", file=sys.stderr)
             return 0
         from clipcap.captioning.captioner import Captioner
+        from clipcap.model.prompts import needs_literal
 
-        chosen = decoding_and_rules(**asdict(decoding_args), **caption_args.given())
         captioner = Captioner.load(
             *(model_args.weights, model_args.clip, model_args.device, model_args.precision, not model_args.no_fast),
             base=model_args.base,
         )
-        rows = captioner.rows(wanted(given.images, outputs), *chosen, model_args.batch_size, model_args.workers)
+        if output_args.show_literal and not needs_literal(captioner.model.config.prompt):
+            print("note: these weights start from no literal caption, so there is none to show", file=sys.stderr)
+        rows = captioner.rows(wanted(given.images, outputs), *searched, model_args.batch_size, model_args.workers)
         if not output_args.show_literal:
             rows = (replace(row, literal=None) for row in rows)
         return write_out(rows, todo, outputs, skipped=found - todo)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from open_clip import CLIP
-from PIL import Image
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
+
+from clipcap.clip.formats import open_picture
 
 METHODS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -44,7 +45,7 @@ class Alternative:
         """(B, C)."""
         pixels = []
         for photo in photos:
-            with Image.open(photo) as image:
+            with open_picture(photo) as image:
                 pixels.append(self.transform(image.convert("RGB")))
         return self.clip.encode_image(torch.stack(pixels).to(self.device, self.dtype))
 

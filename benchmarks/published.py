@@ -19,9 +19,10 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP
-from PIL import Image
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
+
+from clipcap.clip.formats import open_picture
 
 PADDING = 0  # the published loss ignores this token, wherever it stands
 PADDED = 77  # tokens that every training caption is padded to
@@ -57,7 +58,7 @@ class PublishedClipCap(nn.Module):
 
     def embed(self, photo: Path) -> Tensor:
         """One photo -> its CLIP embedding (1, C)."""
-        with Image.open(photo) as image:
+        with open_picture(photo) as image:
             pixels = self.transform(image.convert("RGB"))
         return self.clip.encode_image(pixels[None].to(self.device))
 

@@ -141,7 +141,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 def no_room(error: OSError) -> str:
     """The sentence for a full disk, an exhausted quota, or a file that outgrew a limit."""
-    where = f"{error.filename} could not be written" if error.filename else "the output could not be written"
+    where = f"{str(error.filename)!r} could not be written" if error.filename else "the output could not be written"
     return f"{where} ({error.strerror}): what was written before is kept; make room and run the same command again"
 
 

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     After an error inside, or if the process ends, the file that had the name before is still there. Raises OSError,
     also where the library that wrote to the file raised an error of its own in its place.
     """
-    unfinished = path.with_name(f".{path.name[:48]}.unfinished")  # a longer name might not fit into its folder
+    unfinished = _beside(path, "unfinished")
     try:
         disk = _Disk(unfinished, "wb")
         try:
@@ -75,14 +76,14 @@ def only_writer(path: Path) -> Iterator[None]:
         UserError: another process holds it.
         OSError: nothing can be written there.
     """
-    file = path / ".lock" if path.is_dir() else path.with_name(f".{path.name[:48]}.lock")
+    file = path / ".lock" if path.is_dir() else _beside(path, "lock")
     holder = file.read_text(errors="replace").strip() if file.is_file() else ""  # before an attempt empties it
     lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"{path} is being written by {holder or 'another process'}: wait for it, or choose another output"
+            f"{str(path)!r} is being written by {holder or 'another process'}: wait for it, or choose another output"
         ) from None
     except NotImplementedError:  # a file system without locks, such as some network drives
         pass
@@ -97,6 +98,12 @@ def only_writer(path: Path) -> Iterator[None]:
         with suppress(OSError):
             file.unlink(missing_ok=True)  # while it is still held, so that nobody else can be holding it
         lock.release()
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """A hidden file beside another. A name that would become too long for a folder is replaced by its hash."""
+    name = os.fsencode(path.name)
+    return path.with_name(f".{path.name if len(name) < 240 else sha256(name).hexdigest()}.{ending}")
 
 
 def probe_folder(folder: Path) -> None:

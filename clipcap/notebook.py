@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,10 +27,12 @@ def sample_images(count: int = 4) -> list[Image]:
 
 def uploaded_images(upload: FileUpload) -> list[Image]:
     """The pictures chosen in an ipywidgets `FileUpload` (version 7 gives a dict, version 8 a tuple), upright."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    from clipcap.clip.formats import open_picture
 
     files = upload.value.values() if isinstance(upload.value, dict) else upload.value
-    return [ImageOps.exif_transpose(Image.open(io.BytesIO(bytes(file["content"])))) for file in files]
+    return [ImageOps.exif_transpose(open_picture(bytes(file["content"]))) for file in files]
 
 
 def side_by_side(images: Sequence[str | Path | Image], captions: Mapping[str, Sequence[str | Sequence[str]]]) -> HTML:

@@ -61,10 +61,9 @@ def picture_uri(image: str | Path | bytes | Image.Image, longest: int = 320) -> 
     """A picture (path, encoded bytes or PIL image) as a JPEG data URI, its longest side at most `longest` pixels."""
     from PIL import Image, ImageOps
 
-    if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    elif not isinstance(image, Image.Image):
-        image = Image.open(image)
+    from clipcap.clip.formats import open_picture
+
+    image = image if isinstance(image, Image.Image) else open_picture(image)
     image = ImageOps.exif_transpose(image).convert("RGB")
     image.thumbnail((longest, longest))
     buffer = io.BytesIO()

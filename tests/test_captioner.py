@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import save_tiny_clip, save_tiny_weights
 
 from clipcap import Captioner, Decoding
-from clipcap.captioning.candidates import likelihoods
+from clipcap.captioning.candidates import Candidates, likelihoods
 from clipcap.captioning.options import decoding_and_rules
 from clipcap.captioning.rows import Row
 from clipcap.captioning.rules import Rules
@@ -15,6 +15,7 @@ from clipcap.clip.images import UnreadableImage
 from clipcap.errors import UserError
 from clipcap.model.prompts import literal_captions
 from clipcap.text import EMOJI
+from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 
 SHORT = {"max_tokens": 14}
 
@@ -194,6 +195,126 @@ def test_options_that_do_not_exist_are_refused(captioner, pictures):
 def test_return_all_gives_every_beam(captioner, pictures):
     captions = captioner(pictures[:2], Decoding(method="beam", beams=4, return_all=True, **SHORT))
     assert all(isinstance(row, list) and len(row) == 4 for row in captions)
+
+
+def test_required_words_keep_to_the_rule_against_repetition(captioner, pictures, monkeypatch):
+    """Guards against a word that is put in where the caption already has its tokens."""
+    ids_of, text = {}, Candidates.text
+    monkeypatch.setattr(
+        Candidates, "text", lambda self, ids: ids_of.setdefault(text(self, ids), list(ids)) and text(self, ids)
+    )
+    put_in = 0
+    for size in (1, 2):
+        options = {"require": ["dog", "beach sun"], "no_repeat_ngram": size, "num_captions": 2, **SHORT}
+        for captions in captioner(pictures, **options):
+            put_in += not Rules(require=("dog", "beach sun")).missing(captions)
+            for caption in captions:
+                ids = [i for i in ids_of[caption] if i != captioner.model.config.stop_token]
+                grams = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+                assert len(set(grams)) == len(grams), caption
+    assert put_in, "the test needs words that were put in"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_captions": 12}, {"num_captions": 12, "beams": 200}, {"num_captions": 8, "method": "beam", "beams": 16}],
+)
+def test_wider_searches_stay_within_the_bounds(captioner, pictures, options, monkeypatch):
+    """Guards against a second search that is refused, hours into a run, though the first was not."""
+    from clipcap.captioning import choice
+
+    asked = []
+    monkeypatch.setattr(
+        choice.Candidates, "generate", lambda self, rows, decoding: asked.append(decoding) or [[]] * len(rows)
+    )
+    captioner(pictures[:1], max_tokens=1000, **options)
+    assert len(asked) == 4 and all(options["num_captions"] <= decoding.width <= 17 for decoding in asked)
+
+
+def test_a_long_caption_with_a_required_word_fits_into_the_positions(captioner, pictures):
+    """Guards against openings that leave GPT-2 no position: "shorten the prompt", in the middle of a run."""
+    options = {"require": "dog", "max_tokens": 1000, "stop_token": -1}
+    for caption in captioner(pictures[:2], **options) + captioner(pictures[:1], min_tokens=200, **options):
+        assert "dog" in caption
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_picture_whose_embedding_is_not_finite_fails_alone(weights, pictures, count, monkeypatch):
+    """Guards against a caption of nothing, and against a batch that is lost for one picture."""
+    captioner = Captioner.load(weights, precision="fp32")
+    chosen = decoding_and_rules(num_captions=count, **SHORT)
+    before = list(captioner.rows(pictures, *chosen, workers=0))
+    encode = captioner.encoder.encode_pixels
+
+    def spoiled(pixels):
+        embeddings = encode(pixels).clone()
+        embeddings[2, 5] = float("nan")
+        return embeddings
+
+    monkeypatch.setattr(captioner.encoder, "encode_pixels", spoiled)
+    rows = list(captioner.rows(pictures, *chosen, workers=0))
+    assert "not finite" in rows[2].error and not rows[2].captions
+    assert rows[:2] + rows[3:] == before[:2] + before[3:]
+    with pytest.raises(UnreadableImage, match="not finite"):
+        captioner(pictures)
+    with pytest.raises(UserError, match="not finite"):
+        captioner.caption_embeddings(torch.full((2, 16), float("inf")))
+
+
+def test_logits_that_are_not_finite_fail_every_picture(weights, pictures):
+    captioner = Captioner.load(weights, precision="fp32")
+    captioner.model.gpt.transformer.ln_f.bias.data[0] = float("inf")
+    for method in ("greedy", "nucleus", "beam"):
+        rows = list(captioner.rows(pictures[:2], *decoding_and_rules(method=method, **SHORT), workers=0))
+        assert all("not finite" in row.error and not row.captions for row in rows)
+
+
+def test_texts_that_clip_cannot_compare_are_told_of(weights, pictures, monkeypatch):
+    captioner = Captioner.load(weights, precision="fp32")
+    monkeypatch.setattr(captioner.encoder, "encode_texts", lambda texts: torch.full((len(texts), 16), float("nan")))
+    with pytest.raises(UserError, match="rank captions by likelihood"):
+        captioner(pictures, num_captions=2, rank="clip", **SHORT)
+
+
+@pytest.mark.parametrize(
+    "sizes, told",
+    [
+        ({"batch_size": 10**9}, "--batch-size must be at most 4096"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+    ]
+    + [({"workers": 10**5}, "--workers must be at most 256"), ({"workers": -1}, "--workers must be at least 0")],
+)
+def test_sizes_that_no_machine_holds_are_refused(captioner, pictures, sizes, told):
+    with pytest.raises(UserError, match=told):
+        next(captioner.rows(pictures, *decoding_and_rules(), **sizes))
+
+
+def test_memory_that_does_not_suffice_is_one_sentence(weights, pictures, monkeypatch):
+    """PyTorch's allocator on a CPU raises a plain RuntimeError; any other one is a bug and stays what it is."""
+    captioner = Captioner.load(weights, precision="fp32")
+    for text, kind in (("DefaultCPUAllocator: can't allocate memory", UserError), ("shapes differ", RuntimeError)):
+
+        def full(*args, text=text):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(captioner.model, "generate_all", full)
+        with pytest.raises(kind, match="does not fit" if kind is UserError else text):
+            captioner(pictures)
+
+
+@pytest.mark.parametrize("own", ["demo", "folder", "hf-hub:owner/name"])
+def test_a_clip_that_is_given_is_never_ignored(weights, tmp_path, own):
+    """Weights that name a whole CLIP took it even where a file was given."""
+    torch.save({"weight": torch.ones(1)}, tmp_path / "clip.pt")
+    model = load_checkpoint(weights)
+    model.config.clip_model = str(save_tiny_clip(tmp_path / "clip")) if own == "folder" else own
+    save_checkpoint(model, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="does not say which CLIP model it holds"):
+        Captioner.load(tmp_path / "weights.pt", clip=tmp_path / "clip.pt")
+    for clip in ("demo:x", f"{tmp_path / 'clip'}:x"):
+        if own != "hf-hub:owner/name" and (own == "folder" or clip == "demo:x"):
+            with pytest.raises(UserError, match="has weights of its own: leave out ':x'"):
+                Captioner.load(tmp_path / "weights.pt", clip=clip)
 
 
 def test_bf16_captions(weights, pictures):

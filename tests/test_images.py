@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from clipcap.clip.images import UnreadableImage, find_images, load_pixels, open_image
 from clipcap.clip.preprocessing import Preprocessing
-from clipcap.clip.workers import pixel_batches
+from clipcap.clip.workers import _start, _submit, pixel_batches
 from clipcap.errors import UserError
 
 
@@ -283,6 +284,14 @@ def test_a_worker_that_dies_loses_one_picture_and_not_the_run():
     assert [pixels[0, 0, 0] for pixels in decoded if not isinstance(pixels, UnreadableImage)] == [
         index for index in range(60) if index not in (5, 40)
     ]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system cannot block signals")
+def test_ctrl_c_is_kept_from_workers_from_their_first_moment():
+    """Each worker that was still starting showed a traceback."""
+    with _start(1) as pool:
+        assert signal.SIGINT in _submit(pool, signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_workers_do_not_import_torch():

@@ -2,14 +2,19 @@
 
 import csv
 import json
+import os
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_files import file_size_limit
 
-from clipcap.captioning.rows import Row
+from clipcap.captioning import writers
+from clipcap.captioning.rows import Row, read_name, written_name
 from clipcap.captioning.writers import Sidecars, open_writer
-from clipcap.errors import UserError
+from clipcap.errors import Interrupted, UserError
 
 CAPTIONS = ["sun & <b>sea</b> ☀️", 'two "lines"\nhere\r\nand there', "=HYPERLINK(1)", "@bob -1", "a,b;c\t'd'", "\u2028x"]
 ENDINGS = ["jsonl", "csv", "html"]
@@ -165,11 +170,254 @@ def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_names_that_are_not_utf8(tmp_path):
-    name = b"\xff\xe9.png".decode("utf-8", "surrogateescape")
-    for ending in ENDINGS:
-        write(tmp_path / f"out.{ending}", [Row(name, ["x"])])
-        assert not open_writer(tmp_path / f"out.{ending}").wants(name)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_names_that_are_not_utf8(tmp_path, ending):
+    """The file was not UTF-8 either, so that nothing could read it but ourselves."""
+    names = [os.fsdecode(b"\xff\xe9.png"), "\\udcff\\udce9.png", "\\u005cudcff.png", "C:\\users\\udo.png"]
+    path = tmp_path / f"out.{ending}"
+    write(path, [Row(name, ["x"]) for name in names[:2]])
+    assert path.read_bytes().decode("utf-8").count("udcff") >= 2
+    if ending == "jsonl":
+        assert [image for image, _ in read(path)] == names[:2]
+    writer = open_writer(path)
+    assert [writer.wants(name) for name in names] == [False, False, True, True]
+    writer.close()
+    assert [read_name(written_name(name)) for name in names] == names
+    path.unlink()
+    write(path, [Row(names[0], ["x"])])
+    path.write_bytes(path.read_bytes().replace(b"\\udcff", b"\xff").replace(b"\\udce9", b"\xe9"))  # as it used to be
+    writer = open_writer(path)
+    assert not writer.wants(names[0]) and path.read_bytes().decode("utf-8")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[1, 2]", "null", "5", '"text"', "{}", '{"image": null, "caption": "x"}', '{"image": 5, "caption": "x"}'),
+        *('{"image": ["a"], "caption": "x"}', '{"image": "h.png"}', '{"image": "h.png", "caption": null}'),
+        *('{"image": "a\\u0000b.png", "caption": "x"}', '{"image": "\\ud800", "caption": "\\ud800"}'),
+    ],
+)
+def test_odd_rows_of_an_earlier_output_stay_and_stop_nothing(tmp_path, rows, monkeypatch, line):
+    """Some ended in a traceback, and a row without a caption was taken for a caption."""
+    monkeypatch.chdir(tmp_path)
+    Path("out.jsonl").write_text(f"\n{line}\r\n" + '{"image": "d.png", "caption": "mine"}\n' * 2 + line)
+    writer = open_writer("out.jsonl")
+    assert writer.wants("h.png") and not writer.wants("d.png")
+    writer.write(Row("h.png", ["new"]))
+    writer.close()
+    kept = Path("out.jsonl").read_text().splitlines()
+    assert kept.count(line) == 2 and len(kept) == 5 and json.loads(kept[-1])["caption"] == "new"
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        ("jsonl", b'{"image": "a", "caption": "x"}\n{"image": "b", "cap\n{"image": "c", "caption": "x"}\n'),
+        ("jsonl", b'{"image": "a", "caption": "x"}\n\0\0\0\0\n{"image": "c", "caption": "x"}\n'),
+        ("jsonl", b'{"image": "a", "caption": "x", "n": ' + b"9" * 5000 + b"}\n"),
+        ("jsonl", b"[" * 100_000),
+        ("csv", b'image,caption,more captions,error\r\na,"x,,\r\nb,y,,\r\nc,z,,\r\n'),  # one quote swallows b and c
+        ("csv", b'image,caption,more captions,error\r\na,"x,,\r\n' + b"b,y,,\r\n" * 40_000),
+        ("csv", b'image,caption,more captions,error\r\na,"x,,\r\nb,"y",,\r\n'),
+        ("csv", b"image,caption,more captions,error\r\na,x,,,,\r\nb,y,,\r\n"),
+        *(("csv", content) for content in (b'"image,caption', b"image,caption\r\n", b'"' + b"x" * 200_000)),
+        ("html", b"<!-- picture book -->\n" + b'<figure class="card"\n data-image="a">\n</figure>\n' * 2),
+    ],
+)
+def test_a_broken_output_is_refused_and_left_as_it_is(tmp_path, ending, content):
+    """Reading on from the next row, or stopping there, silently dropped captions."""
+    path = tmp_path / f"out.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="choose another"):
+        open_writer(path)
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_zeros_at_the_end_after_a_power_cut_are_a_row_cut_short(tmp_path, rows):
+    write(tmp_path / "out.jsonl", rows[:1])
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").write_bytes(whole + bytes(500))
+    open_writer(tmp_path / "out.jsonl").close()
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
+
+
+# A full disk
+
+
+def test_a_table_that_another_program_saved_is_continued(tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_text('"image","caption","more captions","error"\n"a.jpg","x","",""\n\n"b.jpg","y","","note"')
+    writer = open_writer(path)
+    assert not writer.wants("a.jpg") and not writer.wants("b.jpg")
+    writer.close()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("short", [1, 40])
+def test_a_full_disk_keeps_whole_rows_only_and_the_next_run_goes_on(tmp_path, rows, ending, short):
+    """Half a row stayed, and closing the file raised once more, over the sentence."""
+    path = tmp_path / f"out.{ending}"
+    write(path, rows[:3])
+    size = path.stat().st_size
+    path.unlink()
+    with file_size_limit(size - short):
+        writer = open_writer(path)
+        with pytest.raises(UserError, match=r"could not be written \(File too large\)"):
+            for row in rows:
+                writer.write(row)
+        writer.close()
+        written = len(read(path))
+        assert 2 <= written <= 3
+        if ending == "html":  # no half card
+            assert path.read_text().count("<figure ") == path.read_text().count("</figure>") == written
+    writer = open_writer(path)
+    assert [writer.wants(row.image) for row in rows] == [False] * written + [True] * (len(rows) - written)
+    for row in rows[written:]:
+        writer.write(row)
+    writer.close()
+    assert len(read(path)) == len(rows) and os.listdir(tmp_path).count(path.name) == 1
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_a_disk_that_is_full_when_the_page_is_closed_is_said_too(tmp_path, rows):
+    path = tmp_path / "out.html"
+    writer = open_writer(path)
+    writer.write(rows[0])
+    with file_size_limit(path.stat().st_size + 5), pytest.raises(UserError, match="could not be written"):
+        writer.close()
+    assert path.read_text().endswith("</figure>\n")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_interruption_within_a_row_leaves_no_half_of_it(tmp_path, rows, monkeypatch, ending):
+    path = tmp_path / f"out.{ending}"
+    writer = open_writer(path)
+    writer.write(rows[0])
+    before, file = path.read_bytes(), writer.file
+
+    class Interrupting:
+        fileno, truncate = file.fileno, file.truncate
+
+        def write(self, data):
+            file.write(data[:20])
+            raise Interrupted("terminated")
+
+    monkeypatch.setattr(writer, "file", Interrupting())
+    with pytest.raises(Interrupted):
+        writer.write(rows[1])
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    writer.close()
+    assert len(read(path)) == 1
+
+
+def test_a_full_disk_leaves_no_empty_sidecar_and_the_old_one(tmp_path):
+    """An empty .txt was a caption for the next run."""
+    new, old = Row(str(tmp_path / "a.jpg"), ["word " * 100]), Row(str(tmp_path / "b.jpg"), ["word " * 100])
+    (tmp_path / "b.txt").write_text("mine\n")
+    for existing in ("overwrite", "append"):
+        sidecars = Sidecars(existing)
+        assert sidecars.wants(new.image)
+        for row in (new, old):
+            with file_size_limit(100), pytest.raises(UserError, match=r"could not be written \(File too large\)"):
+                sidecars.write(row)
+        sidecars.close()
+        assert os.listdir(tmp_path) == ["b.txt"] and (tmp_path / "b.txt").read_text() == "mine\n"
+    sidecars = Sidecars()
+    assert sidecars.wants(new.image) and sidecars.write(new) is None
+    sidecars.close()
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]
+
+
+def test_an_empty_sidecar_is_no_caption(tmp_path):
+    (tmp_path / "a.txt").touch()
+    assert Sidecars().wants(tmp_path / "a.jpg")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here ({mounted.stderr.strip()})")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, "txt"])
+def test_a_small_disk_runs_full_and_the_run_goes_on_after_space_is_made(small_disk, ending):
+    def open_output():
+        return Sidecars() if ending == "txt" else open_writer(small_disk / f"out.{ending}")
+
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(40_000))
+    output = open_output()
+    everything = [Row(str(small_disk / f"{number}.jpg"), ["word " * 300]) for number in range(20)]
+    with pytest.raises(UserError, match="No space left on device"):
+        for row in everything:
+            if output.wants(row.image):
+                output.write(row)
+    output.close()
+    ballast.unlink()
+    output = open_output()
+    missing = [row for row in everything if output.wants(row.image)]
+    assert 0 < len(missing) < 20
+    for row in missing[:3]:
+        output.write(row)
+    assert [output.wants(row.image) for row in missing[:4]] == ([False] * 3 if ending == "txt" else [True] * 3) + [True]
+    output.close()
+    assert not [name for name in os.listdir(small_disk) if name.startswith(".")]
+    if ending == "txt":
+        assert all(path.read_text() == "word " * 300 + "\n" for path in small_disk.glob("*.txt"))
+    else:
+        assert len(read(small_disk / f"out.{ending}")) == 20 - len(missing) + 3
+
+
+# One writer at a time
+
+
+def test_an_output_has_one_writer_whichever_link_leads_to_it(tmp_path, rows):
+    writer = open_writer(tmp_path / "out.jsonl")
+    (tmp_path / "link.jsonl").symlink_to("out.jsonl")
+    for name in ("out.jsonl", "link.jsonl"):
+        with pytest.raises(UserError, match="is being written by process"):
+            open_writer(tmp_path / name)
+    writer.write(rows[0])
+    writer.close()
+    write(tmp_path / "link.jsonl", rows[1:2])
+    assert (tmp_path / "link.jsonl").is_symlink() and len(read(tmp_path / "out.jsonl")) == 2
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".lock")]
+
+
+def test_a_folder_gets_sidecars_from_one_run_at_a_time(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in "abcde"]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.setattr(writers, "HELD", 2)  # more folders than can be held at once
+    sidecars = Sidecars("overwrite")
+    for folder in [*folders, folders[0]]:
+        assert sidecars.wants(folder / "a.jpg") and sidecars.write(Row(str(folder / "a.jpg"), ["x"])) is None
+        with pytest.raises(UserError, match="is being written by process"):
+            Sidecars().wants(folder / "b.jpg")
+        assert not Sidecars().wants(folder / "a.jpg")  # where nothing is to be written, nobody waits
+    assert len([*tmp_path.rglob(".lock")]) == 2
+    sidecars.close()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.txt"] * 5
+
+
+def test_a_pipe_and_a_device_are_outputs_too(tmp_path, rows):
+    os.mkfifo(tmp_path / "pipe")
+    with open(os.open(tmp_path / "pipe", os.O_RDWR), "rb", buffering=0) as reader:
+        write(tmp_path / "pipe", rows[:1])
+        assert json.loads(reader.read(10_000))["image"] == rows[0].image
+    write("/dev/null", rows[:1])
+
+
+# A .txt beside each picture
 
 
 def test_sidecars(tmp_path):
@@ -187,13 +435,31 @@ def test_sidecars(tmp_path):
     assert text.read_text() == "new\n"
 
 
-def test_two_pictures_of_one_stem_do_not_share_a_sidecar(tmp_path):
-    """a.jpg and a.png both want a.txt: the second caption overwrote the first."""
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_pictures_of_one_stem_do_not_share_a_sidecar(tmp_path, order):
+    """a.jpg and a.png both want a.txt: which got it depended on the order, and the other got none in a second run."""
+    names = ["a.jpg", "a.png", "A.tif", "a.png.gif", "alone.jpg", "x", "x.jpg", "notes.dat", "z.txt"]
+    for name in names:
+        (tmp_path / name).touch()
+    for _ in range(2):  # each run alone knows what the others wrote
+        for name in names[::order]:
+            sidecars = Sidecars("overwrite")
+            assert sidecars.wants(tmp_path / name)
+            sidecars.write(Row(str(tmp_path / name), [name]))
+            sidecars.close()
+    texts = {path.name: path.read_text() for path in tmp_path.glob("*.txt") if path.stat().st_size}
+    longer = ["a.jpg", "a.png", "A.tif", "a.png.gif", "x", "x.jpg", "notes.dat", "z.txt"]
+    assert texts == {f"{name}.txt": f"{name}\n" for name in longer} | {"alone.txt": "alone.jpg\n"}
+    assert not any(Sidecars().wants(tmp_path / name) for name in names)
+
+
+def test_a_sidecar_keeps_its_link(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "a.txt").symlink_to("texts/a.txt")
     sidecars = Sidecars()
-    for name in ("a.jpg", "a.png"):
-        assert sidecars.wants(tmp_path / name)
-        sidecars.write(Row(str(tmp_path / name), [name]))
-    assert (tmp_path / "a.txt").read_text() == "a.jpg\n" and (tmp_path / "a.png.txt").read_text() == "a.png\n"
+    sidecars.write(Row(str(tmp_path / "a.jpg"), ["x"]))
+    sidecars.close()
+    assert (tmp_path / "a.txt").is_symlink() and (tmp_path / "texts/a.txt").read_text() == "x\n"
 
 
 def test_a_sidecar_that_cannot_be_written_says_why(tmp_path):

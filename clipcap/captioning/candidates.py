@@ -12,11 +12,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from clipcap.decoding.options import Decoding
+from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.gpt2 import end_of_text
-
-ROWS = 512  # continuations decoded side by side, at most: it bounds the memory of the cache
 
 Caption = tuple[str, list[int]]  # text, and the token ids it was decoded from
 
@@ -50,6 +49,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.clip_embedding)
 
+    def room(self, row: int) -> int:
+        """How many tokens GPT-2 has room for behind a picture's prompt."""
+        return self.model.room - (len(self.prompts[row]) if self.prompts else 0)
+
     def generate(
         self, rows: Sequence[int], decoding: Decoding, extra: Sequence[Sequence[int]] | None = None
     ) -> list[list[list[int]]]:
@@ -68,13 +71,8 @@ class Candidates:
             [*(self.prompts[row] if self.prompts else ()), *more]
             for row, more in zip(rows, extra or [()] * len(rows), strict=True)
         ]
-        size = max(1, ROWS // decoding.width)
-        captions: list[list[list[int]]] = []
-        for start in range(0, len(rows), size):
-            batch = self.clip_embedding[list(rows[start : start + size])]
-            given = prompts[start : start + size]
-            captions += self.model.generate_all(batch, decoding, given if any(given) else None)
-        return captions
+        batch = self.clip_embedding[list(rows)]
+        return self.model.generate_all(batch, decoding, prompts if any(prompts) else None)
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids -> the caption, without end-of-text."""
@@ -97,7 +95,10 @@ class Candidates:
         embeddings = self.clip_embedding[list(rows)]
         if self.rank == "clip":
             texts = self.encode_texts([text for text, _ in captions])
-            return torch.cosine_similarity(texts, embeddings.to(texts)).tolist()
+            similar = torch.cosine_similarity(texts, embeddings.to(texts))
+            if not similar.isfinite().all():
+                raise UserError("CLIP's embeddings of captions are not finite: rank captions by likelihood instead")
+            return similar.tolist()
         prompts = [self.prompts[row] if self.prompts else () for row in rows]
         return likelihoods(self.model, embeddings, prompts, [ids for _, ids in captions])
 

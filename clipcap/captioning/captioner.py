@@ -18,13 +18,14 @@ from torch import Tensor
 
 from clipcap.captioning.candidates import Candidates
 from clipcap.captioning.choice import Choice
-from clipcap.captioning.options import decoding_and_rules
+from clipcap.captioning.options import check_sizes, decoding_and_rules
 from clipcap.captioning.rows import Row
 from clipcap.captioning.rules import Rules
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import UnreadableImage
 from clipcap.clip.workers import pixel_batches
 from clipcap.decoding.options import SEQUENCES, Decoding
+from clipcap.decoding.search import NoCaption
 from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError
 from clipcap.fast.exchange import speed_up
@@ -34,10 +35,13 @@ from clipcap.model.gpt2 import tokenizer_of
 from clipcap.model.prompts import literal_captions, prompts_for
 from clipcap.offline import offline_if_unreachable
 from clipcap.weights.checkpoint import load_checkpoint
+from clipcap.weights.places import check_clip_place, may_follow
+from clipcap.weights.published import resolve_weights
 
 FIRST = 32  # pictures in the first batch, so that its captions come soon
 CLIP_BATCH = 64
 
+Captioned = tuple[list[str], str | None]  # a picture's captions, and the literal caption in its prompt, if any
 Picture = str | Path | Image.Image
 
 
@@ -113,7 +117,8 @@ class Captioner:
             A caption for each picture; with num_captions above 1 or return_all a list of captions for each, best first.
 
         Raises:
-            UnreadableImage: a picture cannot be read; the message names it.
+            UnreadableImage: a picture cannot be read or gets no caption; the message names it and says why.
+            UserError: an option is unknown, or has a value that is impossible or does not fit these weights.
         """
         images = [images] if isinstance(images, Picture) else list(images)
         decoding, rules = decoding_and_rules(decoding, **options)
@@ -135,6 +140,10 @@ class Captioner:
     ) -> Iterator[Row]:
         """Caption a stream of pictures, in order. Memory does not grow with their number.
 
+        In fp32, captions depend neither on the batches nor on the order of the pictures. In bf16 they may, where two
+        words are as good up to rounding (see `decode`); and the samples of a picture may, since they are drawn by the
+        signs of its embedding, of which a number near 0 may have another sign in another batch.
+
         Args:
             sources: paths or PIL pictures.
             decoding: how to search.
@@ -143,8 +152,12 @@ class Captioner:
             workers: processes that decode pictures, see `clipcap.clip.workers`.
 
         Yields:
-            One row per picture; a picture that cannot be read gives a row with an error.
+            One row per picture; one that cannot be read, or that gets no caption, gives a row with an error.
+
+        Raises:
+            UserError: a batch is too large, or the options do not fit these weights.
         """
+        check_sizes(batch_size, workers)
         size = batch_size or max(8, SEQUENCES // replace(decoding, num_captions=rules.num_captions).width)
         first = batch_size or min(FIRST, size)
         for batch in pixel_batches(sources, self.encoder.preprocessing, size, workers, first):
@@ -154,8 +167,10 @@ class Captioner:
                 image = str(source) if isinstance(source, str | Path) else "picture"
                 if isinstance(decoded, UnreadableImage):
                     yield Row(image, error=decoded.reason)
+                elif isinstance(result := next(captioned), NoCaption):
+                    yield Row(image, error=str(result))
                 else:
-                    captions, literal = next(captioned)
+                    captions, literal = result
                     yield Row(image, captions, None, literal, rules.missing(captions), rules.num_captions)
 
     def caption_embeddings(
@@ -164,21 +179,32 @@ class Captioner:
         """CLIP embeddings (B, C), as the encoder makes them -> B lists of captions, best first."""
         return [captions for captions, _ in self._choose(clip_embedding, *decoding_and_rules(decoding, **options))]
 
-    def _caption(
-        self, pixels: list[np.ndarray], decoding: Decoding, rules: Rules
-    ) -> Iterator[tuple[list[str], str | None]]:
-        """Pixels (H, W, 3) of B pictures -> what `_choose` gives for them."""
+    def _caption(self, pixels: list[np.ndarray], decoding: Decoding, rules: Rules) -> Iterator[Captioned | NoCaption]:
+        """Pixels (H, W, 3) of B pictures -> what `_choose` gives for each of them, or why it gives nothing."""
         starts = range(0, len(pixels), CLIP_BATCH)
         try:
-            embeddings = [self.encoder.encode_pixels(np.stack(pixels[start : start + CLIP_BATCH])) for start in starts]
-            return iter(self._choose(torch.cat(embeddings), decoding, rules))
-        except torch.OutOfMemoryError:
+            parts = [self.encoder.encode_pixels(np.stack(pixels[start : start + CLIP_BATCH])) for start in starts]
+            embeddings = torch.cat(parts)
+            try:
+                return iter(self._choose(embeddings, decoding, rules))
+            except NoCaption:  # of one picture, which must not take the others' captions away
+                return iter([self._alone(embedding, decoding, rules) for embedding in embeddings])
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
             raise UserError(
                 f"a batch of {len(pixels)} pictures does not fit into the memory of {self.model.device}; "
                 "take a smaller one (--batch-size), or fewer beams or captions"
             ) from None
 
-    def _choose(self, clip_embedding: Tensor, decoding: Decoding, rules: Rules) -> list[tuple[list[str], str | None]]:
+    def _alone(self, embedding: Tensor, decoding: Decoding, rules: Rules) -> Captioned | NoCaption:
+        """The same for one picture's embedding (C,)."""
+        try:
+            return self._choose(embedding[None], decoding, rules)[0]
+        except NoCaption as error:
+            return error
+
+    def _choose(self, clip_embedding: Tensor, decoding: Decoding, rules: Rules) -> list[Captioned]:
         """(B, C) -> for each picture its captions, and the literal caption in its prompt, if any."""
         literals = literal_captions(self.model, clip_embedding, batch_size=SEQUENCES)
         prompts = prompts_for(self.model, self.tokenizer, len(clip_embedding), literals)
@@ -194,7 +220,11 @@ def _clip_name(weights: str | Path, config: ClipCapConfig, clip: str | Path | No
     if not clip:
         if not config.clip_model:
             raise UserError(f"{weights} does not say which CLIP it was trained on; name it (clip=, --clip)")
+        check_clip_place(config, resolve_weights(weights))
         return config.clip_model, config.clip_pretrained
-    if config.clip_model and Path(clip).is_file():  # a file of the CLIP that the weights name
-        return config.clip_model, str(clip)
-    return str(clip), config.clip_pretrained or "openai"
+    named = config.clip_model or ""
+    whole = named == "demo" or named.startswith("hf-hub:") or Path(named).is_dir()  # it has weights of its own
+    if named and not whole and Path(clip).is_file():  # a file of the CLIP that the weights name
+        return named, str(clip)
+    followed = may_follow(config.clip_pretrained, resolve_weights(weights))
+    return str(clip), (config.clip_pretrained or "openai") if followed else None

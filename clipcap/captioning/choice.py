@@ -80,10 +80,12 @@ class Choice:
             if self.rules.ban:
                 yield strict
             return
+        most = min(MOST_BEAMS, strict.widest)
         for factor in (2, 4):  # with another seed, since the same one would draw the same samples
-            width = min(MOST_BEAMS, factor * strict.width)
+            width = min(most, factor * strict.width)
             yield replace(strict, num_captions=width, seed=None if strict.seed is None else strict.seed + factor)
-        yield replace(strict, method="beam", num_captions=min(MOST_BEAMS, 8 * count))  # beams always differ
+        beams = min(most, 8 * count)
+        yield replace(strict, method="beam", beams=beams, num_captions=beams)  # beams always differ
 
     def _add(self, found: Found, ids: list[int]) -> None:
         """Keep a caption unless it is empty or differs from a known one only in case."""
@@ -135,7 +137,7 @@ class Choice:
 
     def _with_word(self, word: str, bases: dict[int, list[int]]) -> dict[int, list[Caption]]:
         """For each row, captions that begin like the one in `bases` (token ids) and then hold the word."""
-        jobs = [(row, opening) for row, ids in bases.items() for opening in self._openings(ids, word)]
+        jobs = [(row, opening) for row, ids in bases.items() for opening in self._openings(row, ids, word)]
         greedy = replace(self.first, method="greedy", num_captions=1)
         rests = self.candidates.generate([row for row, _ in jobs], greedy, [opening for _, opening in jobs])
         made: dict[int, list[Caption]] = {row: [] for row in bases}
@@ -146,14 +148,15 @@ class Choice:
                 made[row].append((text, ids))
         return made
 
-    def _openings(self, ids: Sequence[int], word: str) -> Iterator[list[int]]:
-        """Beginnings of a caption, from none to all of it, each followed by the word."""
+    def _openings(self, row: int, ids: Sequence[int], word: str) -> Iterator[list[int]]:
+        """Beginnings of a caption, from none to all of it, each followed by the word, that leave room for the rest."""
+        room = min(self.decoding.max_tokens, self.candidates.room(row) - self.decoding.min_tokens)
         stop = self.decoding.stop_token
         stop = self.candidates.model.config.stop_token if stop is None else stop
         ids = list(ids[:-1] if ids and ids[-1] == stop else ids)
         for place in sorted({round(len(ids) * step / PLACES) for step in range(PLACES + 1)}):
             opening = ids[:place] + self.candidates.tokenizer.encode(f" {word}" if place else word).ids
-            if len(opening) < self.decoding.max_tokens:
+            if len(opening) < room:
                 yield opening
 
     def _missing(self, captions: Sequence[Caption]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -13,6 +14,9 @@ from tqdm import tqdm
 from clipcap.captioning.rows import Row, Writer
 from clipcap.captioning.writers import Sidecars
 
+# What would move a terminal's cursor, start a new line, or turn the direction of the text that follows.
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
 
 def write_out(rows: Iterable[Row], total: int, outputs: Sequence[Writer | Sidecars], skipped: int) -> int:
     """Print and write every row, with a progress bar, then a summary on stderr.
@@ -22,28 +26,37 @@ def write_out(rows: Iterable[Row], total: int, outputs: Sequence[Writer | Sideca
     """
     started, done = time.perf_counter(), 0
     failures: Counter[str] = Counter()
-    for row in tqdm(rows, total=total, unit="image", desc="captioning", smoothing=0.1):
-        told = [row.error, *(output.write(row) for output in outputs if output.wants(row.image))]
-        problems = [problem for problem in told if problem]
-        say(row, problems)
-        failures.update(problems[:1])
-        done += row.error is None
+    with tqdm(rows, total=total, unit="image", desc="captioning", smoothing=0.1) as progress:
+        for row in progress:
+            told = [row.error, *(output.write(row) for output in outputs if output.wants(row.image))]
+            problems = [problem for problem in told if problem]
+            say(row, problems)
+            failures.update(problems[:1])
+            done += row.error is None
     seconds = time.perf_counter() - started
     parts = [f"captioned {done}"]
     parts += [f"skipped {skipped} (captioned already)"] if skipped else []
-    reasons = "; ".join(f"{number} {reason}" for reason, number in failures.most_common())
+    reasons = "; ".join(f"{number} {_visible(reason)}" for reason, number in failures.most_common())
     parts += [f"failed {failures.total()} ({reasons})" if failures else "failed 0"]
     print(f"{', '.join(parts)} in {seconds:.1f} s, {total / seconds:.1f} images/s", file=sys.stderr)
     return 0 if not failures else 1 if done or skipped else 2
 
 
 def say(row: Row, problems: Sequence[str]) -> None:
-    """Print path<TAB>caption, one line per caption, to stdout, and problems to stderr."""
+    r"""Print path<TAB>caption, one line per caption, to stdout, and problems to stderr.
+
+    Control characters are shown as Python writes them, a line end in a name as \n and a tab as \t, so that a line stays
+    one line of two fields; a byte that is not UTF-8 is shown as \udcff and the like. A .jsonl holds the exact name.
+    """
     captions = [f"literal: {row.literal}"] * bool(row.literal) + row.captions
     for caption in captions:
-        _line(f"{row.image}\t{' '.join(caption.split())}", sys.stdout)
+        _line(f"{_visible(row.image)}\t{_visible(' '.join(caption.split()))}", sys.stdout)
     for problem in [*problems, *filter(None, [row.note])]:
-        _line(f"{row.image}: {problem}", sys.stderr)
+        _line(_visible(f"{row.image}: {problem}"), sys.stderr)
+
+
+def _visible(text: str) -> str:
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _line(text: str, stream: TextIO) -> None:

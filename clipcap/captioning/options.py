@@ -8,7 +8,12 @@ from typing import Any
 from clipcap.captioning.rules import KEEP_OR_NONE, RANKS, Rules
 from clipcap.cli import arg
 from clipcap.decoding.options import METHODS, Decoding
-from clipcap.errors import UserError
+from clipcap.errors import UserError, at_least
+
+# The method that an option belongs to. The command line refuses it with any other; in Python it is just not used there.
+METHOD_OF = {"beams": "beam", "temperature": "nucleus", "top_p": "nucleus", "top_k": "nucleus", "seed": "nucleus"}
+MOST_PICTURES = 4096  # in a batch: their pixels are in memory together, up to 0.3 MB each
+MOST_PROCESSES = 256  # that decode pictures, each of which takes 50 MB and more
 
 
 @dataclass
@@ -18,14 +23,25 @@ class DecodingArguments:
     _argument_group_name = "decoding"
 
     method: str = arg(Decoding.method, "how captions are searched for", choices=list(METHODS))
-    beams: int = arg(Decoding.beams, "beams per picture")
-    temperature: float = arg(Decoding.temperature, "of nucleus: below 1 is safer, above 1 bolder")
-    top_p: float = arg(Decoding.top_p, "of nucleus: the likeliest tokens that together have this probability")
-    top_k: int = arg(Decoding.top_k, "of nucleus: at most this many tokens; 0: no limit")
-    seed: int = arg(Decoding.seed, "of nucleus")
+    beams: int | None = arg(None, f"of beam: beams per picture (default: {Decoding.beams})")
+    temperature: float | None = arg(
+        None, f"of nucleus: below 1 is safer, above 1 bolder (default: {Decoding.temperature})"
+    )
+    top_p: float | None = arg(
+        None, f"of nucleus: the likeliest tokens that together have this probability (default: {Decoding.top_p})"
+    )
+    top_k: int | None = arg(None, f"of nucleus: that many tokens and no more; 0: no limit (default: {Decoding.top_k})")
+    seed: int | None = arg(None, f"of nucleus (default: {Decoding.seed})")
     min_tokens: int = arg(Decoding.min_tokens, "shortest caption")
     max_tokens: int = arg(Decoding.max_tokens, "longest caption")
     no_repeat_ngram: int = arg(Decoding.no_repeat_ngram, "no N tokens in a row occur twice in a caption; 0: no limit")
+
+    def __post_init__(self) -> None:
+        Decoding(**self.given())  # so that a mistake shows at once, before anything is loaded
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by name, and those that have a default for all methods."""
+        return _given(self)
 
 
 @dataclass
@@ -46,11 +62,33 @@ class CaptionArguments:
     mentions: str = arg(Rules.mentions, "@mentions in captions", choices=list(KEEP_OR_NONE))
 
     def __post_init__(self) -> None:
-        Rules(**self.given())  # so that a mistake shows at once, before anything is loaded
+        rules = Rules(**self.given())  # so that a mistake shows at once, before anything is loaded
+        if self.ban_file:  # is read only once, since it may be a pipe
+            vars(self).update(ban=list(rules.ban), ban_file=None)
 
     def given(self) -> dict[str, Any]:
         """The options that were given, by name, as `Captioner.__call__` takes them."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return _given(self)
+
+
+def _given(arguments: DecodingArguments | CaptionArguments) -> dict[str, Any]:
+    return {name: value for name, value in asdict(arguments).items() if value is not None}
+
+
+def chosen(decoding: DecodingArguments, captions: CaptionArguments | None = None) -> tuple[Decoding, Rules]:
+    """The options of a command line -> how to search, and the rules.
+
+    Raises:
+        UserError: an option cannot have an effect, since another search was chosen.
+    """
+    search, rules = decoding_and_rules(**decoding.given(), **(captions.given() if captions else {}))
+    for name, method in METHOD_OF.items():
+        if getattr(decoding, name) is not None and search.method != method:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} has an effect only with --method {method}, and the method is {search.method}")
+    if rules.rank == "clip" and rules.num_captions == 1 and search.method != "beam" and not rules.require:
+        raise UserError("--rank has an effect only where captions can be compared: ask for more with --num-captions")
+    return search, rules
 
 
 def decoding_and_rules(decoding: Decoding | None = None, **options: Any) -> tuple[Decoding, Rules]:
@@ -73,3 +111,12 @@ def decoding_and_rules(decoding: Decoding | None = None, **options: Any) -> tupl
     count = decoding.width if decoding.return_all else decoding.num_captions
     rules = {name: options[name] for name in options.keys() & of_rules} | {"num_captions": count}
     return decoding, Rules(**rules)
+
+
+def check_sizes(batch_size: int | None, workers: int | None = None) -> None:
+    """Raise a UserError for a batch or a number of processes that is no use, or more than a machine can hold."""
+    at_least(1, option=True, batch_size=batch_size)
+    at_least(0, option=True, workers=workers)
+    for option, value, most in (("--batch-size", batch_size, MOST_PICTURES), ("--workers", workers, MOST_PROCESSES)):
+        if value is not None and value > most:
+            raise UserError(f"{option} must be at most {most}, not {value}: more than that do not fit into memory")

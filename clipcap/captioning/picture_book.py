@@ -8,7 +8,7 @@ from html import unescape
 from pathlib import Path
 from typing import TextIO
 
-from clipcap.captioning.rows import Row, Writer
+from clipcap.captioning.rows import Row, Writer, read_name, written_name
 from clipcap.clip.images import UnreadableImage, open_image
 from clipcap.errors import UserError
 from clipcap.page import escape, page, picture_uri
@@ -70,9 +70,10 @@ class PictureBook(Writer):
         failed = " failed" * (row.error is not None)
         button = '<button type="button">Copy</button>'
         captions = "".join(f"<li><span>{escape(caption)}</span>{button}</li>" for caption in row.captions)
-        notes = [row.note, f"literal caption: {row.literal}" if row.literal else "", Path(row.image).name]
+        name = written_name(row.image)
+        notes = [row.note, f"literal caption: {row.literal}" if row.literal else "", Path(name).name]
         card = (
-            f'<figure class="card{failed}" data-image="{escape(row.image)}" title="{escape(row.image)}">'
+            f'<figure class="card{failed}" data-image="{escape(name)}" title="{escape(name)}">'
             f"{self._picture(row)}<figcaption>"
             + (f"<ol>{captions}</ol>" if captions else "")
             + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
@@ -82,12 +83,14 @@ class PictureBook(Writer):
 
     def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
         """The cards of an earlier run. A line that was cut short does not match and is dropped."""
-        marked = False
+        marked, lost = False, 0
         for line in file:
             marked = marked or line.startswith(self.MARK)
             if card := self.CARD.fullmatch(line):
-                yield line, unescape(card[2]), bool(card[1])
-        if not marked:
+                yield line, read_name(unescape(card[2])), bool(card[1])
+            else:
+                lost += "<figure" in line
+        if not marked or lost > 1:  # a crash cuts one line short; an editor that lays out the page anew cuts all
             raise UserError(f"{str(self.path)!r} is not a picture book; choose another output")
 
     def _picture(self, row: Row) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from clipcap.errors import UserError
-from clipcap.files import whole_file
+from clipcap.files import only_writer, whole_file
 
 
 @dataclass
@@ -59,21 +61,24 @@ class Writer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.written = Path(path), 0
+        self.path, self.written = Path(os.path.realpath(path)), 0  # one lock, whichever links lead to the file
         self.done: set[str] = set()
+        self.failed = False
         try:
             self.created = not self.path.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            continued = not self.created and self.path.stat().st_size > 0
-            if continued:
-                self._recover()
-            self.file = self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
-            if not continued:
-                self._put(self.header())
+            with ExitStack() as stack:
+                if self.created or self.path.is_file():  # a pipe or a device needs no lock, nor is it continued
+                    stack.enter_context(only_writer(self.path))
+                continued = self.path.is_file() and self.path.stat().st_size > 0
+                if continued:
+                    self._recover()
+                self.file = stack.enter_context(self.path.open("ab", buffering=0))
+                if not continued:
+                    self._put(self.header())
+                self._held = stack.pop_all()
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be written ({error.strerror}); choose another output") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{str(path)!r} is not a text file; choose another output") from None
 
     def wants(self, image: str | Path) -> bool:
         """Whether a caption of this picture is still missing."""
@@ -81,20 +86,20 @@ class Writer:
 
     def write(self, row: Row) -> None:
         """Write a row. Raises UserError when the disk is full or no longer there."""
-        try:
-            self._put(self.format(row))
-        except OSError as error:
-            raise UserError(f"{str(self.path)!r} could not be written ({error.strerror}); run again to go on") from None
+        self._put_or_say(self.format(row))
         self.written += 1
 
     def close(self) -> None:
-        """Write the footer; remove a new file that got no row."""
-        if self.created and not self.written:
-            self.file.close()
-            self.path.unlink()
-            return
-        self._put(self.footer())
-        self.file.close()
+        """Write the footer; remove a new file that got no row. Raises UserError if `write` has not done so already."""
+        with self._held:  # closes the file, then lets go of it
+            if self.created and not self.written:
+                self.file.close()
+                self.path.unlink()
+            elif self.failed:
+                with suppress(OSError):
+                    self._put(self.footer())
+            else:
+                self._put_or_say(self.footer())
 
     def header(self) -> str:
         """The text in front of the first row."""
@@ -112,9 +117,23 @@ class Writer:
         """The complete rows of an earlier run: (text, picture if known, whether it is a failure). Raises UserError."""
         raise NotImplementedError
 
+    def _put_or_say(self, text: str) -> None:
+        try:
+            self._put(text)
+        except OSError as error:
+            self.failed = True
+            raise UserError(f"{str(self.path)!r} could not be written ({error.strerror}); run again to go on") from None
+
     def _put(self, text: str) -> None:
-        self.file.write(text)
-        self.file.flush()
+        """Write all of a text or nothing, also where the disk is full or a signal comes. Raises OSError."""
+        data, size = _bytes(text), os.fstat(self.file.fileno()).st_size
+        try:
+            while data:
+                data = data[self.file.write(data) :]
+        except BaseException:
+            with suppress(OSError):  # what is not a regular file keeps it
+                self.file.truncate(size)
+            raise
 
     def _recover(self) -> None:
         """Rewrite the file of an earlier run with its complete captions only, and remember their pictures."""
@@ -131,4 +150,14 @@ class Writer:
 
 
 def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")  # file names need not be UTF-8
+    return text.encode("utf-8", "backslashreplace")  # file names need not be UTF-8, and \udcff is how JSON escapes too
+
+
+def written_name(name: str) -> str:
+    r"""A path as tables and pages hold it: a byte that is not UTF-8 as \udcff and the like."""
+    return _bytes(re.sub(r"\\(?=udc[89a-f][0-9a-f]|u005c)", r"\\u005c", name)).decode()
+
+
+def read_name(text: str) -> str:
+    """The path that `written_name` made this text of."""
+    return re.sub(r"\\u(dc[89a-f][0-9a-f]|005c)", lambda found: chr(int(found[1], 16)), text)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import regex
 
+from clipcap.decoding.options import at_most_captions
 from clipcap.errors import UserError, at_least
 from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 RANKS = ("likelihood", "clip")
 KEEP_OR_NONE = ("keep", "none")
+MOST_BANNED = 4096  # words: each caption is searched for each of them
+MOST_REQUIRED = 64  # words: each picture is captioned a dozen times more for each of them
+MOST_BYTES = 1 << 20  # of a file of words
 # One emoji of each block. A token with the first two UTF-8 bytes of one begins an emoji, or a sign that few captions
 # would need.
 EMOJI_LEADS = "😀☀⚡✨❤⭐⌚⏰⬅➡\ufe0f\u20e3"
@@ -29,11 +33,11 @@ class Rules:
     """Rules for the captions of a picture.
 
     Attributes:
-        num_captions: how many captions, all distinct, best first.
+        num_captions: how many captions, at most 256, all distinct, best first.
         rank: what "best" means: "likelihood" (the model's, per token) or "clip" (similarity of picture and caption).
-        ban: words (or phrases) that no caption may hold, as whole words, in upper or lower case.
+        ban: words (or phrases), at most 4096, that no caption may hold, as whole words, in upper or lower case.
         ban_file: a file with such words, one per line.
-        require: words of which each must be in one of the captions, where that can be achieved at all.
+        require: words, at most 64, of which each must be in one of the captions, where that can be achieved at all.
         hashtags, emoji, mentions: "keep" or "none".
 
     Raises:
@@ -54,9 +58,13 @@ class Rules:
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
         at_least(1, num_captions=self.num_captions)
+        at_most_captions(num_captions=self.num_captions)
         ban, require = _words(self.ban), _words(self.require)
         object.__setattr__(self, "ban", ban + _words(_lines(self.ban_file)) if self.ban_file else ban)
         object.__setattr__(self, "require", require)
+        for name, most in (("ban", MOST_BANNED), ("require", MOST_REQUIRED)):
+            if len(getattr(self, name)) > most:
+                raise UserError(f"{name} holds {len(getattr(self, name))} words, and at most {most} can be looked for")
         for word in self.require:
             if self.clean(word) != word:
                 raise UserError(f"{word!r} is required, and ruled out at the same time; drop one of the two")
@@ -106,12 +114,18 @@ class Rules:
 
 def _words(words: str | Sequence[str]) -> tuple[str, ...]:
     words = [words] if isinstance(words, str) else words
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"words to ban or to require must be texts, not {words!r}")
     return tuple(dict.fromkeys(unicodedata.normalize("NFC", word.strip()) for word in words if word.strip()))
 
 
 def _lines(path: str | Path) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)  # a device may have no end
+        if len(content) > MOST_BYTES:
+            raise UserError(f"the file of banned words {str(path)!r} has more than {MOST_BYTES >> 20} MB: shorten it")
+        return content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"the file of banned words {str(path)!r} cannot be read ({reason})") from None
@@ -121,7 +135,7 @@ def _holds(text: str, word: str) -> bool:
     return _pattern(word).search(unicodedata.normalize("NFC", text)) is not None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=MOST_BANNED + MOST_REQUIRED)
 def _pattern(word: str) -> regex.Pattern:
     """Matches the whole word in any case, together with a "#" or "@" in front of it and a "'s" behind it."""
     body = r"\s+".join(regex.escape(part) for part in word.split())
