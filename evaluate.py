@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcap.captioning.options import DecodingArguments
+from clipcap.captioning.options import DecodingArguments, check_sizes, chosen
 from clipcap.cli import arg, parse, run
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least, first_line
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     folder = Path(args.output)
     if args.ratings:
-        report = rate(args, positional.models, folder)
+        report = rate(args, decoding_args, positional.models, folder)
     else:
         report = compare(args, decoding_args, positional.models, folder)
     print(text_table(report))
@@ -67,17 +67,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if report["failed"] and not args.ratings else 0
 
 
-def rate(args: EvaluationArguments, models: Sequence[str], folder: Path) -> dict[str, Any]:
+def rate(
+    args: EvaluationArguments, decoding_args: DecodingArguments, models: Sequence[str], folder: Path
+) -> dict[str, Any]:
     """Add people's ratings to an existing report. Raises UserError."""
     from clipcap.evaluation.ratings import add_ratings
     from clipcap.evaluation.report import read_report, rewrite_tables
 
     if models:
         raise UserError(f"--ratings go into the report that is already in {folder}: leave the models out")
+    unused = [name for name in given_options(args, decoding_args) if name not in ("ratings", "output", "demo")]
+    if unused:
+        option = f"--{unused[0].replace('_', '-')}"
+        raise UserError(f"--ratings go into the report that is already in {folder}: leave {option} out")
     report = read_report(folder)
     add_ratings(report, args.ratings)
     rewrite_tables(report, folder)
     return report
+
+
+def given_options(args: EvaluationArguments, decoding_args: DecodingArguments) -> Iterator[str]:
+    """The names of the options whose value is not their default."""
+    defaults = asdict(EvaluationArguments()) | asdict(DecodingArguments()) | (EVALUATE if args.demo else {})
+    return (name for name, value in (asdict(args) | asdict(decoding_args)).items() if value != defaults[name])
 
 
 def compare(
@@ -92,10 +104,11 @@ def compare(
         raise UserError("no models given: name files of weights, or published ones such as coco")
     if args.data is None:
         raise UserError("no data given: say --data FOLDER, a dataset written by load_data.py, or --demo")
-    at_least(1, option=True, limit=args.limit, batch_size=args.batch_size)
+    at_least(1, option=True, limit=args.limit)
     at_least(0, option=True, pictures=args.pictures)
+    check_sizes(args.batch_size)
+    decoding, _ = chosen(decoding_args)
     from clipcap.data.store import EmbeddingStore
-    from clipcap.decoding.options import Decoding
     from clipcap.devices import pick_device, pick_dtype
     from clipcap.evaluation.held_out import HeldOut, make_judge
     from clipcap.evaluation.java_metrics import java_scorer
@@ -103,7 +116,6 @@ def compare(
     from clipcap.evaluation.scores import evaluate_model, new_report
     from clipcap.files import make_folder
 
-    decoding = Decoding(**asdict(decoding_args))
     device = pick_device(args.device)
     make_folder(args.output)
     held_out = HeldOut(EmbeddingStore.open(args.data), args.split, args.limit, device, fast=not args.no_fast)

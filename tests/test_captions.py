@@ -1,9 +1,15 @@
 """Guards the rules for captions: they hold on every text, whatever the spelling, the case or the emoji."""
 
+import os
+import threading
+
 import pytest
 from tiny import tiny_tokenizer
 
+import predict
+from clipcap.captioning.options import CaptionArguments, DecodingArguments, chosen, decoding_and_rules
 from clipcap.captioning.rules import Rules
+from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 
 EMOJI = ["😀", "❤", "❤️", "☀️", "✨", "👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇫🇷", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "1️⃣", "#️⃣", "👩🏿‍🚀", "⛱", "🫠", "©️", "‼️", "🅰️"]
@@ -100,3 +106,92 @@ def test_banned_words_as_tokens():
     sequences = Rules(ban=("dog",)).banned_words(tokenizer)
     for spelling in ("dog", " dog", "Dog", " DOG"):
         assert tuple(tokenizer.encode(spelling).ids) in sequences
+
+
+def test_words_come_from_a_pipe_or_a_device_only_once_and_not_for_ever(tmp_path):
+    """Guards against a pipe that is read twice, and is empty then, and against /dev/zero, which never ends."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text("dog\ncat\n"), daemon=True)
+    writer.start()
+    arguments = CaptionArguments(ban_file=str(pipe))
+    writer.join(10)
+    _, rules = chosen(DecodingArguments(), arguments)
+    assert rules.ban == ("dog", "cat")
+    with pytest.raises(UserError, match="more than 1 MB"):
+        Rules(ban_file="/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"num_captions": 10**6}, "num_captions must be at most 256"),
+        ({"ban": 5}, "must be texts"),
+        ({"require": [1]}, "must be"),
+    ]
+    + [
+        ({"ban": [f"w{n}" for n in range(5000)]}, "ban holds 5000 words"),
+        ({"require": [f"w{n}" for n in range(65)]}, "64"),
+    ],
+    ids=["captions", "ban", "require", "many banned", "many required"],
+)
+def test_rules_that_would_take_for_ever_are_refused(wrong, told):
+    with pytest.raises(UserError, match=told):
+        Rules(**wrong)
+
+
+@pytest.mark.parametrize(
+    "searching, wishes, told",
+    [
+        ({"beams": 5}, {}, "--beams has an effect only with --method beam, and the method is greedy"),
+        ({"beams": 5}, {"num_captions": 3}, "--method beam, and the method is nucleus"),
+        ({"temperature": 1.0}, {}, "--temperature has an effect only with --method nucleus, and the method is greedy"),
+        ({"top_p": 0.9, "method": "beam"}, {"num_captions": 3}, "--top-p .* the method is beam"),
+        ({"top_k": 0, "method": "beam"}, {}, "--top-k"),
+        ({"seed": 0}, {}, "--seed"),
+        ({}, {"rank": "clip"}, "--rank"),
+        ({"method": "nucleus"}, {"rank": "clip"}, "--num-captions"),
+    ],
+)
+def test_options_that_cannot_have_an_effect_are_refused(searching, wishes, told):
+    """Also where the value is the default: who says --beams 5 means a beam search."""
+    with pytest.raises(UserError, match=told):
+        chosen(DecodingArguments(**searching), CaptionArguments(**wishes))
+
+
+def test_options_that_have_an_effect_are_taken():
+    decoding, rules = chosen(DecodingArguments(temperature=0.5, seed=3), CaptionArguments(num_captions=3, rank="clip"))
+    assert (decoding.method, decoding.temperature, decoding.seed, rules.rank) == ("nucleus", 0.5, 3, "clip")
+    assert chosen(DecodingArguments(method="beam", beams=7), CaptionArguments(rank="clip"))[0].beams == 7
+    assert chosen(DecodingArguments(), CaptionArguments(rank="clip", require=["dog"]))[1].require == ("dog",)
+    assert chosen(DecodingArguments()) == (Decoding(), Rules())
+    # In Python the same options may go to all methods, as in a comparison of them.
+    assert decoding_and_rules(method="greedy", beams=3, temperature=0.5)[0].method == "greedy"
+
+
+@pytest.mark.parametrize("wrong", [{"beams": 400}, {"temperature": float("nan")}, {"seed": -1}, {"max_tokens": 0}])
+def test_impossible_options_are_refused_before_anything_is_loaded(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        DecodingArguments(**wrong)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--beams", "5"], "--beams has an effect only with --method beam"),
+        (["--existing", "overwrite"], "--existing overwrite has an effect only with --sidecar"),
+        (["--beams", "400", "--method", "beam"], "beams must be at most 256"),
+        (["--num-captions", "1000000"], "num_captions must be at most 256"),
+        (["--batch-size", "1000000000"], "--batch-size must be at most 4096"),
+        (["--workers", "100000"], "--workers must be at most 256"),
+        (["--method", "nucleus", "--temperature", "nan"], "temperature must be above 0"),
+        (["--method", "nucleus", "--temperature", "inf"], "temperature must be from 0.001 to 1000"),
+        (["--method", "nucleus", "--top-p", "nan"], "top_p must be above 0"),
+        (["--method", "nucleus", "--seed", "-1"], "seed must be at least 0"),
+    ],
+    ids=" ".join,
+)
+def test_predict_says_at_once_which_option_cannot_be(options, told):
+    """Before the weights, which do not exist, are looked for."""
+    with pytest.raises(UserError, match=told):
+        predict.main(["--weights", "nowhere.pt", "photos", *options])

@@ -1,13 +1,16 @@
 """Every decoder against the published code and against plain recomputation; a batch against its rows alone."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import STOP, golden, tiny_model
 
+from clipcap.decoding import search
 from clipcap.decoding.cached_gpt2 import CachedGPT2
 from clipcap.decoding.options import Decoding
+from clipcap.decoding.search import NoCaption
 from clipcap.errors import UserError
 from clipcap.fast import linear
 
@@ -56,6 +59,179 @@ def test_greedy_is_the_argmax_of_the_uncached_model(fast):
         following = model(embeddings(), padded)[:, -1].argmax(-1)
         tokens = torch.cat((tokens, following[:, None]), dim=1)
     assert generated == tokens[:, 3:].tolist()
+
+
+def log_probabilities(model, embedding: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """Of every next token, by the plain model without a cache: (V,)."""
+    return model(embedding[None], torch.tensor([[*tokens, 0]]))[0, -1].log_softmax(-1)
+
+
+def plain_greedy(model, embedding: torch.Tensor, steps: int, stop: int, fewest: int = 0) -> list[int]:
+    tokens: list[int] = []
+    while len(tokens) < steps and stop not in tokens:
+        best = log_probabilities(model, embedding, tokens).argsort(descending=True).tolist()
+        tokens.append(next(token for token in best if token != stop or len(tokens) >= fewest))
+    return tokens
+
+
+def plain_beams(model, embedding: torch.Tensor, beams: int, steps: int, stop: int) -> list[list[int]]:
+    """ClipCap's beam search, written down as it is explained: every child of every beam, the best means stay."""
+    known: list[tuple[list[int], float]] = [([], 0.0)]
+    for _ in range(steps):
+        children = [beam for beam in known if stop in beam[0]]
+        for tokens, score in (beam for beam in known if stop not in beam[0]):
+            gained = log_probabilities(model, embedding, tokens).tolist()
+            children += [([*tokens, token], score + gain) for token, gain in enumerate(gained)]
+        known = sorted(children, key=lambda beam: -beam[1] / len(beam[0]))[:beams]
+    return [tokens for tokens, _ in known]
+
+
+@torch.inference_mode()
+def test_captions_longer_than_the_first_cache_are_the_argmax_of_the_uncached_model(fast):
+    """Guards against positions of a cache that has grown which no text has written, and all see."""
+    model = tiny_model()
+    model.use_fast(fast)
+    found = model.generate(embeddings(3), Decoding(max_tokens=70, stop_token=-1))
+    assert found == [plain_greedy(model, embedding, 70, stop=-1) for embedding in embeddings(3)]
+
+
+@pytest.mark.parametrize("beams, stops, steps", [(3, True, 12), (4, False, 36), (1, True, 12), (5, True, 12)])
+@torch.inference_mode()
+def test_beams_are_those_of_a_search_without_a_cache(beams, stops, steps, fast):
+    """Guards, without reference data, against beams that go on from another's past, and against a cache that grows."""
+    model = tiny_model()
+    model.use_fast(fast)
+    decoding = Decoding(method="beam", beams=beams, max_tokens=steps, stop_token=-1, return_all=True)
+    found, stop = model.generate(embeddings(3), decoding), -1
+    if stops:  # at a token at which some beams end and others do not
+        for stop in sorted({token for row in found for ids in row for token in ids}):
+            found = model.generate(embeddings(3), replace(decoding, stop_token=stop))
+            if {ids[-1] == stop for row in found for ids in row} == {True, False}:
+                break
+        else:
+            raise AssertionError("no beam ends")
+    assert found == [plain_beams(model, embedding, beams, steps, stop) for embedding in embeddings(3)]
+
+
+@pytest.mark.parametrize("min_tokens", [0, 1, 2, 5])
+@torch.inference_mode()
+def test_a_caption_may_end_right_after_its_fewest_tokens(min_tokens):
+    """Neither one token earlier nor one later; the stop token does not count."""
+    model = tiny_model()
+    for row in range(4):
+        [free] = model.generate(embeddings()[row : row + 1], Decoding(max_tokens=8, stop_token=-1))
+        stop = free[min_tokens]  # comes by itself right after the fewest tokens, perhaps earlier too
+        decoding = Decoding(max_tokens=8, min_tokens=min_tokens, stop_token=stop)
+        [caption] = model.generate(embeddings()[row : row + 1], decoding)
+        assert caption == plain_greedy(model, embeddings()[row], 8, stop, fewest=min_tokens)
+        assert len(caption) == min_tokens + 1 or stop in free[:min_tokens]
+
+
+@torch.inference_mode()
+def test_samples_are_ordered_by_their_mean_log_probability(fast):
+    """Guards against a score that goes on after the stop token, as long as other samples of the picture do."""
+    model = tiny_model()
+    model.use_fast(fast)
+    decoding = Decoding(method="nucleus", num_captions=6, max_tokens=20, return_all=True, temperature=1.5, top_p=1)
+    lengths = set()
+    for row, samples in enumerate(model.generate(embeddings(4), decoding)):
+        means = []
+        for ids in samples:
+            gained = [log_probabilities(model, embeddings()[row], ids[:place])[ids[place]] for place in range(len(ids))]
+            means.append(float(sum(gained)) / len(ids))
+            lengths.add(len(ids))
+        assert means == pytest.approx(sorted(means, reverse=True), abs=1e-4)
+    assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("method", ["greedy", "nucleus", "beam"])
+def test_all_banned_sequences_with_one_beginning_are_banned(method):
+    """Guards against the last one alone, and against banned beginnings of one length that hide those of another."""
+    model = tiny_model()
+    banned: list[tuple[int, ...]] = [(500,), (7, -1), ()]  # no tokens of this model, and no token at all
+    for length in (2, 3, 2, 4, 2, 3, 2, 4):
+        decoding = Decoding(method=method, max_tokens=8, stop_token=-1, banned=tuple(banned))
+        [caption] = model.generate(embeddings(1), decoding)
+        for sequence in banned[3:]:
+            assert not any(tuple(caption[i : i + len(sequence)]) == sequence for i in range(8)), sequence
+        banned.append(tuple(caption[1 : 1 + length]))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_one_beam_is_greedy_search_however_many_pictures(beams, fast):
+    """Guards against the one mask of a batch without prompts, which was indexed by every picture."""
+    model = tiny_model()
+    model.use_fast(fast)
+    found = model.generate(embeddings(), Decoding(method="beam", beams=beams, max_tokens=20))
+    assert beams > 1 or found == model.generate(embeddings(), Decoding(max_tokens=20))
+
+
+@by_method
+@pytest.mark.parametrize("bad", ["embedding", "weights", "forbidden"])
+def test_a_picture_without_a_possible_caption_is_told_of(decoding, bad, fast):
+    """Guards against a caption of token 0, which NaN and a vocabulary without an allowed token both led to."""
+    model = tiny_model()
+    model.use_fast(fast)
+    given = embeddings()
+    if bad == "embedding":
+        given[2, 3] = float("inf")
+    elif bad == "weights":
+        model.gpt.transformer.ln_f.weight.data[0] = float("nan")
+    else:
+        decoding = replace(decoding, banned=tuple((token,) for token in range(211)))
+    with pytest.raises(NoCaption, match="not finite"):
+        model.generate(given, decoding)
+
+
+def test_beams_that_begin_with_a_banned_token_do_not_come(fast):
+    """Guards against more beams than there are allowed tokens, whose rest was made of forbidden ones."""
+    model = tiny_model()
+    model.use_fast(fast)
+    banned = tuple((token,) for token in range(3, 211))
+    decoding = Decoding(method="beam", beams=9, max_tokens=1, stop_token=-1, return_all=True, banned=banned)
+    for beams in model.generate(embeddings(), decoding):
+        assert sorted(beams) == [[0], [1], [2]]
+
+
+@by_method
+def test_a_batch_is_cut_until_its_cache_fits(decoding, monkeypatch):
+    """Guards against 73 GB for 32 pictures of 400 beams: memory, not the caller, bounds what is decoded together."""
+    model = tiny_model()
+    whole, sizes = model.generate(embeddings(40), decoding), []
+    begin = CachedGPT2.begin
+
+    def counted(self, prefix, prompts, width, steps):
+        sizes.append(len(prefix) * (prefix.shape[1] + width * steps) * self.position_bytes)
+        return begin(self, prefix, prompts, width, steps)
+
+    monkeypatch.setattr(CachedGPT2, "begin", counted)
+    monkeypatch.setattr(search, "CACHE", 400_000)
+    assert model.generate(embeddings(40), decoding) == whole
+    assert len(sizes) > 1 and max(sizes) <= 400_000
+    sizes.clear()
+    monkeypatch.setattr(search, "CACHE", 1)  # less than one picture needs, which is decoded alone then
+    assert model.generate(embeddings(2), decoding) == whole[:2] and len(sizes) == 2
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-30, 1e-6])
+def test_the_smallest_nucleus_holds_the_most_probable_token(top_p, fast):
+    """Guards against a top_p that rounds to 0 in float32, after which any token was drawn."""
+    model = tiny_model()
+    model.use_fast(fast)
+    found = model.generate(embeddings(), Decoding(method="nucleus", top_p=top_p, max_tokens=12))
+    assert found == model.generate(embeddings(), Decoding(max_tokens=12))
+
+
+@pytest.mark.parametrize("temperature", [0.001, 1000])
+def test_temperatures_at_their_bounds_give_captions(temperature, fast):
+    """Guards against logits that overflow, and with them every probability."""
+    model = tiny_model()
+    model.use_fast(fast)
+    options = {"method": "nucleus", "temperature": temperature, "max_tokens": 12, "banned": ((3,), (4,))}
+    found = model.generate(embeddings(), Decoding(**options))
+    greedy = model.generate(embeddings(), Decoding(max_tokens=12, banned=((3,), (4,))))
+    assert (found == greedy) == (temperature < 1)
+    assert len({tuple(ids) for ids in found}) == 6 and not {3, 4} & set(sum(found, []))
 
 
 @by_method
@@ -210,10 +386,64 @@ def test_packed_and_public_linear_layers_agree(activation):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"method": "contrastive"}, {"beams": 0}, {"temperature": 0}, {"top_p": 0}, {"top_p": 1.5}, {"max_tokens": 0}]
-    + [{"min_tokens": 67}, {"num_captions": 0}, {"top_k": -1}],
+    "options, told",
+    [
+        ({"method": "contrastive"}, "method"),
+        ({"beams": 0}, "beams must be at least 1"),
+        ({"beams": 400}, "beams must be at most 256, not 400"),
+        ({"method": "beam", "beams": 100, "max_tokens": 500}, "beams must be at most 34 .* max_tokens"),
+        ({"beams": "5"}, "beams must be a whole number"),
+        ({"num_captions": 0}, "num_captions must be at least 1"),
+        ({"num_captions": 10**6}, "num_captions must be at most 256"),
+        ({"method": "nucleus", "num_captions": 200, "max_tokens": 10**30}, "num_captions must be at most 16"),
+        ({"temperature": 0}, "temperature must be above 0"),
+        ({"temperature": -1.0}, "temperature must be above 0"),
+        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"temperature": float("inf")}, "temperature must be from 0.001 to 1000, not inf"),
+        ({"temperature": 1e-9}, "temperature must be from 0.001"),
+        ({"temperature": "warm"}, "temperature must be a number"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
+        ({"top_p": float("nan")}, "top_p must be above 0 and at most 1"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"top_k": 2.5}, "top_k must be a whole number"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"max_tokens": 3.5}, "max_tokens must be a whole number"),
+        ({"min_tokens": 67}, "min_tokens .67. must be below max_tokens"),
+        ({"min_tokens": -1}, "min_tokens must be at least 0"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+    ],
+    ids=str,
 )
-def test_impossible_options_are_refused(options):
-    with pytest.raises(UserError):
+def test_impossible_options_are_refused(options, told):
+    with pytest.raises(UserError, match=told):
         Decoding(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "beam", "beams": 211}, {"method": "beam", "beams": 256, "max_tokens": 67}]
+    + [{"method": "nucleus", "seed": seed} for seed in (2**32, 2**64, 10**40)]
+    + [{"method": "nucleus", "top_k": 10**30}, {"max_tokens": 10**30}, {"no_repeat_ngram": 10**30}],
+    ids=str,
+)
+def test_the_largest_options_are_done_or_refused_at_once(options):
+    model = tiny_model()
+    decoding = Decoding(**({"max_tokens": 4} | options))
+    if decoding.beams > 211:
+        with pytest.raises(UserError, match="beams must be at most 211, the number of tokens"):
+            model.generate(embeddings(2), decoding)
+    else:
+        assert len(model.generate(embeddings(2), decoding)) == 2
+
+
+def test_fewest_tokens_that_the_positions_have_no_room_for_are_refused():
+    """Guards against a caption that is shorter than was asked for."""
+    model = tiny_model()
+    [caption] = model.generate(embeddings(1), Decoding(min_tokens=124, max_tokens=500), [[]])
+    assert len(caption) == 125
+    for min_tokens, prompt in ((125, []), (100, [1] * 25)):
+        with pytest.raises(UserError, match="min_tokens must be below"):
+            model.generate(embeddings(1), Decoding(min_tokens=min_tokens, max_tokens=500), [prompt])

@@ -24,7 +24,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from clipcap.clip.workers import MOST_WORKERS
-from clipcap.decoding.options import SEQUENCES
+from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.prompts import PROMPTS
@@ -64,7 +64,8 @@ def made(target: str) -> list[str]:
     command = ["make", "--dry-run", "--always-make", "--no-print-directory", target]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if line.startswith(".venv/bin/python") and " pip " not in line]
+    run = (".venv/bin/python", ".venv-oldest/bin/python")
+    return [line for line in done.stdout.splitlines() if line.startswith(run) and " pip " not in line]
 
 
 def script_of(words: list[str]) -> str | None:
@@ -435,6 +436,7 @@ CONFIG = ClipCapConfig()
 # Defaults that a help text speaks of in its own words, since the field itself holds None or a list: what they must be.
 IN_WORDS = {
     "batch_size": f"default: {SEQUENCES}, fewer with beams",
+    **{name: f"default: {getattr(Decoding, name)})" for name in ("beams", "temperature", "top_p", "top_k", "seed")},
     "workers": f"default: one per CPU core, at most {MOST_WORKERS})",
     "language_model": f"default: {CONFIG.language_model})",
     "mapping": f"default: {CONFIG.mapping})",

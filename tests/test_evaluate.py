@@ -34,7 +34,7 @@ def tiny_tokenizer():
 def world(tmp_path_factory):
     """A dataset of drawn noise with two captions per picture, and weights: base, prompted, and one of another CLIP."""
     folder = tmp_path_factory.mktemp("world")
-    clip, other = save_tiny_clip(folder / "clip"), save_tiny_clip(folder / "other_clip", seed=1)
+    clip, other = save_tiny_clip(folder / "clip"), save_tiny_clip(folder / "stranger" / "clip", seed=1)
     images = folder / "images"
     images.mkdir()
     rng = random.Random(0)
@@ -113,7 +113,8 @@ def test_captions_are_those_of_the_captioner(world):
     run(world, "prompted/prompted_weights.pt", "stranger/stranger_weights.pt", batch_size=4, precision="fp32")
     report = read_report(world / "report")
     for model in report["models"]:
-        captioner = Captioner.load(model["weights"], device="cpu", precision="fp32")
+        clip = world / ("stranger/clip" if model["name"] == "stranger" else "clip")
+        captioner = Captioner.load(model["weights"], clip=clip, device="cpu", precision="fp32")
         images = [world / "images" / image["id"] for image in report["images"]]
         captions = captioner(images, max_tokens=8)
         same = sum(ours == theirs for ours, theirs in zip(model["captions"], captions, strict=True))
@@ -200,3 +201,72 @@ def test_captions_of_the_demo_world_are_read():
         "instagram_style": 0.5,
     }
     assert demo_scores("folder", "test", ["a.png"], ["my red cat"]) == {}
+
+
+@pytest.mark.parametrize("learned", [True, False], ids=["end-of-text", "another end"])
+def test_the_loss_is_that_of_every_token_of_the_true_captions(world, tmp_path, learned):
+    """With end-of-text where the weights learned it, and without it where they end captions otherwise."""
+    from clipcap.data.store import EmbeddingStore
+
+    model = checkpoint.load_checkpoint(world / "base" / "base_weights.pt")
+    model.config.stop_token = 0 if learned else 13
+    checkpoint.save_checkpoint(model, tmp_path / "a_weights.pt")
+    run(world, tmp_path / "a_weights.pt", output=tmp_path / "report")
+    store, tokenizer, losses = EmbeddingStore.open(world / "data"), tiny_tokenizer(), []
+    for caption, embedding in zip(store.captions("test"), store.embeddings("test"), strict=True):
+        ids = torch.tensor(tokenizer.encode(caption).ids + [0] * learned)
+        logits = model(torch.tensor(embedding)[None], ids[None])[0].log_softmax(-1)
+        losses += (-logits.gather(1, ids[:, None])[:, 0]).tolist()
+    [found] = read_report(tmp_path / "report")["models"]
+    assert found["scores"]["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_what_a_strangers_file_says_about_its_training_is_not_believed(world, tmp_path):
+    """Guards against tracebacks from the table and the plot, after hours of captioning."""
+    model = checkpoint.load_checkpoint(world / "base" / "base_weights.pt")
+    rows = [
+        {"step": 1, "train_loss": 2.0},
+        {"step": "x", "val_loss": 1.0},
+        {"val_loss": float("nan"), "step": 2},
+        7,
+        {},
+    ]
+    model.record = {"strategy": ["x"], "trained_parameters": "many", "seconds": float("nan"), "peak_memory_bytes": -1}
+    for number, losses in enumerate(({"history": rows}, {"history": 5}, 5)):
+        model.record["losses"] = losses
+        checkpoint.save_checkpoint(model, tmp_path / f"{number}_weights.pt")
+    assert run(world, *(tmp_path / f"{number}_weights.pt" for number in range(3)), output=tmp_path / "report") == 0
+    models = read_report(tmp_path / "report")["models"]
+    assert [found["losses"] for found in models] == [[{"step": 1, "train_loss": 2.0}], [], []]
+    said = ("strategy", "trained_parameters", "seconds", "peak_memory_bytes")
+    assert all(found["scores"][name] is None for found in models for name in said)
+
+
+def test_a_score_that_is_not_finite_is_no_result(world, monkeypatch, capsys):
+    monkeypatch.setattr("clipcap.evaluation.scores.validation_loss", lambda *args, **options: float("nan"))
+    with pytest.raises(UserError, match="none of the 1 models"):
+        run(world, "base/base_weights.pt", output="bad")
+    assert "base is left out: its loss is nan" in capsys.readouterr().err
+
+
+def test_a_huge_batch_does_not_make_huge_logits(world, monkeypatch):
+    from clipcap.evaluation import scores
+
+    sizes, plain = [], scores.validation_loss
+    monkeypatch.setattr(scores, "validation_loss", lambda m, d, size, **o: sizes.append(size) or plain(m, d, size, **o))
+    assert run(world, "base/base_weights.pt", batch_size=4096) == 0
+    assert sizes == [scores.LOSS_BATCH]
+    with pytest.raises(UserError, match="--batch-size must be at most 4096"):
+        run(world, "base/base_weights.pt", batch_size=4097)
+
+
+@pytest.mark.parametrize("option, value", [("beams", 5), ("temperature", 0.5), ("seed", 1)])
+def test_options_that_cannot_have_an_effect_are_refused(world, option, value):
+    with pytest.raises(UserError, match=f"--{option} has an effect only with"):
+        run(world, "base/base_weights.pt", output="bad", **{option: value})
+
+
+@pytest.mark.parametrize("unused", [["--limit", "3"], ["--split", "train"], ["--data", "x"], ["--seed", "1"]])
+def test_adding_ratings_refuses_options_that_it_does_not_use(unused, tmp_path):
+    with pytest.raises(UserError, match=f"leave {unused[0]} out"):
+        evaluate.main(["--ratings", "ratings.json", "--output", str(tmp_path), *unused])

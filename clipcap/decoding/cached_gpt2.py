@@ -106,6 +106,11 @@ class CachedGPT2:
         """Whether steps are captured, one for every shape, so that few shapes are better."""
         return self.fast and cuda_graph.captures(self.embedding.device)
 
+    @property
+    def position_bytes(self) -> int:
+        """The memory that one cache position takes, in bytes."""
+        return 2 * len(self.blocks) * self.embedding.shape[1] * self.embedding.element_size()
+
     def begin(self, prefix: Tensor, prompts: Sequence[Sequence[int]] | None, width: int, steps: int) -> Session:
         """Read prefix (B, P, D) and prompts (B lists of ids, or None); the session then holds the first logits.
 
@@ -217,6 +222,8 @@ class Session:
 
         Only rows of the mask are copied: they say whose keys and values a continuation sees.
         """
+        if self.width == 1:  # a lone continuation has no other to follow, and its mask may have one row for all images
+            return
         mask = self.state.mask
         mask.copy_(mask.gather(1, parents[:, :, None].expand_as(mask)))
 

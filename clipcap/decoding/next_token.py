@@ -70,21 +70,24 @@ def random_numbers(streams: Tensor, seed: int | None, width: int, steps: int) ->
     return torch.stack(rows)
 
 
-def make_constraint(decoding: Decoding, stop_token: int) -> Constraint:
-    """A function (logits (B, K, V), tokens so far (B, K, t)) -> logits in which forbidden tokens are -inf."""
-    always = [sequence[0] for sequence in decoding.banned if len(sequence) == 1]
+def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Constraint:
+    """A function (logits (B, K, V), tokens so far (B, K, t)) -> logits in which forbidden tokens are -inf.
+
+    A tokenizer may know more tokens than the model, which has `vocabulary` of them: the others never come.
+    """
+    banned = [sequence for sequence in decoding.banned if all(0 <= token < vocabulary for token in sequence)]
+    always = [sequence[0] for sequence in banned if len(sequence) == 1]
     after: dict[tuple[int, ...], list[int]] = {}
-    for *context, last in (sequence for sequence in decoding.banned if len(sequence) > 1):
+    for *context, last in (sequence for sequence in banned if len(sequence) > 1):
         after.setdefault(tuple(context), []).append(last)
+    lengths = sorted({len(context) for context in after})
     size = decoding.no_repeat_ngram
     if not (always or after or size or decoding.min_tokens):
         return lambda logits, tokens: logits
 
     def forbidden(history: list[int]) -> list[int]:
         """Tokens that would complete a banned sequence or repeat an n-gram."""
-        found = [
-            last for context, lasts in after.items() if tuple(history[-len(context) :]) == context for last in lasts
-        ]
+        found = [last for length in lengths for last in after.get(tuple(history[-length:]), ())]
         if size and len(history) >= size - 1:
             context = history[len(history) - size + 1 :]
             starts = range(len(history) - size + 1)
@@ -94,7 +97,7 @@ def make_constraint(decoding: Decoding, stop_token: int) -> Constraint:
     def constrain(logits: Tensor, tokens: Tensor) -> Tensor:
         logits = logits.clone()
         logits[..., always] = float("-inf")
-        if tokens.shape[-1] < decoding.min_tokens and stop_token >= 0:
+        if tokens.shape[-1] < decoding.min_tokens and 0 <= stop_token < vocabulary:
             logits[..., stop_token] = float("-inf")
         if after or size:
             for image, histories in enumerate(tokens.tolist()):

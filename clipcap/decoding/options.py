@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 from clipcap.errors import UserError, at_least
 
 METHODS = ("greedy", "nucleus", "beam")
 SEQUENCES = 256  # captions decoded side by side: enough to keep a CPU or a GPU busy, in under a gigabyte of cache
+# Continuations of one image, and their tokens. They share one cache and each looks at all of it, so that time grows
+# with the square of their number; this many tokens take 1.3 GB of cache with GPT-2, and 11 GB with GPT-2 XL, in fp32.
+MOST_CONTINUATIONS = 256
+MOST_TOKENS = 256 * 67
+POSITIONS = 1024  # that a GPT-2 has: no caption gets longer
+# Beyond these temperatures, samples are as good as greedy, or as good as drawn blindly, and float32 overflows at last.
+TEMPERATURES = (0.001, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -16,15 +24,17 @@ class Decoding:
 
     Attributes:
         method: "greedy", "nucleus" (samples) or "beam".
-        beams: beams per image.
-        max_tokens: the most tokens a caption may have, including the stop token. ClipCap's limit is 67.
+        beams: beams per image, at most 256.
+        max_tokens: the most tokens a caption may have, including the stop token. ClipCap's limit is 67. No caption gets
+            longer than GPT-2 has positions for.
         min_tokens: the fewest tokens a caption may have, not counting the stop token.
-        temperature: logits are divided by it before nucleus sampling.
+        temperature: logits are divided by it before nucleus sampling; from 0.001 to 1000.
         top_p: the probability mass of the nucleus that samples are drawn from.
         top_k: only the `top_k` most probable tokens can be drawn; 0 sets no limit.
         seed: of nucleus sampling; None draws anew at every call. An image's samples depend on the seed and on its own
             embedding, neither on its batch nor on its place in it.
-        num_captions: how many samples, or how many of the best beams, each image gets.
+        num_captions: how many samples, or how many of the best beams, each image gets; at most 256. The more tokens a
+            caption may have, the fewer beams or samples there may be (see `widest`).
         stop_token: the token id that ends a caption; None for the checkpoint's own, -1 for none.
         return_all: return every sample or beam, best first, instead of only the best.
         no_repeat_ngram: no sequence of this many tokens may occur twice; 0 sets no limit.
@@ -51,14 +61,26 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UserError(f"unknown decoding method {self.method!r}; choose one of {', '.join(METHODS)}")
+        _check_kinds(self)
         at_least(1, beams=self.beams, max_tokens=self.max_tokens, num_captions=self.num_captions)
         at_least(0, min_tokens=self.min_tokens, top_k=self.top_k, no_repeat_ngram=self.no_repeat_ngram, seed=self.seed)
         if self.min_tokens >= self.max_tokens:
             raise UserError(f"min_tokens ({self.min_tokens}) must be below max_tokens ({self.max_tokens})")
         if not self.temperature > 0:
             raise UserError(f"temperature must be above 0, not {self.temperature}; for no randomness use greedy")
+        if not TEMPERATURES[0] <= self.temperature <= TEMPERATURES[1]:
+            raise UserError(
+                f"temperature must be from {TEMPERATURES[0]} to {TEMPERATURES[1]:g}, not {self.temperature}"
+            )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        at_most_captions(beams=self.beams, num_captions=self.num_captions)
+        if self.width > self.widest:
+            name = "beams" if self.method == "beam" and self.beams >= self.num_captions else "num_captions"
+            raise UserError(
+                f"{name} must be at most {self.widest} for captions of {self.max_tokens} tokens, not {self.width}: "
+                "all of them share one cache; take fewer, or a smaller max_tokens"
+            )
 
     @property
     def width(self) -> int:
@@ -66,3 +88,29 @@ class Decoding:
         if self.method == "beam":
             return max(self.beams, self.num_captions)
         return self.num_captions if self.method == "nucleus" else 1
+
+    @property
+    def widest(self) -> int:
+        """The largest `width` that captions of up to `max_tokens` tokens may have."""
+        return min(MOST_CONTINUATIONS, MOST_TOKENS // min(self.max_tokens, POSITIONS))
+
+
+def at_most_captions(**values: int) -> None:
+    """Raise a UserError for the first number of captions or beams, given by name, that is too large to decode."""
+    for name, value in values.items():
+        if value > MOST_CONTINUATIONS:
+            raise UserError(
+                f"{name} must be at most {MOST_CONTINUATIONS}, not {value}: time grows with the square of their number"
+            )
+
+
+def _check_kinds(decoding: Decoding) -> None:
+    """Raise a UserError for a number that is none, and for a fraction where a whole number is meant."""
+    whole = ("beams", "max_tokens", "min_tokens", "top_k", "num_captions", "no_repeat_ngram")
+    for name in (*whole, "seed", "stop_token", "temperature", "top_p"):
+        value = getattr(decoding, name)
+        if value is None and name in ("seed", "stop_token"):
+            continue
+        kind, said = (Real, "a number") if name in ("temperature", "top_p") else (Integral, "a whole number")
+        if not isinstance(value, kind):
+            raise UserError(f"{name} must be {said}, not {value!r}")

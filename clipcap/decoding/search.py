@@ -15,9 +15,17 @@ import torch
 from torch import Tensor
 
 from clipcap.decoding.cached_gpt2 import CachedGPT2, Session
+from clipcap.decoding.finished import Finished
 from clipcap.decoding.next_token import Constraint, argmax, draw, make_constraint, most_probable, random_numbers
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
+
+ROWS = 512  # continuations decoded side by side, at most: it bounds the memory of logits and attention
+CACHE = 4 << 30  # bytes of keys and values, at most, unless a single image needs more
+
+
+class NoCaption(UserError):
+    """An image has no caption: a number is not finite, or every token is forbidden."""
 
 
 @dataclass
@@ -28,20 +36,24 @@ class Captions:
         tokens: (B, K, T), filled up to each caption's length.
         lengths: (B, K), how many of the T tokens belong to the caption, including the stop token.
         order: (B, K), the captions of each image, best first.
+        possible: (B, K), whether each token of the caption had a probability: a finite one above 0.
     """
 
     tokens: Tensor
     lengths: Tensor
     order: Tensor
+    possible: Tensor
 
     def as_lists(self, count: int) -> list[list[list[int]]]:
-        """Token ids of the best `count` captions of each image, best first; of all captions when `count` is 1."""
+        """Token ids of the best `count` captions of each image, best first; of all captions when `count` is 1.
+
+        Impossible captions are left out, so an image may have fewer, or none.
+        """
         kept = count if count > 1 else self.order.shape[1]
+        columns = (self.tokens.tolist(), self.lengths.tolist(), self.order.tolist(), self.possible.tolist())
         return [
-            [row[k][: lengths[k]] for k in order[:kept]]
-            for row, lengths, order in zip(
-                self.tokens.tolist(), self.lengths.tolist(), self.order.tolist(), strict=True
-            )
+            [row[k][: lengths[k]] for k in order if possible[k]][:kept]
+            for row, lengths, order, possible in zip(*columns, strict=True)
         ]
 
 
@@ -55,6 +67,11 @@ def decode(
 ) -> list[list[list[int]]]:
     """Captions of a batch of images.
 
+    In float32 the captions of an image do not depend on the others in its batch, or on how many there are. Only two
+    continuations whose logits differ by less than rounding, some 1e-6 of their size, may change places. In bfloat16
+    that is 1 part in 256. It matters on devices that multiply by other kernels for other numbers of rows, as GPUs and
+    CPUs with bf16 instructions may: captions with near ties can then differ between batches, also in their length.
+
     Args:
         gpt: the language model.
         prefix: (B, P, D).
@@ -64,66 +81,52 @@ def decode(
         streams: (B, anything), from which each image's random numbers derive.
 
     Returns:
-        B lists of captions, best first; a caption is a list of ids and keeps its stop token.
+        B lists of captions, best first; a caption is a list of ids and keeps its stop token. There are fewer than were
+        asked for only where fewer are possible.
 
     Raises:
-        UserError: prefix and prompt leave no room for a caption.
+        NoCaption: an embedding or a logit is not finite, or an image's tokens are all forbidden.
+        UserError: prefix and prompt leave no room for a caption, or for its `min_tokens`; or more beams than tokens.
     """
-    before = prefix.shape[1] + max(map(len, prompts or [()]))
+    if not (streams.isfinite().all() and prefix.isfinite().all()):
+        raise NoCaption("its embedding, or what the weights make of it, is not finite")
+    vocabulary, width = len(gpt.embedding), decoding.width
+    if decoding.method == "beam" and width > vocabulary:
+        raise UserError(f"beams must be at most {vocabulary}, the number of tokens of these weights, not {width}")
+    given = prompts or [()] * len(prefix)
+    # An image's captions must not depend on the prompts of others, so each gets the room that its own prompt leaves.
+    alike: dict[int, list[int]] = {}
+    for row, prompt in enumerate(given):
+        alike.setdefault(_steps(gpt, prefix.shape[1] + len(prompt), decoding), []).append(row)
+    constrain = make_constraint(decoding, stop_token, vocabulary)
+    search = SEARCHES[decoding.method]
+    captions: dict[int, list[list[int]]] = {}
+    for steps, rows in alike.items():
+        before = prefix.shape[1] + max(len(given[row]) for row in rows)
+        size = max(1, min(ROWS // width, CACHE // (gpt.position_bytes * (before + width * steps))))
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
+            found = search(session, decoding, steps, stop_token, constrain, streams[part])
+            captions |= zip(part, found.as_lists(decoding.num_captions), strict=True)
+    if not all(captions.values()):
+        raise NoCaption("every token of its caption is forbidden, or the logits of the weights are not finite")
+    return [captions[row] for row in range(len(prefix))]
+
+
+def _steps(gpt: CachedGPT2, before: int, decoding: Decoding) -> int:
+    """The most tokens that a caption may have behind `before` positions of prefix and prompt. Raises UserError."""
     room = len(gpt.position) + 1 - before
     if room < 1:
         raise UserError(
             f"prefix and prompt take {before} positions, and GPT-2 has {len(gpt.position)}: shorten the prompt"
         )
-    steps = min(decoding.max_tokens, room)
-    session = gpt.begin(prefix, prompts, decoding.width, steps)
-    constrain = make_constraint(decoding, stop_token)
-    search = SEARCHES[decoding.method]
-    return search(session, decoding, steps, stop_token, constrain, streams).as_lists(decoding.num_captions)
-
-
-class Finished:
-    """Removes finished images from the batch and knows which rows of the whole batch remain.
-
-    Removing them copies the cache, so finished images stay until they are a quarter of the batch. Asking a CUDA device
-    which images are finished means waiting for it, so it is asked only every 16 tokens, and its batch is only ever
-    halved: the fewer shapes there are, the fewer steps have to be captured.
-
-    Attributes:
-        rows: (B',), indices into the whole batch of the rows that the session still decodes.
-    """
-
-    def __init__(self, session: Session, batch: int, device: torch.device) -> None:
-        self.session = session
-        self.rows = torch.arange(batch, device=device)
-        self.halves = session.gpt.captures
-
-    def leave(self, step: int, done: Tensor) -> Tensor | None:
-        """Decide after a step which rows of the session to go on with; the others are removed from it.
-
-        Args:
-            step: the number of that step, counted from 0.
-            done: (B',), whether all continuations of a row are finished.
-
-        Returns:
-            Indices of the rows to go on with, empty when all are done; None when every row stays.
-        """
-        if self.halves and step % 16:
-            return None
-        going = (~done).nonzero()[:, 0]
-        if len(going) and self.halves:
-            # Every new number of rows would capture another step, so a batch of 256 only becomes 128, 64 and so on.
-            # Finished images fill it up to that size, which costs less than a capture.
-            size = len(done)
-            while size >= 2 * len(going):
-                size = -(-size // 2)
-            going = torch.cat((going, done.nonzero()[: size - len(going), 0]))
-        if len(going) > 0.75 * len(done):
-            return None
-        self.rows = self.rows[going]
-        if len(going):
-            self.session.keep(going)
-        return going
+    if decoding.min_tokens >= room:
+        raise UserError(
+            f"min_tokens must be below {room}, the tokens that GPT-2's {len(gpt.position)} positions have room for "
+            f"behind prefix and prompt, not {decoding.min_tokens}"
+        )
+    return min(decoding.max_tokens, room)
 
 
 def _sample(
@@ -147,6 +150,7 @@ def _sample(
     lengths = torch.full((batch, width), steps, device=device)
     scores = torch.zeros(batch, width, device=device)
     finished = torch.zeros(batch, width, dtype=torch.bool, device=device)
+    possible = ~finished
     live = Finished(session, batch, device)
     logits = session.logits[:, None].expand(-1, width, -1)
     for step in range(steps):
@@ -156,6 +160,7 @@ def _sample(
         if width > 1:
             gained = logits.float().log_softmax(-1).gather(-1, token[..., None])[..., 0]
             scores[rows] += gained.masked_fill(finished, 0)
+        possible[rows] &= finished | logits.gather(-1, token[..., None])[..., 0].isfinite()
         tokens[rows, :, step] = token
         stopped = ~finished & (token == stop_token)
         lengths[rows] = lengths[rows].masked_fill(stopped, step + 1)
@@ -168,7 +173,8 @@ def _sample(
             if not len(going):
                 break
         logits = session.step(token)
-    return Captions(tokens, lengths, (scores / lengths).argsort(dim=-1, descending=True, stable=True))
+    order = (scores / lengths).argsort(dim=-1, descending=True, stable=True)
+    return Captions(tokens, lengths, order, possible)
 
 
 def _beam(
@@ -222,7 +228,8 @@ def _beam(
         tokens[rows] = kept
         finished = finished.gather(1, parent) | (token == stop_token)
         session.reorder(parent)
-    return Captions(tokens, lengths, (scores / lengths).argsort(dim=-1, descending=True, stable=True))
+    order = (scores / lengths).argsort(dim=-1, descending=True, stable=True)
+    return Captions(tokens, lengths, order, scores.isfinite())
 
 
 SEARCHES: dict[str, Callable[..., Captions]] = {"greedy": _sample, "nucleus": _sample, "beam": _beam}

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from clipcap.data.store import clip_of
+from clipcap.data.store import clip_of, same_clip
 from clipcap.decoding.options import Decoding
+from clipcap.errors import UserError
 from clipcap.evaluation import metrics
 from clipcap.evaluation.report import FORMAT
 from clipcap.fast.exchange import speed_up
@@ -30,6 +31,7 @@ from clipcap.training.loader import CaptionDataset
 from clipcap.training.trainer import validation_loss
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.format import sha256
+from clipcap.weights.places import check_clip_place
 from clipcap.weights.published import resolve_weights
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from clipcap.evaluation.held_out import HeldOut, Judge
 
 MAX_TOKENS = 67  # of a true caption in the test loss, as in training
+LOSS_BATCH = 64  # captions, at most: their logits take 0.9 GB with GPT-2's vocabulary
 
 
 def evaluate_model(
@@ -68,6 +71,8 @@ def evaluate_model(
     file = resolve_weights(weights)
     model = _load(file, held_out, base).to(dtype)
     tokenizer = tokenizer_of(model.config)
+    if not same_clip(held_out.store, model.config):
+        check_clip_place(model.config, file)  # its own CLIP is loaded then
     embeddings = held_out.embeddings(model)
     started = time.perf_counter()
     literals = literal_captions(model, embeddings, batch_size)
@@ -77,9 +82,8 @@ def evaluate_model(
     if dtype != torch.float32:  # the loss of rounded weights would not be comparable
         model = _load(file, held_out, base)
     loss = _loss(model, tokenizer, held_out, embeddings, prompts, batch_size)
-    record = model.record
     tokens = [metrics.tokenize(caption) for caption in captions]
-    scores = {name: record.get(name) for name in ("strategy", "trained_parameters", "seconds", "peak_memory_bytes")}
+    scores, history = _trained(model.record)
     scores |= {"file_bytes": file.stat().st_size, "captions_per_second": len(held_out) / seconds}
     scores |= {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
     scores |= metrics.overlap(tokens, held_out.tokens) | metrics.style(tokens, held_out.training_tokens)
@@ -87,12 +91,15 @@ def evaluate_model(
     source = held_out.store.info["source"]["name"]
     scores |= demo_scores(source, held_out.split, held_out.ids, captions)
     scores |= {name: score(tokens, held_out.tokens) for name, score in more.items()}
+    for name, score in scores.items():
+        if isinstance(score, float) and not math.isfinite(score):
+            raise UserError(f"its {name} is {score}: its weights, or the judge's, are damaged")
     return {
         "weights": str(weights),
         "sha256": sha256(file),
         "clip": str(clip_of(model.config)),
         "scores": scores,
-        "losses": record.get("losses", {}).get("history", []),
+        "losses": history,
         "captions": captions,
     }
 
@@ -123,7 +130,26 @@ def _loss(
     if prompts:
         prompts = [prompts[image] for image in image_of]
     fitted = fit_captions(captions, prompts, model.room) if prompts else captions
-    return validation_loss(model, CaptionDataset(embeddings[image_of], fitted, prompts), batch_size, progress=True)
+    dataset = CaptionDataset(embeddings[image_of], fitted, prompts)
+    return validation_loss(model, dataset, min(batch_size, LOSS_BATCH), progress=True)
+
+
+def _trained(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How the model was trained, and its losses step by step, as its file says; without what cannot be true.
+
+    The file may come from a stranger, and what it says goes into tables and plots.
+    """
+    strategy, losses = record.get("strategy"), record.get("losses")
+    scores: dict[str, Any] = {"strategy": strategy if isinstance(strategy, str) else None}
+    for name in ("trained_parameters", "seconds", "peak_memory_bytes"):
+        scores[name] = record.get(name) if _is_amount(record.get(name)) else None
+    history = losses.get("history") if isinstance(losses, Mapping) else None
+    rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
+    return scores, [row for row in rows if "step" in row and all(_is_amount(value) for value in row.values())]
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1e300
 
 
 def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequence[str]) -> dict[str, float]:

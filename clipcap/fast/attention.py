@@ -24,12 +24,15 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: f
         mask: (1 or B, K, L), added to the scores.
         scaling: what the products of queries and keys are multiplied by.
         fast: on a CPU, compute two batched products instead of calling PyTorch's fused attention, which is made for
-            long queries. For a single image the fused attention is faster and is used anyway.
+            long queries. For a single image the fused attention is faster and is used anyway in fp32. In bf16 it is
+            not, since it rounds otherwise than the products: an image alone would often get another caption than in a
+            batch.
 
     Returns:
         (B, H, K, D / H).
     """
-    if not fast or query.device.type != "cpu" or len(query) == 1:
+    alone = len(query) == 1 and query.dtype == torch.float32
+    if not fast or query.device.type != "cpu" or alone:
         return F.scaled_dot_product_attention(query, keys, values, mask[:, None], scale=scaling)
     if len(mask) > 1:
         mask = mask[:, None].expand(-1, query.shape[1], -1, -1).flatten(0, 1)  # (B * H, K, L)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 TRIES = 8  # draws from the whole distribution before a row is sorted
 UNIFORMS = TRIES + 1  # random numbers that one call needs for each row
+SMALLEST = 2.0**-126  # of float32: a smaller top_p would round to 0, and not even the most probable token be in it
 
 
 def sample_nucleus(
@@ -40,6 +41,7 @@ def sample_nucleus(
         (R,) token ids.
     """
     logits = logits.float()
+    top_p = max(top_p, SMALLEST)
     if temperature != 1:
         logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
