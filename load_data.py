@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from clipcap.captioning.options import check_sizes
 from clipcap.cli import arg, parse, run
 from clipcap.clip.names import ClipIdentity
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.data.embed import embed_shards, to_rows
 from clipcap.data.examples import Example, Source, carve_splits, fingerprint, limit_examples
-from clipcap.data.shards import IMAGES_PER_SHARD, DatasetWriter, Shard, claim_folder, cut_shards
+from clipcap.data.shards import IMAGES_PER_SHARD, LIST, DatasetWriter, Shard, claim_folder, cut_shards
 from clipcap.data.sources import SOURCES, SourceArguments, open_source
 from clipcap.data.store import EmbeddingStore
 from clipcap.devices import PRECISIONS, pick_device, pick_dtype
-from clipcap.errors import UserError, at_least
+from clipcap.errors import UserError
+from clipcap.files import only_writer
 from clipcap.world.shipped import LOAD_DATA
 
 if TYPE_CHECKING:
@@ -53,8 +55,7 @@ class DatasetArguments:
 
     def check(self, folder: Path) -> None:
         """Raise a UserError for what cannot work, before anything that takes long."""
-        at_least(1, option=True, batch_size=self.batch_size)
-        at_least(0, option=True, workers=self.workers)
+        check_sizes(self.batch_size, self.workers)
         pick_device(self.device)
         claim_folder(folder)
 
@@ -73,7 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("say where the data comes from and goes: --source NAME [WHERE] --output DIR, or --demo")
     folder = Path(out.output)
     out.check(folder)
-    source = open_source(source_args.source, source_args, out.clip)
+    with only_writer(folder):
+        make(folder, source_args, cleaning, out)
+    print(summary(EmbeddingStore.open(folder)))
+
+
+def make(folder: Path, source_args: SourceArguments, cleaning: Cleaning, out: DatasetArguments) -> None:
+    """Make the dataset in `folder`, or go on with it, or see that it is complete."""
+    source = open_source(source_args.source or (), source_args, out.clip)
     examples, cleaned = select(source.examples, cleaning, source_args)
     encoder, clip = load_clip(source, out)
     plan = {
@@ -82,16 +90,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "precision": str(encoder.dtype) if encoder else None,
         "cleaning": asdict(cleaning),
         **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},
-        "list of images and captions": fingerprint(examples),
+        LIST: fingerprint(examples),
     }
-    writer = DatasetWriter(folder, plan)
+    shards = cut_shards(examples, IMAGES_PER_SHARD)
+    writer = DatasetWriter(folder, plan, shards)
     if writer.complete:
         print(f"{folder} is complete already; nothing to do", file=sys.stderr)
     else:
-        shards = cut_shards(examples, IMAGES_PER_SHARD)
         embed(writer, shards, encoder, clip["dim"], out)
         writer.finish(shards, {"source": source.info, "clip": clip, "cleaning": cleaned})
-    print(summary(EmbeddingStore.open(folder)))
 
 
 def select(examples: list[Example], cleaning: Cleaning, args: SourceArguments) -> tuple[list[Example], dict[str, int]]:

@@ -10,9 +10,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from clipcap.clip.images import UnreadableImage
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.data.embed import embed_shards, to_rows
 from clipcap.data.examples import Example
@@ -175,6 +177,12 @@ def test_skipped_images_are_listed_once_after_a_resumption(tmp_path: Path) -> No
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_reason_with_a_name_that_is_not_utf8_can_be_written() -> None:
+    [shard] = cut_shards([Example("0", ("x",), b"", "train")])
+    _, skipped = to_rows(shard, [UnreadableImage("\udcff.png is outside the data set")], 4)
+    assert skipped == [{"image": "0", "error": r"\udcff.png is outside the data set"}]
+
+
 def test_an_embedding_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     """Guards against one NaN of an overflowing CLIP turning the whole training into NaN."""
     vectors = [np.full(4, value, np.float32) for value in (1, np.nan, 2)]
@@ -224,6 +232,70 @@ def test_what_is_no_dataset_is_explained(tmp_path: Path) -> None:
     (tmp_path / "data" / "dataset.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         EmbeddingStore.open(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"format": [1]},
+        {"splits": ["train"]},
+        {"splits": {"train": "10"}},
+        {"splits": {"../data/train": 10}},
+        {"splits": {"..": 10}},
+        {"clip": None},
+        {"clip": {"model": "ViT-B/32"}},
+        {"clip": CLIP | {"dim": "4"}},
+        {"clip": CLIP | {"dim": 0}},
+        {"identity": None},
+    ],
+)
+def test_a_description_of_another_shape_is_explained(tmp_path: Path, changes: dict) -> None:
+    """Guards against a stranger's dataset that ends in a traceback, or leads out of its folder."""
+    build(tmp_path / "data", examples())
+    file = tmp_path / "data" / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match="not of format 1, which this version reads"):
+        EmbeddingStore.open(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "5", "[" * 100_000, '"' + "\\ud83d" + '"'], ids=["list", "number", "nested", "text"]
+)
+def test_json_of_another_kind_is_named(tmp_path: Path, content: str) -> None:
+    store = build(tmp_path, examples())
+    store.save_literal_captions("validation", "a", ["x"] * 3)
+    for file in (tmp_path / "literal_captions" / "a" / "validation.json", tmp_path / "dataset.json"):
+        file.write_text(content if content != "[]" or file.name != "validation.json" else "{}")
+        with pytest.raises(UserError, match=f"{file.name}' cannot be read .*; make the dataset again"):
+            store.literal_captions("validation", "a") if file.name == "validation.json" else EmbeddingStore.open(
+                tmp_path
+            )
+    with pytest.raises(UserError, match="dataset.json' cannot be read"):
+        build(tmp_path, examples())
+
+
+@pytest.mark.parametrize("fault", ["another split", "another width", "another dtype", "a column less"])
+def test_rows_that_do_not_fit_their_description_are_named(tmp_path: Path, fault: str) -> None:
+    """Guards against a traceback hours later, and embeddings of another width read as if they were right."""
+    from clipcap.data.tables import read_table, write_table
+
+    build(tmp_path, examples())
+    store = EmbeddingStore.open(tmp_path)
+    file = tmp_path / "train" / "data.arrow"
+    table = read_table(file)
+    if fault == "another split":
+        table = read_table(tmp_path / "validation" / "data.arrow")
+    elif fault == "a column less":
+        table = table.drop_columns(["caption"])
+    else:
+        kind = pa.list_(pa.float64(), 4) if fault == "another dtype" else pa.list_(pa.float32(), 2)
+        rows = [row[: kind.list_size] for row in table["clip_embedding"].to_pylist()]
+        table = table.set_column(0, "clip_embedding", pa.array(rows, kind))
+    write_table(file, table)
+    for ask in (store.split, store.captions, store.embeddings):
+        with pytest.raises(UserError, match="train/data.arrow' does not fit its dataset.json"):
+            ask("train")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

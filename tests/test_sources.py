@@ -280,13 +280,19 @@ def test_captions_that_share_an_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("inside_tensor", [False, True])
-def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path, inside_tensor: bool) -> None:
+@pytest.mark.parametrize("where", ["alone", "in a tensor", "in a tensor's zip", "in its state"])
+def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path, where: str) -> None:
     """Guards against `pickle.load`, and against torch's own storage loader, which unpickles what a tensor holds."""
-
-    payload = Payload(tmp_path / "ran")
-    if inside_tensor:
+    payload: object = Payload(tmp_path / "ran")
+    if where == "in a tensor":
         payload = Storage(pickle.dumps(payload))
+    elif where == "in a tensor's zip":
+        import torch
+
+        torch.save(payload, tmp_path / "inner.pt")
+        payload = Storage((tmp_path / "inner.pt").read_bytes())
+    elif where == "in its state":
+        payload = {"x": [payload]}
     dump(tmp_path / "x.pkl", {"clip_embedding": payload, "captions": []})
     with pytest.raises(UserError, match="holds code .* was not run"):
         open_source(["clipcap", str(tmp_path / "x.pkl")])
@@ -398,6 +404,18 @@ def test_a_split_of_the_source_is_kept_and_never_added_to() -> None:
     assert [example.image_id for example in carved if example.split == "test"] == ["t"]
     assert sum(example.split == "validation" for example in carved) == 1
     assert carve_splits(given, {"validation": 0.0, "test": 0.0}, seed=0) == given
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fraction_is_one_of_the_training_images_alone(seed: int) -> None:
+    """Guards against a validation split that is too small, or too large, beside a large test split."""
+    given = examples(10) + [Example(f"t{number}", ("t",), split="test") for number in range(90)]
+    carved = carve_splits(given, {"validation": 0.2, "test": 0.2}, seed)
+    assert [sum(example.split == split for example in carved) for split in ("train", "validation", "test")] == [
+        8,
+        2,
+        90,
+    ]
 
 
 @pytest.mark.parametrize(("images", "fraction"), [(2, 0.05), (10, 0.5), (10, -0.1)])

@@ -11,10 +11,11 @@ from clipcap.errors import at_least
 from clipcap.text import HASHTAG, MENTION
 
 # Only ASCII, so that a link ends where an emoji begins. Punctuation that closes the sentence stays.
-_LINK = re.compile(r"[ \t]*(?:https?://|\bwww\.)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]", re.IGNORECASE | re.ASCII)
+_LINK = re.compile(r"(?<![ \t])[ \t]*(?:https?://|\bwww\.)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]", re.IGNORECASE | re.ASCII)
 # White space, and the invisible characters that people post in place of a caption. Joiners and variation selectors are
-# not among them, since they are parts of emoji.
-_EDGES = re.compile(r"^[\s\u200b\u2060\u2063\ufeff]+|[\s\u200b\u2060\u2063\ufeff]+$")
+# not among them, since they are parts of emoji. Both patterns look behind, to try each run of blanks only once, since
+# otherwise the time grows with the square of its length.
+_EDGES = re.compile(r"^[\s\u200b\u2060\u2063\ufeff]+|(?<![\s\u200b\u2060\u2063\ufeff])[\s\u200b\u2060\u2063\ufeff]+$")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Cleaner:
     def __init__(self, options: Cleaning) -> None:
         self.options = options
         self.steps = {
-            "unescape_html": html.unescape if options.unescape_html else None,
+            "unescape_html": _unescape if options.unescape_html else None,
             "strip_links": (lambda text: _LINK.sub("", text)) if options.strip_links else None,
             "mentions": None if options.mentions == "keep" else self._mentions,
             "max_hashtags": None if options.max_hashtags is None else self._hashtags,
@@ -80,6 +81,13 @@ class Cleaner:
     def _hashtags(self, caption: str) -> str:
         assert self.options.max_hashtags is not None  # else this step does not run
         return _cut(HASHTAG, caption, keep=self.options.max_hashtags)
+
+
+def _unescape(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # it reads "&#999...;" as an integer, and Python refuses those of thousands of digits
+        return text
 
 
 def _cut(pattern: re.Pattern[str], text: str, keep: int) -> str:

@@ -20,6 +20,7 @@ from clipcap.clip.images import UnreadableImage
 from clipcap.clip.preprocessing import PixelMaker, Preprocessing
 from clipcap.clip.upright import Box
 from clipcap.clip.workers import pixel_batches
+from clipcap.data.reading import legible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,6 +74,7 @@ def embed_shards(
         workers: see `pixel_batches`.
         advance: called after each batch with its number of images.
     """
+    batch_size = min(batch_size, max((len(shard.examples) for shard in shards), default=1))  # it bounds the memory
     for thumbnails in (False, True):
         group = [shard for shard in shards if (shard.split != "train") == thumbnails]
         if encoder is None:
@@ -106,9 +108,9 @@ def to_rows(shard: Shard, results: Sequence[Embedded], width: int) -> tuple[pa.T
     vectors = [np.empty((0, width), np.float32)]
     rows: list[tuple[str, str, str | None, bytes | None]] = []
     for example, result in zip(shard.examples, results, strict=True):
-        path = str(example.image) if isinstance(example.image, Path) else None
+        path = legible(str(example.image)) if isinstance(example.image, Path) else None
         if isinstance(result, UnreadableImage):
-            skipped.append({"image": path or example.image_id, "error": result.reason})
+            skipped.append({"image": path or example.image_id, "error": legible(result.reason)})
             continue
         vector, thumbnail = result
         vectors.append(np.tile(vector, (len(example.captions), 1)))

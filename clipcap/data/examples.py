@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from clipcap.errors import UserError, at_least
+from clipcap.clip.images import UnreadableImage
+from clipcap.errors import UserError, at_least, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +54,7 @@ class Example:
         image: where the picture is; None where the source brings its embedding.
         split: "train", "validation", "test" or another name that the source gives.
         clip_embedding: float32 (C,), where the source brings it.
+        origin: the file that holds the image or its embedding, where `image` is not a path itself.
     """
 
     image_id: str
@@ -59,11 +62,21 @@ class Example:
     image: ImageSource | Deferred | None = None
     split: str = "train"
     clip_embedding: np.ndarray | None = None
+    origin: Path | None = None
 
     def open(self) -> ImageSource:
-        """The image, ready to be decoded here or in a worker."""
+        """The image, ready to be decoded here or in a worker; one that cannot be read says why when it is decoded."""
         assert self.image is not None, "an example that brings its embedding has no image"
-        return self.image.read() if isinstance(self.image, Deferred) else self.image
+        if not isinstance(self.image, Deferred):
+            return self.image
+        try:
+            return self.image.read()
+        except (OSError, ValueError, UnreadableImage) as error:  # pyarrow's errors are ValueErrors
+            return partial(_unreadable, (isinstance(error, OSError) and error.strerror) or first_line(error))
+
+
+def _unreadable(reason: str) -> NoReturn:
+    raise UnreadableImage(reason)
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,13 @@ def limit_examples(examples: list[Example], limit: int | None) -> list[Example]:
     return kept
 
 
+def check_fractions(fractions: dict[str, float]) -> None:
+    """Raise a UserError for shares of the training images that cannot be set aside."""
+    if not (all(fraction >= 0 for fraction in fractions.values()) and sum(fractions.values()) < 1):  # nan neither
+        given = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
+        raise UserError(f"the fractions of images set aside ({given}) must be 0 or more and leave some to train on")
+
+
 def carve_splits(examples: list[Example], fractions: dict[str, float], seed: int) -> list[Example]:
     """Take each split of `fractions` that the source lacks out of its train split, at least one image for each.
 
@@ -111,9 +131,7 @@ def carve_splits(examples: list[Example], fractions: dict[str, float], seed: int
     Raises:
         UserError: the fractions are not possible, or leave no image to train on.
     """
-    if any(fraction < 0 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
-        given = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
-        raise UserError(f"the fractions of images set aside ({given}) must be 0 or more and leave some to train on")
+    check_fractions(fractions)
     present = {example.split for example in examples}
     ids = {example.image_id for example in examples if example.split == "train"}
     order = sorted(ids, key=lambda image_id: sha256(f"{seed} {image_id}".encode()).digest())

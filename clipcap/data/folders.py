@@ -1,19 +1,18 @@
-"""Sources on disk: images with captions beside them, COCO's annotations, and tar shards."""
+"""Sources in folders: images with captions beside them, and COCO's annotations."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import tarfile
+import os
 from collections.abc import Iterable, Iterator
-from functools import partial
-from itertools import groupby
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from clipcap.clip.images import EXTENSIONS, find_images
+from clipcap.clip.images import find_images
 from clipcap.data.examples import Example, Source, split_name
+from clipcap.data.reading import Home, legible, needed_text, parse_json, read_captions, read_text, short
 from clipcap.errors import UserError
 
 IMAGE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path")
@@ -21,7 +20,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text")
 SPLIT_COLUMN = "split"
 
 
-def folder(path: str) -> Source:
+def folder(path: str, allow_outside: bool = False) -> Source:
     """Images with `metadata.jsonl`, `metadata.csv` or `captions.csv` in the folder, or a .txt beside each image.
 
     A row of a table names an image (column file_name) and its caption. An image with several captions has several rows,
@@ -29,12 +28,16 @@ def folder(path: str) -> Source:
     if it is called train, validation or test.
 
     Raises:
-        UserError: there is no such folder, it has no images or no captions, or its table cannot be read.
+        UserError: there is no such folder, it has no images or no captions, its table cannot be read, or an image is
+            outside and `allow_outside` is not set.
     """
-    root = _existing(path, folder=True)
+    root = existing(path, folder=True)
+    home = Home(root, allow_outside=allow_outside)
     tables = [root / name for name in ("metadata.jsonl", "metadata.csv", "captions.csv")]
     table = next((table for table in tables if table.is_file()), None)
-    examples = _from_rows(root, table) if table else [_with_text(root, image) for image in find_images(root)]
+    examples = (
+        _from_rows(home, root, table) if table else [_with_text(home, root, image) for image in find_images(root)]
+    )
     if not examples:
         raise UserError(f"{path!r} has no images" + (f" in its {table.name}" if table else ""))
     if not any(example.captions for example in examples):
@@ -42,154 +45,152 @@ def folder(path: str) -> Source:
     return Source({"name": "folder", "path": str(root)}, examples)
 
 
-def coco(path: str) -> Source:
+def coco(path: str, allow_outside: bool = False) -> Source:
     """COCO as it is unpacked: `captions_*.json` (also in annotations/), and images in train2017/, images/ or beside it.
 
     Raises:
-        UserError: there is no such folder, or it has no caption files that can be read.
+        UserError: there is no such folder, it has no caption files that can be read, or an image is outside and
+            `allow_outside` is not set.
     """
-    root = _existing(path, folder=True)
+    root = existing(path, folder=True)
+    home = Home(root, allow_outside=allow_outside)
     files = sorted(root.glob("captions_*.json")) or sorted(root.glob("annotations/captions_*.json"))
     if not files:
         raise UserError(f"{path!r} has no captions_*.json, nor has its folder annotations; give COCO's folder")
-    examples = [example for file in files for example in _from_coco(root, file)]
+    examples = [example for file in files for example in _from_coco(home, root, file)]
+    if not examples:
+        raise UserError(f"{path!r} has no captions in its captions_*.json")
     return Source({"name": "coco", "path": str(root)}, examples)
 
 
-def tar(path: str) -> Source:
-    """Tar shards as webdataset packs them, one file or a folder: KEY.jpg with KEY.txt or KEY.json ("caption").
-
-    Raises:
-        UserError: there is no such path, or it has no shard with images that can be read.
-    """
-    root = _existing(path)
-    shards = [root] if root.is_file() else sorted(root.rglob("*.tar"))
-    if not shards:
-        raise UserError(f"{path!r} has no .tar files")
-    examples = [example for shard in shards for example in _from_tar(shard)]
-    if not examples:
-        raise UserError(f"{path!r} has no image in its tar files")
-    return Source({"name": "tar", "path": str(root)}, examples)
-
-
-def _existing(path: str, folder: bool = False) -> Path:
-    root = Path(path)
-    if not root.exists() or (folder and not root.is_dir()):
-        raise UserError(f"{path!r} is not {'a folder' if folder and root.exists() else 'there'}; check the path")
+def existing(path: str, folder: bool = False) -> Path:
+    """The place of a source, without links. Raises UserError if it is not there or cannot be reached."""
+    try:
+        root = Path(path)
+        there = bool(path) and root.exists()
+    except OSError as error:
+        raise UserError(f"{short(path)} cannot be read ({error.strerror}); check the path") from None
+    if not there or (folder and not root.is_dir()):
+        raise UserError(f"{path!r} is not {'a folder' if there else 'there'}; check the path")
     return root.resolve()
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{str(path)!r} is not UTF-8 text; save it as UTF-8") from None
-
-
-def _with_text(root: Path, image: Path) -> Example:
+def _with_text(home: Home, root: Path, image: Path) -> Example:
     """An image with the .txt beside it; without one it has no caption."""
     name = image.relative_to(root)
     text = image.with_suffix(".txt")
-    captions = (_text(text),) if text.is_file() else ()
-    return Example(name.as_posix(), captions, image, split_name(name.parts[0] if len(name.parts) > 1 else ""))
+    home.check(image, repr(str(image)))
+    captions = read_captions(read_text(home.check(text, repr(str(text)))), str(text)) if text.is_file() else ()
+    return Example(legible(name.as_posix()), captions, image, split_name(name.parts[0] if len(name.parts) > 1 else ""))
 
 
-def _from_rows(root: Path, table: Path) -> list[Example]:
+def _from_rows(home: Home, root: Path, table: Path) -> list[Example]:
     """The images that a table lists, in the order in which it first names them."""
+    home.check(table, repr(str(table)))
     captions: dict[tuple[str, str], list[str]] = {}
-    for number, row in _rows(table):
-        name, caption = _value(row, IMAGE_COLUMNS, table, number), _value(row, CAPTION_COLUMNS, table, number)
-        parts = Path(str(name)).parts
-        split = str(row.get(SPLIT_COLUMN) or (parts[0] if len(parts) > 1 else ""))
-        texts = caption if isinstance(caption, list) else [caption]
-        key = (str(name), split_name(split))
-        captions.setdefault(key, []).extend("" if text is None else str(text) for text in texts)
-    return [Example(name, tuple(texts), root / name, split) for (name, split), texts in captions.items()]
+    for line, row in _rows(table):
+        where = f"{str(table)!r}, line {line}"
+        name = needed_text(_value(row, IMAGE_COLUMNS, where), f"{where}: file_name")
+        texts = read_captions(_value(row, CAPTION_COLUMNS, where), where)
+        parts = Path(name).parts
+        split = row.get(SPLIT_COLUMN) or (parts[0] if len(parts) > 1 else "train")
+        key = (name, split_name(needed_text(split, f"{where}: split")))
+        if key not in captions:
+            home.check(root / name, f"{where}: {short(name)}")
+        captions.setdefault(key, []).extend(texts)
+    return [Example(legible(name), tuple(texts), root / name, split) for (name, split), texts in captions.items()]
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row with the number of its line."""
-    lines = io.StringIO(_text(table), newline="")  # not splitlines(): it would break captions at U+2028 and the like
+    """Each row with the number of its first line."""
+    lines = io.StringIO(
+        read_text(table), newline=""
+    )  # not splitlines(): it would break captions at U+2028 and the like
     if table.suffix == ".csv":
-        reader = csv.DictReader(lines)
-        yield from ((reader.line_num, row) for row in reader)
+        yield from _csv_rows(lines, str(table))
         return
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{str(table)!r}, line {number}, is not JSON ({error.msg})") from None
+        row = parse_json(line, f"{str(table)!r}, line {number},")
         if not isinstance(row, dict):
             raise UserError(f"{str(table)!r}, line {number}, is not a JSON object")
         yield number, row
 
 
-def _value(row: dict[str, Any], columns: Iterable[str], table: Path, number: int) -> Any:
+def _csv_rows(lines: io.StringIO, table: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row of a CSV file with the number of its first line. Raises UserError rather than guess how cells end."""
+    reader = csv.reader(lines, strict=True)  # strict: else a quote that is not closed swallows the rest of the file
+    columns: list[str] = []
+    line = 1
+    try:
+        for cells in reader:
+            line, first = reader.line_num + 1, line
+            if not columns and len(set(cells)) < len(cells):
+                raise UserError(f"{table!r}, line {first}, has the column {short(_twice(cells))} twice")
+            if not columns or not cells:
+                columns = columns or cells
+                continue
+            if any(cells[len(columns) :]):
+                raise UserError(
+                    f"{table!r}, line {first}, has {len(cells)} cells for {len(columns)} columns; "
+                    "put captions that hold commas into double quotes"
+                )
+            yield first, dict(zip_longest(columns, cells[: len(columns)]))
+    except csv.Error as error:
+        raise UserError(
+            f"{table!r}, line {line}, cannot be read ({error}); close its double quotes, and write those inside twice"
+        ) from None
+
+
+def _twice(names: list[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _value(row: dict[str, Any], columns: Iterable[str], where: str) -> Any:
     """The value of the first of these columns that the row has. Raises UserError if it has none."""
     for column in columns:
         if column in row:
             return row[column]
-    has = ", ".join(str(column) for column in row)
-    raise UserError(f"{str(table)!r}, line {number}, has no column {' or '.join(columns)}; it has {has}")
+    has = ", ".join(short(column)[1:-1] for column in list(row)[:20])
+    raise UserError(f"{where}, has no column {' or '.join(columns)}; it has {has}")
 
 
-def _from_coco(root: Path, file: Path) -> Iterator[Example]:
-    try:
-        content = json.loads(_text(file))
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        captions: dict[Any, list[str]] = {}
-        for annotation in content["annotations"]:
-            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-        pairs = [(key, names[key], tuple(texts)) for key, texts in captions.items()]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{str(file)!r} is not a COCO caption file ({type(error).__name__}: {error})") from None
+def _from_coco(home: Home, root: Path, file: Path) -> Iterator[Example]:
+    home.check(file, repr(str(file)))
+    content = parse_json(read_text(file), repr(str(file)))
+    names = {key: (name, where) for key, name, where in _entries(content, "images", ("id", "file_name"), file)}
+    captions: dict[Any, list[str]] = {}
+    for key, caption, where in _entries(content, "annotations", ("image_id", "caption"), file):
+        if key not in names:
+            raise UserError(f"{where} belongs to image {short(key)}, which is not among its images")
+        captions.setdefault(key, []).extend(read_captions(caption, where))
     part = file.stem.removeprefix("captions_")  # "train2017"
     places = [root / part, root / "images" / part, root / "images", root]
-    images = next((place for place in places if pairs and (place / pairs[0][1]).is_file()), places[0])
-    for key, name, texts in pairs:
-        yield Example(str(key), texts, images / name, split_name(part))
+    first = next((names[key][0] for key in captions), None)
+    images = next((place for place in places if first and os.path.isfile(place / first)), places[0])
+    for key, texts in captions.items():
+        name, where = names[key]
+        yield Example(str(key), tuple(texts), home.check(images / name, f"{where}: {short(name)}"), split_name(part))
 
 
-def _from_tar(shard: Path) -> Iterator[Example]:
-    """List a shard without reading its images: each remembers where in the file its bytes are."""
-    try:
-        with tarfile.open(shard, "r:") as archive:
-            files = (member for member in archive if member.isfile())
-            for key, members in groupby(files, key=lambda member: _key(member.name)):
-                parts = {Path(member.name).suffix.lower(): member for member in members}
-                image = next((member for ending, member in parts.items() if ending in EXTENSIONS), None)
-                if image:
-                    read = partial(_read_part, shard, image.offset_data, image.size)
-                    yield Example(f"{shard.name}/{key}", _tar_captions(archive, parts), read, split_name(shard.name))
-    except (tarfile.TarError, ValueError) as error:
-        raise UserError(f"{str(shard)!r} is not a tar shard of images and captions ({error})") from None
-
-
-def _key(name: str) -> str:
-    """The key of a sample as webdataset defines it: the path up to the first dot of the file name."""
-    parent, _, base = name.rpartition("/")
-    return f"{parent}/{base.split('.')[0]}".lstrip("/")
-
-
-def _tar_captions(archive: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> tuple[str, ...]:
-    if ".txt" in parts:
-        return (_content(archive, parts[".txt"]).decode(),)
-    if ".json" in parts:
-        content = json.loads(_content(archive, parts[".json"]))
-        caption = next((content[column] for column in CAPTION_COLUMNS if column in content), ())
-        return tuple(caption) if isinstance(caption, list | tuple) else (str(caption),)
-    return ()
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None  # only members that are files come here
-    return file.read()
-
-
-def _read_part(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+def _entries(content: Any, part: str, fields: tuple[str, str], file: Path) -> Iterator[tuple[Any, Any, str]]:
+    """The image's id and the other field of each entry in a part of a COCO file, and where it is. Raises UserError."""
+    entries = content.get(part) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f"{str(file)!r} is not a COCO caption file: it needs the lists 'images' and 'annotations'")
+    seen = set()
+    for number, entry in enumerate(entries):
+        where = f"{str(file)!r}, {part!r}, entry {number}"
+        missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
+        if missing:
+            raise UserError(f"{where} has no {missing[0]}")
+        key, value = (entry[field] for field in fields)
+        if isinstance(key, bool) or not isinstance(key, int | str):
+            raise UserError(f"{where} has an {fields[0]} that is neither a number nor a text")
+        if part == "images":
+            needed_text(value, f"{where}: file_name")
+            if key in seen:
+                raise UserError(f"{where}: the id {short(key)} comes twice")
+            seen.add(key)
+        yield key, value, where

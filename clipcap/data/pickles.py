@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcap.clip.names import CLIP_OF_CLIPCAP, WIDTHS, file_name
 from clipcap.data.examples import Example, Source
+from clipcap.data.reading import legible, number, read_captions, short
 from clipcap.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,21 +36,20 @@ def clipcap(path: str, clip: str | None = None) -> Source:
     file = Path(path)
     content = read_pickle(file)
     embeddings, captions = _parts(content, file)
-    rows: dict[int, list[dict]] = {}
-    for number, entry in enumerate(captions):
-        row = entry.get("clip_embedding", number) if isinstance(entry, dict) else None
-        if not isinstance(row, int) or not 0 <= row < len(embeddings) or "caption" not in entry:
+    texts: dict[int, list[str]] = {}
+    ids: dict[int, str] = {}
+    for place, entry in enumerate(captions):
+        row = entry.get("clip_embedding", place) if isinstance(entry, dict) else None
+        if type(row) is not int or not 0 <= row < len(embeddings) or "caption" not in entry:  # True is an int too
             raise UserError(
-                f"{path!r}: caption {number} has no text or points at no embedding ({len(embeddings)} exist)"
+                f"{path!r}: caption {place} has no text or points at no embedding ({len(embeddings)} exist)"
             )
-        rows.setdefault(row, []).append(entry)
+        where = f"{path!r}, caption {place}"
+        texts.setdefault(row, []).extend(read_captions(entry["caption"], where))
+        ids.setdefault(row, _image_id(entry.get("image_id", row), where))
     examples = [
-        Example(
-            str(entries[0].get("image_id", row)),
-            tuple(str(entry["caption"]) for entry in entries),
-            clip_embedding=embeddings[row],
-        )
-        for row, entries in rows.items()
+        Example(ids[row], tuple(captions), clip_embedding=embeddings[row], origin=file)
+        for row, captions in texts.items()
     ]
     model = clip or _guess(file, embeddings.shape[1])
     if WIDTHS.get(model, embeddings.shape[1]) != embeddings.shape[1]:
@@ -57,6 +57,14 @@ def clipcap(path: str, clip: str | None = None) -> Source:
             f"{path!r} holds embeddings {embeddings.shape[1]} wide, {model} makes {WIDTHS[model]}; check --clip"
         )
     return Source({"name": "clipcap", "path": str(file.resolve())}, examples, model)
+
+
+def _image_id(value: Any, where: str) -> str:
+    if not isinstance(value, int | str):
+        raise UserError(
+            f"{where}, has an image_id that is neither a number nor a text but {short(type(value).__name__)}"
+        )
+    return legible(number(value, f"{where}: image_id") if isinstance(value, int) else value)
 
 
 def read_pickle(file: Path) -> Any:
@@ -93,7 +101,7 @@ class _Unpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): dict,
         }
         if (module, name) not in allowed:
-            raise _HoldsCode(f"{module}.{name}")
+            raise _HoldsCode(short(f"{module}.{name}")[1:-1])
         return allowed[module, name]
 
 
@@ -122,6 +130,10 @@ def _parts(content: Any, file: Path) -> tuple[np.ndarray, list[Any]]:
         raise UserError(
             f"{str(file)!r} is not ClipCap's embedding file: it needs a tensor (N, C) and a list of captions"
         )
+    if not embeddings.is_floating_point() or not embeddings.shape[1]:
+        raise UserError(f"{str(file)!r} needs embeddings of floating-point numbers, not {embeddings.dtype}")
+    if embeddings.untyped_storage().nbytes() < embeddings.numel() * embeddings.element_size():
+        raise UserError(f"{str(file)!r} claims more embeddings ({len(embeddings)}) than it holds")
     return embeddings.detach().float().numpy(), captions
 
 

@@ -1,6 +1,7 @@
 """Writing a dataset in shards, so that an interrupted run goes on where it stopped.
 
-While it grows, a dataset is `.parts/plan.json` (what is being made) and one Arrow file per finished shard. Each file
+While it grows, a dataset is `.parts/plan.json` (what is being made), `.parts/pictures.arrow` (the list of examples) and
+one Arrow file per finished shard, which knows the contents of its pictures (see `clipcap.data.changes`). Each file
 appears whole or not at all, so a run that was interrupted has lost at most the shard that it was working on. At the end
 the shards of a split become one file of one record batch, which readers map into memory without a copy. `dataset.json`
 is written last and says that the dataset is complete.
@@ -19,15 +20,19 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
+from clipcap.cli import no_room
+from clipcap.data.changes import PICTURES, SCHEMA, changed_pictures, pictures_of, what_differs
 from clipcap.data.examples import Example
+from clipcap.data.reading import short
 from clipcap.data.tables import embedding_array, read_json, read_table, write_table
 from clipcap.errors import UserError
-from clipcap.files import probe_folder, write_whole
+from clipcap.files import NO_ROOM, probe_folder, write_whole
 
 FORMAT = 1
 INFO = "dataset.json"
 DATA = "data.arrow"  # in a folder per split
 PARTS = ".parts"
+LIST = "list of images and captions"  # in a plan: their fingerprint
 IMAGES_PER_SHARD = 1024
 
 
@@ -66,20 +71,48 @@ class DatasetWriter:
         UserError: the folder holds a dataset of another plan, or cannot be written.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, plan: dict[str, Any], shards: Sequence[Shard] = ()) -> None:
         self.folder, self.parts, self.plan = folder, folder / PARTS, json.loads(json.dumps(plan))
         begun = self._begun()
         if begun is None:
             with _writing(folder):
                 self.parts.mkdir(exist_ok=True)
+                write_table(self.parts / PICTURES, pictures_of(_examples(shards), contents=False))
                 write_whole(self.parts / "plan.json", json.dumps(self.plan, indent=1).encode())
             return
         old, new = _flat(begun), _flat(self.plan)
         if different := [key for key in new | old if new.get(key) != old.get(key)]:
-            key = different[0]
+            key, how = different[0], f"{old.get(different[0])}, now {new.get(different[0])}"
+            if key == LIST:
+                before = self._pictures_before()
+                how = "which is not known" if before is None else what_differs(before, _examples(shards))
             raise UserError(
                 f"{str(folder)!r} holds a dataset made with another {key.replace('_', ' ')} "
-                f"({old.get(key)}, now {new.get(key)}); choose another --output or delete it"
+                f"({how}); choose another --output or delete it"
+            )
+        self._check_pictures(shards)
+        if self.complete:
+            shutil.rmtree(self.parts, ignore_errors=True)  # left by a run that ended in its very last step
+
+    def _check_pictures(self, shards: Sequence[Shard]) -> None:
+        """Raise a UserError if pictures that are embedded already have changed under their names."""
+        if self.complete:
+            known = [(self._pictures_before(), _examples(shards))] if shards else []
+        else:
+            there = [shard for shard in shards if (self.parts / shard.name).is_file()]
+            known = [(self._pictures(shard), list(shard.examples)) for shard in there]
+        changed: list[str] = []
+        for table, examples in known:
+            if table is None:  # an older version wrote it
+                continue
+            if table["image_id"].to_pylist() != [example.image_id for example in examples]:
+                raise UserError(f"{str(self.folder)!r} is damaged or was cut into other shards; make the dataset again")
+            changed += changed_pictures(table, examples)
+        if changed:
+            raise UserError(
+                f"{str(self.folder)!r} is stale: {len(changed)} of its pictures changed after they were embedded "
+                f"({', '.join(map(short, changed[:3]))}{', ...' if len(changed) > 3 else ''}); "
+                "put them back, choose another --output, or delete it to make it anew"
             )
 
     @property
@@ -90,17 +123,26 @@ class DatasetWriter:
     def _begun(self) -> dict[str, Any] | None:
         """The plan of the dataset that is already here, finished or not; None where there is none."""
         if self.complete:
-            return read_json(self.folder / INFO).get("plan", {})
-        return read_json(self.parts / "plan.json") if (self.parts / "plan.json").is_file() else None
+            return read_json(self.folder / INFO, dict).get("plan", {})
+        return read_json(self.parts / "plan.json", dict) if (self.parts / "plan.json").is_file() else None
+
+    def _pictures_before(self) -> pa.Table | None:
+        """The list of examples of the dataset that is already here; None if an older version made it."""
+        file = (self.folder if self.complete else self.parts) / PICTURES
+        return read_table(file) if file.is_file() else None
 
     def missing(self, shards: Sequence[Shard]) -> list[Shard]:
         """Those of the shards that are still to be written."""
         return [shard for shard in shards if not (self.parts / shard.name).is_file()]
 
     def write(self, shard: Shard, rows: pa.Table, skipped: list[dict[str, str]]) -> None:
-        """Write one shard. The images that had to be skipped are stored in its schema, so that both appear together."""
+        """Write one shard; its schema holds which images had to be skipped, and what the pictures were: all at once."""
         with _writing(self.folder):
-            write_table(self.parts / shard.name, rows.replace_schema_metadata({"skipped": json.dumps(skipped)}))
+            pictures = pa.BufferOutputStream()
+            with pa.ipc.new_stream(pictures, SCHEMA) as stream:
+                stream.write_table(pictures_of(shard.examples, contents=True))
+            metadata = {"skipped": json.dumps(skipped), "pictures": pictures.getvalue().to_pybytes()}
+            write_table(self.parts / shard.name, rows.replace_schema_metadata(metadata))
 
     def finish(self, shards: Sequence[Shard], info: dict[str, Any]) -> dict[str, Any]:
         """Join the shards, write `skipped.jsonl` and `dataset.json` (whose content is returned), remove the parts.
@@ -112,6 +154,8 @@ class DatasetWriter:
         with _writing(self.folder):
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in skipped)
             write_whole(self.folder / "skipped.jsonl", lines.encode())
+            pictures = [self._pictures(shard) or pictures_of(shard.examples, contents=True) for shard in shards]
+            write_table(self.folder / PICTURES, pa.concat_tables(pictures).combine_chunks())
             counts: dict[str, int] = {}
             content = sha256(json.dumps(info["clip"], sort_keys=True).encode())
             for split in dict.fromkeys(shard.split for shard in shards):
@@ -123,7 +167,8 @@ class DatasetWriter:
                 self._give_up(skipped)
             info = {"format": FORMAT, **info, "splits": counts, "skipped": len(skipped)}
             info |= {"identity": content.hexdigest(), "plan": self.plan}
-            write_whole(self.folder / INFO, json.dumps(info, indent=1, ensure_ascii=False).encode())
+            text = json.dumps(info, indent=1, ensure_ascii=False)
+            write_whole(self.folder / INFO, text.encode("utf-8", "backslashreplace"))  # a path may not be UTF-8
             shutil.rmtree(self.parts)
         return info
 
@@ -140,6 +185,11 @@ class DatasetWriter:
     def _skipped(self, shard: Shard) -> list[dict[str, str]]:
         return json.loads(self._read(shard).schema.metadata[b"skipped"])
 
+    def _pictures(self, shard: Shard) -> pa.Table | None:
+        """What a written shard knows about its pictures; None if an older version wrote it."""
+        stream = self._read(shard).schema.metadata.get(b"pictures")
+        return pa.ipc.open_stream(stream).read_all() if stream else None
+
     def _join(self, split: str, table: pa.Table, content: Any) -> None:
         """Write a split, and add what training sees of it to the hash `content`."""
         (self.folder / split).mkdir(exist_ok=True)
@@ -148,13 +198,18 @@ class DatasetWriter:
         content.update(json.dumps([split, table["caption"].to_pylist(), table["image_id"].to_pylist()]).encode())
 
 
+def _examples(shards: Sequence[Shard]) -> list[Example]:
+    return [example for shard in shards for example in shard.examples]
+
+
 def claim_folder(folder: Path) -> None:
     """Make sure, before any work, that a dataset can be written here. Raises UserError."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {str(folder)!r} is a file; give a folder")
     with _writing(folder):
         probe_folder(folder)
-    if any(folder.iterdir()) and not (folder / INFO).is_file() and not (folder / PARTS).is_dir():
+    others = [entry for entry in folder.iterdir() if entry.name != ".lock" and not entry.name.startswith(".probe-")]
+    if others and not (folder / INFO).is_file() and not (folder / PARTS).is_dir():
         raise UserError(f"output {str(folder)!r} holds other files and no dataset; give a new or empty folder")
 
 
@@ -164,6 +219,8 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise UserError(no_room(error)) from None
         raise UserError(
             f"cannot write into {str(folder)!r} ({error.strerror or error}); choose another --output"
         ) from None

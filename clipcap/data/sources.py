@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.cli import arg
-from clipcap.data.examples import Deferred, Example, Source, split_name
-from clipcap.data.folders import coco, folder, tar
+from clipcap.clip.images import UnreadableImage
+from clipcap.data.examples import Deferred, Example, Source, check_fractions, split_name
+from clipcap.data.folders import coco, folder
 from clipcap.data.pickles import clipcap
-from clipcap.errors import UserError, first_line
+from clipcap.data.reading import Home, legible, read_captions, short
+from clipcap.data.tars import tar
+from clipcap.errors import UserError, at_least, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -33,7 +36,12 @@ class SourceArguments:
     seed: int = arg(0, "decides which images are set aside")
     image_column: str = arg("image", "column of a hub data set")
     caption_column: str = arg("caption", "column of a hub data set")
+    allow_outside: bool = arg(False, "names and links in the source may lead to files outside its folder")
     demo: bool = arg(False, "make the demo world's dataset: sets --source, --clip and --output")
+
+    def __post_init__(self) -> None:
+        at_least(1, option=True, limit=self.limit)
+        check_fractions({"validation": self.val_fraction, "test": self.test_fraction})
 
 
 def open_source(words: Sequence[str], options: SourceArguments | None = None, clip: str | None = None) -> Source:
@@ -57,14 +65,14 @@ def open_source(words: Sequence[str], options: SourceArguments | None = None, cl
     return kind.open(where[0] if where else None, options or SourceArguments(), clip)
 
 
-def instagram(path: str | None, *_: Any) -> Source:
+def instagram(path: str | None, options: SourceArguments, *_: Any) -> Source:
     """The Instagram data set from the hub (28,360 posts for training, and a test split), or saved in a folder."""
-    return _from_hub("instagram", path or INSTAGRAM, "image", "caption", id_column="item_id")
+    return _from_hub("instagram", path or INSTAGRAM, "image", "caption", options.allow_outside, id_column="item_id")
 
 
 def hub(path: str, options: SourceArguments, *_: Any) -> Source:
     """A data set of the Hugging Face hub, or a folder in its layout, with a column of images and one of captions."""
-    return _from_hub("hub", path, options.image_column, options.caption_column)
+    return _from_hub("hub", path, options.image_column, options.caption_column, options.allow_outside)
 
 
 def demo(*_: Any) -> Source:
@@ -96,33 +104,47 @@ SOURCES = {
     "instagram": Kind(instagram, "[FOLDER]", f"{INSTAGRAM} from the hub, or saved in FOLDER"),
     "hub": Kind(hub, "DATASET", "another image-caption data set of the hub"),
     "folder": Kind(
-        lambda path, *_: folder(path), "PATH", "images with metadata.jsonl, captions.csv, or a .txt beside each"
+        lambda path, options, _: folder(path, options.allow_outside),
+        "PATH",
+        "images with metadata.jsonl, captions.csv, or a .txt beside each",
     ),
     "clipcap": Kind(lambda path, _, clip: clipcap(path, clip), "FILE.PKL", "embeddings in ClipCap's own format"),
-    "coco": Kind(lambda path, *_: coco(path), "PATH", "COCO's folder: captions_*.json and images"),
-    "tar": Kind(lambda path, *_: tar(path), "PATH", "tar shards: KEY.jpg with KEY.txt or KEY.json"),
+    "coco": Kind(
+        lambda path, options, _: coco(path, options.allow_outside),
+        "PATH",
+        "COCO's folder: captions_*.json and images",
+    ),
+    "tar": Kind(
+        lambda path, options, _: tar(path, options.allow_outside),
+        "PATH",
+        "tar shards: KEY.jpg with KEY.txt or KEY.json",
+    ),
     "demo": Kind(demo, "", "the demo world's drawn scenes"),
 }
 
 
-def _from_hub(name: str, path: str, image_column: str, caption_column: str, id_column: str | None = None) -> Source:
+def _from_hub(
+    name: str, path: str, image_column: str, caption_column: str, allow_outside: bool, id_column: str | None = None
+) -> Source:
     """List a hub data set; an image's bytes are read when its turn comes."""
     examples = []
     parts = _load(path)
+    home = _home(path, allow_outside)
     for part, rows in parts.items():
         missing = [
             column for column in (image_column, caption_column, id_column) if column and column not in rows.features
         ]
         if missing:
-            raise UserError(f"data set {path!r} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
-        ids = rows[id_column] if id_column else (f"{part}/{number}" for number in range(len(rows)))
-        images = _undecoded(rows, image_column)
+            has = ", ".join(short(column)[1:-1] for column in rows.column_names)
+            raise UserError(f"data set {path!r} has no column {missing[0]!r}; it has {has}")
+        ids = _column(rows, id_column, path) if id_column else (f"{part}/{number}" for number in range(len(rows)))
+        images = _undecoded(rows, image_column, path)
+        origin = Path(rows.cache_files[0]["filename"]) if rows.cache_files else None
         split = split_name(part, part) if len(parts) > 1 else "train"  # a lone split is to train on, whatever its name
-        for number, (image_id, caption) in enumerate(zip(ids, rows[caption_column], strict=True)):
-            captions = caption if isinstance(caption, list) else [caption]
-            texts = tuple("" if text is None else str(text) for text in captions)
-            image = Deferred(partial(_hub_image, images, number))
-            examples.append(Example(str(image_id), texts, image, split))
+        for number, (image_id, caption) in enumerate(zip(ids, _column(rows, caption_column, path), strict=True)):
+            captions = read_captions(caption, f"data set {path!r}, {part}, row {number}")
+            image = Deferred(partial(_hub_image, images, number, home))
+            examples.append(Example(legible(str(image_id)), captions, image, split, origin=origin))
     return Source({"name": name, "path": path}, examples)
 
 
@@ -146,15 +168,40 @@ def _load(path: str) -> DatasetDict:
         raise UserError(f"data set {path!r} could not be read ({first_line(error)})") from error
 
 
-def _undecoded(rows: Dataset, column: str) -> Dataset:
+def _column(rows: Dataset, column: str, path: str) -> list[Any]:
+    try:
+        return list(rows[column])
+    except (ValueError, OSError) as error:  # a text that is not UTF-8, a cache that went away
+        raise UserError(f"column {column!r} of data set {path!r} could not be read ({first_line(error)})") from None
+
+
+def _home(path: str, allow_outside: bool) -> Home:
+    """Where a data set's image files may be: in its own folder, or in the caches of what comes from the hub."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = [path] if Path(path).is_dir() else []
+    return Home(*map(Path, (*folders, config.HF_DATASETS_CACHE, HF_HUB_CACHE)), allow_outside=allow_outside)
+
+
+def _undecoded(rows: Dataset, column: str, path: str) -> Dataset:
     """Only the image column, as the bytes of the files, so that a broken image does not end the iteration."""
     from datasets import Image
 
-    return rows.select_columns([column]).cast_column(column, Image(decode=False))
+    try:
+        return rows.select_columns([column]).cast_column(column, Image(decode=False))
+    except (ValueError, TypeError, NotImplementedError):  # as pyarrow says that there is no way from one to the other
+        raise UserError(
+            f"column {column!r} of data set {path!r} holds no images; name another --image-column"
+        ) from None
 
 
-def _hub_image(rows: Dataset, number: int) -> bytes | Path:
-    """One image: its bytes where the data set holds them, else its file."""
+def _hub_image(rows: Dataset, number: int, home: Home) -> bytes | Path:
+    """One image: its bytes where the data set holds them, else its file. Raises UnreadableImage if that is outside."""
     (cell,) = rows[number].values()
     cell = cell or {"bytes": b"", "path": None}
-    return cell["bytes"] if cell["bytes"] is not None or not cell["path"] else Path(cell["path"])
+    if cell["bytes"] is not None or not cell["path"]:
+        return cell["bytes"] or b""
+    if not home.holds(Path(cell["path"])):
+        raise UnreadableImage(f"{cell['path']} is outside the data set; --allow-outside would read it")
+    return Path(cell["path"])

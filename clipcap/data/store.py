@@ -5,6 +5,7 @@ Shapes: N captions of a split, B batch, C CLIP width. Embeddings are float32 and
     folder/dataset.json        source, CLIP, cleaning counts, splits, identity, and the plan it was made from
     folder/<split>/data.arrow  rows: clip_embedding (C), caption, image_id, image_path | null, thumbnail JPEG | null
     folder/skipped.jsonl       {"image", "error"} for every image that could not be read
+    folder/pictures.arrow      size, time and SHA-256 of every picture, to notice that it has changed
     folder/literal_captions/   what a literal captioner said about each row, by the identity of its weights
 """
 
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcap.clip.names import ClipIdentity
 from clipcap.data.shards import DATA, FORMAT, INFO, PARTS
-from clipcap.data.tables import embedding_array, read_json, read_table
+from clipcap.data.tables import embedding_array, read_json, read_table, row_schema
 from clipcap.errors import UserError
 from clipcap.files import write_whole
 
@@ -45,8 +46,8 @@ class EmbeddingStore:
             state = "was begun and not finished" if begun else "is no dataset" if path.exists() else "does not exist"
             advice = "run the same load_data.py command again to go on" if begun else "make one with load_data.py"
             raise UserError(f"data {str(path)!r} {state}; {advice}")
-        info = read_json(path / INFO)
-        if not isinstance(info, dict) or info.get("format") != FORMAT:
+        info = read_json(path / INFO, dict)
+        if info.get("format") != FORMAT or not _described(info):
             raise UserError(f"data {str(path)!r} is not of format {FORMAT}, which this version reads; make it again")
         missing = [split for split in info["splits"] if not (path / split / DATA).is_file()]
         if missing:
@@ -72,6 +73,7 @@ class EmbeddingStore:
         """The rows of a split. Raises UserError for a name that is not one of `splits`."""
         from datasets import Dataset
 
+        self._table(name)  # says in one sentence what is wrong with the file
         return Dataset.from_file(str(self._file(name)))
 
     def embeddings(self, name: str) -> np.ndarray:
@@ -89,7 +91,7 @@ class EmbeddingStore:
     def literal_captions(self, split: str, weights_sha256: str) -> list[str] | None:
         """What the literal captioner with these weights said about each row; None if nothing was saved yet."""
         file = self._literal_file(split, weights_sha256)
-        captions = read_json(file) if file.is_file() else None
+        captions = read_json(file, list) if file.is_file() else None
         return captions if captions is not None and len(captions) == self.info["splits"][split] else None
 
     def save_literal_captions(self, split: str, weights_sha256: str, captions: list[str]) -> None:
@@ -113,7 +115,24 @@ class EmbeddingStore:
         return self.path / name / DATA
 
     def _read(self, name: str) -> pa.Table:
-        return read_table(self._file(name))
+        table = read_table(self._file(name))
+        if table.schema != row_schema(self.clip["dim"]) or table.num_rows != self.info["splits"][name]:
+            raise UserError(f"{str(self._file(name))!r} does not fit its dataset.json; make the dataset again")
+        return table
+
+
+def _described(info: dict[str, Any]) -> bool:
+    """Whether a dataset.json says what the scripts read from it, and its splits are folders of the dataset."""
+    clip, splits = info.get("clip"), info.get("splits")
+    return (
+        isinstance(clip, dict)
+        and clip.keys() == {"model", "pretrained", "dim"}
+        and type(clip["dim"]) is int
+        and clip["dim"] > 0
+        and isinstance(splits, dict)
+        and all(type(rows) is int and name == Path(name).name != ".." for name, rows in splits.items())
+        and isinstance(info.get("identity"), str)
+    )
 
 
 def check_clip(store: EmbeddingStore, config: ClipCapConfig) -> None:

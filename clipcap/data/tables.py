@@ -41,11 +41,14 @@ def embedding_array(table: pa.Table) -> np.ndarray:
     return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty((0, width), np.float32), *chunks])
 
 
-def read_json(path: Path) -> Any:
-    """The content of a dataset's JSON file. Raises UserError."""
+def read_json(path: Path, kind: type) -> Any:
+    """The content of a dataset's JSON file, which must be of this type. Raises UserError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise TypeError
+        return content
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({type(error).__name__}); make the dataset again") from None
 
 

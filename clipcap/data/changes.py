@@ -1,0 +1,114 @@
+"""From which pictures and captions a dataset is made, so that a later run notices what has changed and can name it.
+
+A picture is known by the size and the time of its file and by the SHA-256 of what was embedded. One whose size and time
+are still the same counts as unchanged; of the others the content decides.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+import pyarrow as pa
+
+from clipcap.data.examples import Example
+from clipcap.data.reading import short
+
+PICTURES = "pictures.arrow"
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.large_string()),
+        pa.field("split", pa.large_string()),
+        pa.field("captions", pa.binary(16)),  # a hash
+        pa.field("size", pa.int64()),  # null, like the next two: not embedded yet, could not be read, or drawn by code
+        pa.field("time", pa.int64()),  # of the last modification, in nanoseconds
+        pa.field("content", pa.binary(32)),  # SHA-256
+    ]
+)
+_Mark = tuple[int | None, int | None]
+
+
+def pictures_of(examples: Sequence[Example], contents: bool) -> pa.Table:
+    """One row per example, in order; with `contents` its file is read too."""
+    marks: list[_Mark] = [(None, None)] * len(examples)
+    hashes: list[bytes | None] = [None] * len(examples)
+    if contents:
+        marks = [_mark(example) for example in examples]
+        hashes = _contents(examples)
+    captions = [sha256(json.dumps(example.captions).encode()).digest()[:16] for example in examples]
+    columns = [[example.image_id for example in examples], [example.split for example in examples], captions]
+    columns += [[mark[0] for mark in marks], [mark[1] for mark in marks], hashes]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
+
+
+def changed_pictures(table: pa.Table, examples: Sequence[Example]) -> list[str]:
+    """Names of those examples whose picture is there and is not the one of the table, which lists the same examples.
+
+    A picture that is gone does not count: its embedding is still that of the name.
+    """
+    known = zip(table["size"].to_pylist(), table["time"].to_pylist(), strict=True)
+    suspects = [
+        (example, content)
+        for example, mark, content in zip(examples, known, table["content"].to_pylist(), strict=True)
+        if (now := _mark(example)) != (None, None) and now != mark
+    ]
+    contents = _contents([example for example, _ in suspects])
+    return [name_of(example) for (example, before), now in zip(suspects, contents, strict=True) if now != before]
+
+
+def what_differs(table: pa.Table, examples: Sequence[Example]) -> str:
+    """In words, how a list of images and captions differs from the one of the table."""
+    before, now = ({row["image_id"]: row for row in part.to_pylist()} for part in (table, pictures_of(examples, False)))
+    both = before.keys() & now.keys()
+    kinds = {
+        "new": [name for name in now if name not in before],
+        "gone": [name for name in before if name not in now],
+        "with other captions": [
+            name for name in now if name in both and now[name]["captions"] != before[name]["captions"]
+        ],
+        "in another split": [name for name in now if name in both and now[name]["split"] != before[name]["split"]],
+    }
+    told = [f"{len(names)} {kind} (the first: {short(names[0])})" for kind, names in kinds.items() if names]
+    return ", ".join(told) or "in another order"
+
+
+def name_of(example: Example) -> str:
+    """How messages call an example: by its file, or else by its identity."""
+    return str(example.image) if isinstance(example.image, Path) else example.image_id
+
+
+def _mark(example: Example) -> _Mark:
+    """Size and time of the file that holds the picture; (None, None) if it is not there."""
+    file = example.image if isinstance(example.image, Path) else example.origin
+    try:
+        found = file.stat() if file else None
+    except (OSError, ValueError):  # a name with NUL is a ValueError
+        return None, None
+    return (found.st_size, found.st_mtime_ns) if found and stat.S_ISREG(found.st_mode) else (None, None)
+
+
+def _contents(examples: Sequence[Example]) -> list[bytes | None]:
+    if not examples:
+        return []
+    with ThreadPoolExecutor() as pool:  # reading and hashing run beside each other, and beside the workers
+        return list(pool.map(_content, examples))
+
+
+def _content(example: Example) -> bytes | None:
+    """SHA-256 of what is embedded; None if it cannot be read, or is drawn by code."""
+    if example.clip_embedding is not None:
+        return sha256(example.clip_embedding.tobytes()).digest()
+    source = example.open()
+    if isinstance(source, bytes):
+        return sha256(source).digest()
+    try:
+        if not isinstance(source, Path) or not source.is_file():  # opening a pipe would block
+            return None
+        with source.open("rb") as file:
+            return file_digest(file, "sha256").digest()
+    except (OSError, ValueError):
+        return None
