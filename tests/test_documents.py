@@ -21,6 +21,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from mutation.mutants import MUTANTS
 from packaging.specifiers import SpecifierSet
 
 from clipcap.clip.workers import MOST_WORKERS
@@ -31,7 +32,7 @@ from clipcap.model.prompts import PROMPTS
 from clipcap.weights.published import WEIGHTS, resolve_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "CHANGELOG.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "docs/reliability.md", "CHANGELOG.md"]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -517,6 +518,18 @@ def test_options_and_files_that_are_named_exist(document: str, capsys: pytest.Ca
                 assert list(ROOT.glob(word)) or list(ROOT.glob(f"clipcap/**/{word}")), f"{document}: {code}"
             if re.fullmatch(r"clipcap(\.\w+)+|demo(\.\w+)+", word) and document != "CHANGELOG.md":
                 assert importlib.util.find_spec(word), f"{document}: {code}"
+
+
+def test_every_promise_of_reliability_names_its_tests() -> None:
+    """Guards against a promise that nothing keeps."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    assert len(rows) > 20 and f"{len(MUTANTS)} bugs planted" in text
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.split("|")[-2])
+        assert named, row
+        for file, test in named:
+            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{test}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
