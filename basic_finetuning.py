@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         example="python basic_finetuning.py --data instagram_data --init coco --output-dir runs/base",
         demo=FINE_TUNING,
     )
-    experiment = Experiment.prepare("base", data_args, start_args, loop_args)
+    experiment = Experiment.prepare("base", data_args, start_args, loop_args, strategy_args)
     mapping_alone = strategy_args.freeze_language_model
     experiment.model.train_only(lambda name: name.startswith("clip_project.") or not mapping_alone)
     experiment.train("mapping" if mapping_alone else "full", "base_weights.pt")

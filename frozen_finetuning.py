@@ -55,7 +55,7 @@ def pattern_of(part: str, blocks: int) -> str:
     """
     if part in PARTS:
         return PARTS[part]
-    last = re.fullmatch(r"last:(\d+)", part)
+    last = re.fullmatch(r"last:(\d{1,9})", part)
     if not last or not 1 <= int(last[1]) <= blocks:
         raise UserError(
             f"--train {part} is no part of this model; choose from {', '.join(PARTS)}, and last:1 to last:{blocks}"
@@ -78,14 +78,14 @@ def build(model: ClipCap, parts: Sequence[str]) -> dict[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with the options of a command line, this process's own when None. Raises UserError."""
-    strategy_args, *arguments = parse(
+    strategy_args, data_args, start_args, loop_args = parse(
         argv,
         *(StrategyArguments, DataArguments, StartArguments, FrozenLoopArguments),
         description="Fine-tuning of one part of ClipCap on captions people wrote.",
         example="python frozen_finetuning.py --data instagram_data --init coco --train head",
         demo=FINE_TUNING,
     )
-    experiment = Experiment.prepare("frozen", *arguments)
+    experiment = Experiment.prepare("frozen", data_args, start_args, loop_args, strategy_args)
     build(experiment.model, strategy_args.train)
     head_alone = strategy_args.train == ["head"]
     experiment.train("head-only" if head_alone else " + ".join(strategy_args.train), "frozen_model_weights.pt")

@@ -81,17 +81,18 @@ def stored_literal_captions(store: EmbeddingStore, split: str, model: ClipCap, i
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with the options of a command line, this process's own when None. Raises UserError."""
-    strategy_args, *arguments = parse(
+    args, data_args, start_args, loop_args = parse(
         argv,
         *(StrategyArguments, DataArguments, StartArguments, LoopArguments),
         description="Prompted fine-tuning of ClipCap on captions people wrote.",
         example="python prompt_finetuning.py --data instagram_data --init coco",
         demo=FINE_TUNING,
     )
-    template = strategy_args.template if strategy_args.template is not None else PROMPTS[strategy_args.prompt]
-    check_template(template or "")
-    experiment = Experiment.prepare("prompted", *arguments)
-    options = build(experiment, template, strategy_args.literal_weights or experiment.start_args.init)
+    args.template = PROMPTS[args.prompt] if args.template is None else args.template
+    args.literal_weights = args.literal_weights or start_args.init
+    check_template(args.template or "")
+    experiment = Experiment.prepare("prompted", data_args, start_args, loop_args, args)
+    options = build(experiment, args.template, args.literal_weights)
     experiment.train("prompted", "prompted_weights.pt", **options)
 
 

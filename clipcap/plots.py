@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from clipcap.files import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -25,14 +27,16 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def plot_losses(runs: Mapping[str, Rows], path: str | Path, title: str) -> None:
-    """Write a PNG with the training loss (thin, smoothed) and validation loss (points) of each run.
+    """Write a PNG with the training loss (thin, smoothed) and validation loss (points) of each run. Raises OSError.
 
     Args:
         runs: name -> rows, which may be empty; the loss is the mean cross-entropy per caption token, in nats.
         path: the file to write.
         title: above the axes.
     """
-    _save(runs, title, path, format="png", dpi=180)
+    buffer = io.BytesIO()
+    _save(runs, title, buffer, format="png", dpi=180)
+    write_whole(Path(path), buffer.getvalue())
 
 
 def losses_svg(runs: Mapping[str, Rows], title: str) -> str:
@@ -45,7 +49,7 @@ def losses_svg(runs: Mapping[str, Rows], title: str) -> str:
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # the page decides its size
 
 
-def _save(runs: Mapping[str, Rows], title: str, target: str | Path | io.StringIO, **options: Any) -> None:
+def _save(runs: Mapping[str, Rows], title: str, target: io.BytesIO | io.StringIO, **options: Any) -> None:
     """Draw and save; `**options` go to `Figure.savefig`."""
     from matplotlib import rc_context
 

@@ -355,7 +355,8 @@ def test_two_processes_train_one_model(world, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(tmp_path / "base_weights.pt")]
+    ours = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]  # torch 2.8 prints such lines
+    assert ours == [str(tmp_path / "base_weights.pt")]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     captions = json.loads((world / "data" / "dataset.json").read_text())["splits"]["train"]
     assert rows[-1]["step"] == -(-captions // 8) // 2

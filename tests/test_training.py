@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import byte_tokenizer, tiny_config, tiny_model
 
-from clipcap.errors import UserError
+from clipcap.errors import Interrupted, UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
@@ -92,9 +92,11 @@ def test_the_weights_remember_how_they_were_trained(finished):
 @pytest.mark.parametrize("moment", [1, 6, 9, 13, 23])
 def test_an_interrupted_run_ends_with_the_same_weights(finished, tmp_path, moment):
     first = trainer(tmp_path)
-    at_step(first, moment, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(UserError, match=f"interrupted at step {moment} of 24.*--resume"):
+    number = signal.SIGTERM if moment == 9 else signal.SIGINT
+    at_step(first, moment, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match=f"interrupted at step {moment} of 24.*--resume") as caught:
         first.run()
+    assert caught.value.number == number  # of which the exit status tells: 130 or 143
     trainer(tmp_path, resume=True).run()
     assert same(tensors_of(tmp_path / "weights.pt"), tensors_of(finished / "weights.pt"))
     assert (tmp_path / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
@@ -105,7 +107,7 @@ def test_without_fast_an_interrupted_run_ends_with_the_same_weights_too(tmp_path
     trainer(tmp_path / "straight", no_fast=True).run()
     first = trainer(tmp_path / "broken", no_fast=True)
     at_step(first, 9, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(UserError, match="interrupted at step 9"):
+    with pytest.raises(Interrupted, match="interrupted at step 9"):
         first.run()
     trainer(tmp_path / "broken", no_fast=True, resume=True).run()
     assert same(*(tensors_of(tmp_path / name / "weights.pt") for name in ("straight", "broken")))
@@ -127,7 +129,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
 
 
 def test_other_arguments_than_those_of_the_state_are_refused(finished):
-    with pytest.raises(UserError, match="batch_size"):
+    with pytest.raises(UserError, match=r"other --batch-size \(4, not 8\)"):
         trainer(finished, resume=True, batch_size=8).run()
 
 
