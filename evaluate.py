@@ -18,6 +18,7 @@ from clipcap.captioning.options import DecodingArguments, check_sizes, chosen
 from clipcap.cli import arg, parse, run
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least, first_line
+from clipcap.files import make_folder, only_writer
 from clipcap.world.shipped import EVALUATE
 
 
@@ -81,8 +82,9 @@ def rate(
         option = f"--{unused[0].replace('_', '-')}"
         raise UserError(f"--ratings go into the report that is already in {folder}: leave {option} out")
     report = read_report(folder)
-    add_ratings(report, args.ratings)
-    rewrite_tables(report, folder)
+    with only_writer(folder):
+        add_ratings(report, args.ratings)
+        rewrite_tables(report, folder)
     return report
 
 
@@ -114,7 +116,6 @@ def compare(
     from clipcap.evaluation.java_metrics import java_scorer
     from clipcap.evaluation.report import write_report
     from clipcap.evaluation.scores import evaluate_model, new_report
-    from clipcap.files import make_folder
 
     device = pick_device(args.device)
     make_folder(args.output)
@@ -123,17 +124,17 @@ def compare(
     more = {name: java_scorer(name) for name in args.metrics}
     judge = make_judge(held_out, args.clip_prompt)
     report = new_report(held_out, decoding, judge)
-    for name, weights in short_names(models):
-        print(f"{name}: {weights}", file=sys.stderr)
-        try:
-            dtype = pick_dtype(args.precision, device)
-            settled = (held_out, decoding, judge, dtype, args.batch_size, more, args.base)
-            report["models"].append({"name": name, **evaluate_model(weights, *settled)})
-        except (UserError, RuntimeError) as error:  # RuntimeError: mostly, that memory is full
-            report["failed"][name] = first_line(error)
-            print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)
-        if report["models"]:
-            write_report(report, folder, shown)
+    settled = (held_out, decoding, judge, pick_dtype(args.precision, device), args.batch_size, more, args.base)
+    with only_writer(folder):
+        for name, weights in short_names(models):
+            print(f"{name}: {weights}", file=sys.stderr)
+            try:
+                report["models"].append({"name": name, **evaluate_model(weights, *settled)})
+            except (UserError, RuntimeError) as error:  # RuntimeError: mostly, that memory is full
+                report["failed"][name] = first_line(error)
+                print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)
+            if report["models"]:
+                write_report(report, folder, shown)
     if not report["models"]:
         raise UserError(f"none of the {len(models)} models could be evaluated: see above")
     return report

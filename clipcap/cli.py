@@ -12,7 +12,7 @@ from dataclasses import MISSING, field
 from types import FrameType
 from typing import Any
 
-from clipcap.errors import Interrupted, UserError
+from clipcap.errors import Interrupted, UserError, first_line, is_out_of_memory
 from clipcap.files import NO_ROOM
 
 
@@ -114,8 +114,9 @@ FAULT = 70  # exit status of an error that no code foresaw: EX_SOFTWARE of sysex
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a script's `main` and exit with the status that it returns.
 
-    A `UserError` and a full disk become one sentence on stderr and status 2; Ctrl-C becomes status 130, and a request
-    to terminate 143. Any other error is a fault of the program: its traceback is shown, and the status is 70.
+    A `UserError`, a full disk and a full memory become one sentence on stderr and status 2. Ctrl-C becomes status 130,
+    and a request to terminate 143. Any other error is a fault of the program: its traceback is shown, and the status is
+    70.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -133,6 +134,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             status = _say(f"error: {no_room(error)}", 2)
+        elif is_out_of_memory(error):
+            status = _say(f"error: out of memory ({first_line(error)}): take a smaller --batch-size", 2)
         else:
             traceback.print_exc()
             status = _say("this is a fault of the program, not of what it was given: please report it", FAULT)

@@ -26,6 +26,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this says that the memory of a device, or of the machine, does not suffice."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def at_least(least: int, *, option: bool = False, **values: float | None) -> None:
     """Raise a UserError for the first value below `least`.
 

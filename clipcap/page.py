@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipcap.files import write_whole
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -79,7 +81,8 @@ def picture_page(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str
         path: the file to write.
         title: the heading.
     """
-    Path(path).write_text(page(title, f'<main class="pictures">{"".join(map(_card, rows))}</main>'), encoding="utf-8")
+    content = page(title, f'<main class="pictures">{"".join(map(_card, rows))}</main>')
+    write_whole(Path(path), content.encode())
 
 
 def _card(row: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import evaluate
 import load_data
 from clipcap.errors import UserError
 from clipcap.evaluation.report import read_report
+from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
 from clipcap.weights import checkpoint
 
@@ -178,6 +179,12 @@ def test_output_that_cannot_be_written(world, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         run(world, "base/base_weights.pt", output=tmp_path / "file" / "report")
+
+
+def test_report_has_one_writer(world, tmp_path):
+    with only_writer(tmp_path), pytest.raises(UserError, match="is being written by process"):
+        run(world, "base/base_weights.pt", output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_split(world, monkeypatch):

@@ -99,6 +99,8 @@ def _raise(error: BaseException) -> None:
         (UserError("--rank must be at least 1, not 0"), 2, "error: --rank must be at least 1, not 0"),
         (OSError(errno.ENOSPC, "No space left on device", "a.pt"), 2, "'a.pt' could not be written (No space left"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "the output could not be written (Disk quota"),
+        (MemoryError(), 2, "error: out of memory (MemoryError): take a smaller --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: out of memory (CUDA out of memory)"),
         (KeyboardInterrupt(), 130, "interrupted: what was written is kept"),
         (Interrupted("interrupted at step 3", signal.SIGTERM), 143, "interrupted at step 3"),
         (ZeroDivisionError("division by zero"), FAULT, "ZeroDivisionError: division by zero"),

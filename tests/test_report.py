@@ -7,6 +7,7 @@ import time
 import pytest
 from chromium import PROGRAM, Chromium
 from PIL import Image
+from test_files import file_size_limit
 
 from clipcap.errors import UserError
 from clipcap.evaluation.measures import amount, duration
@@ -47,6 +48,19 @@ def folder(tmp_path):
         picture.save(tmp_path / f"{number}.jpg")
     write_report(make_report(), tmp_path, [(tmp_path / f"{number}.jpg").read_bytes() for number in range(4)] + [None])
     return tmp_path
+
+
+def test_broken_picture_leaves_a_gap_and_not_a_traceback(tmp_path):
+    write_report(make_report(), tmp_path, [b"no picture", str(tmp_path / "gone.jpg"), None])
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count('<div class="none">no picture</div>') == 3 and ' data-order="' not in html
+
+
+def test_full_disk_leaves_the_last_report_whole(folder):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with file_size_limit(4000), pytest.raises(OSError):
+        write_report(make_report() | {"more": "x" * 10_000}, folder, [])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_table_marks_the_best():

@@ -96,6 +96,17 @@ def test_folder_with_text_files(tmp_path: Path) -> None:
     ]
 
 
+def test_text_that_bears_the_whole_name_of_a_picture_is_its_own(tmp_path: Path) -> None:
+    """`predict.py --sidecar` writes such names where two pictures differ in their ending alone."""
+    for name in ("a.jpg", "a.png"):
+        draw(tmp_path / name).with_name(f"{name}.txt").write_text(f"caption of {name}", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("of nobody", encoding="utf-8")
+    assert sorted(listed(open_source(["folder", str(tmp_path)]))) == [
+        ("a.jpg", ("caption of a.jpg",), "train"),
+        ("a.png", ("caption of a.png",), "train"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [

@@ -27,7 +27,7 @@ from clipcap.clip.workers import pixel_batches
 from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.decoding.search import NoCaption
 from clipcap.devices import pick_device, pick_dtype
-from clipcap.errors import UserError
+from clipcap.errors import UserError, is_out_of_memory
 from clipcap.fast.exchange import speed_up
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
@@ -190,7 +190,7 @@ class Captioner:
             except NoCaption:  # of one picture, which must not take the others' captions away
                 return iter([self._alone(embedding, decoding, rules) for embedding in embeddings])
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise UserError(
                 f"a batch of {len(pixels)} pictures does not fit into the memory of {self.model.device}; "

@@ -76,9 +76,10 @@ def existing(path: str, folder: bool = False) -> Path:
 
 
 def _with_text(home: Home, root: Path, image: Path) -> Example:
-    """An image with the .txt beside it; without one it has no caption."""
+    """An image with the .txt beside it, `a.jpg.txt` or `a.txt`; without one it has no caption."""
     name = image.relative_to(root)
-    text = image.with_suffix(".txt")
+    text = image.with_name(f"{image.name}.txt")
+    text = text if text.is_file() else image.with_suffix(".txt")
     home.check(image, repr(str(image)))
     captions = read_captions(read_text(home.check(text, repr(str(text)))), str(text)) if text.is_file() else ()
     return Example(legible(name.as_posix()), captions, image, split_name(name.parts[0] if len(name.parts) > 1 else ""))

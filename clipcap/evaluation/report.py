@@ -19,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipcap.clip.images import UnreadableImage, open_image
 from clipcap.errors import UserError
 from clipcap.evaluation import measures
+from clipcap.files import write_whole
 from clipcap.page import escape, page, picture_uri
 from clipcap.plots import losses_svg
 
@@ -45,7 +47,15 @@ def write_report(report: dict[str, Any], folder: Path, pictures: Sequence[bytes 
     """
     report["id"] = report_id(report)
     _write_tables(report, folder)
-    (folder / "report.html").write_text(_html(report, pictures), encoding="utf-8")
+    write_whole(folder / "report.html", _html(report, [picture and _uri(picture) for picture in pictures]).encode())
+
+
+def _uri(picture: bytes | str) -> str | None:
+    """A picture for the page; None for one that cannot be read, since the data may come from anybody."""
+    try:
+        return picture_uri(open_image(picture, min_side=320))
+    except UnreadableImage:
+        return None
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -76,12 +86,12 @@ def rewrite_tables(report: dict[str, Any], folder: Path) -> None:
     except (OSError, ValueError, IndexError):
         raise UserError(f"{path} is missing or not as evaluate.py wrote it: write the report again") from None
     _write_tables(report, folder)
-    path.write_text(f"{before}{_html_table(report)}{after}", encoding="utf-8")
+    write_whole(path, f"{before}{_html_table(report)}{after}".encode())
 
 
 def _write_tables(report: dict[str, Any], folder: Path) -> None:
-    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    write_whole(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
+    write_whole(folder / "report.md", markdown(report).encode())
 
 
 def text_table(report: Mapping[str, Any]) -> str:
@@ -125,7 +135,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", plain(summary(report)), *([""] if failed else []), *failed, ""])
 
 
-def _html(report: Mapping[str, Any], pictures: Sequence[bytes | str | None]) -> str:
+def _html(report: Mapping[str, Any], pictures: Sequence[str | None]) -> str:
     here = Path(__file__).parent
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     runs = {model["name"]: model["losses"] for model in report["models"] if model["losses"]}
@@ -170,7 +180,7 @@ def _html_table(report: Mapping[str, Any]) -> str:
 {TABLE_ENDS}"""
 
 
-def _card(report: Mapping[str, Any], number: int, picture: bytes | str | None) -> str:
+def _card(report: Mapping[str, Any], number: int, picture: str | None) -> str:
     """One image with its captions. `data-order` is the order in which the blind mode shows them."""
     image, models = report["images"][number], report["models"]
     truth = "\n".join(image["captions"])
@@ -181,7 +191,7 @@ def _card(report: Mapping[str, Any], number: int, picture: bytes | str | None) -
     )
     order = random.Random(f"{report['id']} {image['id']}").sample(range(len(models)), len(models))
     shuffled = f' data-order="{" ".join(map(str, order))}"' if picture else ""
-    shown = f'<img src="{picture_uri(picture)}" alt="">' if picture else '<div class="none">no picture</div>'
+    shown = f'<img src="{picture}" alt="">' if picture else '<div class="none">no picture</div>'
     return f"""<figure class="card" data-image="{escape(image["id"])}"{shuffled}>{shown}<figcaption><dl>
 <div class="true"><dt>true caption</dt><dd>{escape(truth)}</dd></div>{captions}</dl></figcaption></figure>
 """

@@ -46,7 +46,8 @@ TESTS = {
     "weights": "test_checkpoint test_hostile_weights test_published test_finetuning",
     "clip": "test_images test_encoder",
     "captioning": "test_captions test_captioner test_writers test_predict",
-    "data": "test_cleaning test_data test_broken_data test_data_interrupted test_sources test_embeddings test_load_data",
+    "data": "test_cleaning test_data test_sources test_embeddings test_broken_data test_data_interrupted "
+    "test_load_data",
     "evaluation": "test_metrics test_evaluate test_report",
     "world": "test_demo",
     "clipcap": "test_files test_devices test_plots",
