@@ -3,25 +3,26 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test compare bench readme
+.PHONY: help setup demo test test-oldest compare bench readme
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo     fine-tune a small captioner on drawn pictures and caption new ones (a few minutes)"
-	@echo "make test     check the style, the types and the layout, and run the tests"
-	@echo "make compare  fine-tune in all four ways on the drawn pictures and write one table"
-	@echo "make bench    measure the speed beside the published algorithm, and write benchmarks/RESULTS.md"
-	@echo "make readme   put the pictures and the table of the last \`make compare\` into the README"
-	@echo "make setup    only create .venv and install the packages; PYTHON=python3.12 chooses the Python"
+	@echo "make demo         fine-tune a small captioner on drawn pictures and caption new ones (a few minutes)"
+	@echo "make test         check the style, the types and the layout, and run the tests"
+	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, on Python 3.11"
+	@echo "make compare      fine-tune in all four ways on the drawn pictures and write one table"
+	@echo "make bench        measure the speed beside the published algorithm, and write benchmarks/RESULTS.md"
+	@echo "make readme       put the pictures and the table of the last \`make compare\` into the README"
+	@echo "make setup        only create .venv and install the packages; PYTHON=python3.12 chooses the Python"
 
 setup: $(INSTALLED)
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+.venv/bin/python .venv-oldest/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || { \
 		found=`$(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null`; \
-		echo "error: Python 3.11 or later is needed, and $(PYTHON) is $${found:-not there};" \
+		echo "error: Python 3.11 to 3.14 is needed, and $(PYTHON) is $${found:-not there};" \
 			"name another: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
-	@$(PYTHON) -m venv --clear .venv
+	@$(PYTHON) -m venv --clear $(@:/bin/python=)
 
 $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing the packages into .venv: a few minutes and a few GB, the first time only ..." >&2
@@ -42,6 +43,18 @@ test: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q tests/test_layout.py tests
+
+# Every bound `NAME>=VERSION` of pyproject.toml becomes `NAME==VERSION`: pip refuses bounds that do not go together.
+test-oldest: PYTHON = python3.11
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -q tests/test_layout.py tests
+
+.venv-oldest/installed: pyproject.toml | .venv-oldest/bin/python
+	@grep -oE '"[A-Za-z0-9_.-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' > .venv-oldest/constraints.txt
+	@echo "Installing the oldest packages into .venv-oldest: a few minutes and a few GB, the first time only ..." >&2
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-oldest/constraints.txt --editable '.[dev]'
+	@touch $@
 
 compare: $(INSTALLED)
 	$(RUN) load_data.py --demo

@@ -47,7 +47,9 @@ def write_report(report: dict[str, Any], folder: Path, pictures: Sequence[bytes 
     """
     report["id"] = report_id(report)
     _write_tables(report, folder)
-    write_whole(folder / "report.html", _html(report, [picture and _uri(picture) for picture in pictures]).encode())
+    write_whole(
+        folder / "report.html", _html(report, [_uri(picture) if picture else None for picture in pictures]).encode()
+    )
 
 
 def _uri(picture: bytes | str) -> str | None:
