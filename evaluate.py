@@ -17,7 +17,7 @@ from typing import Any
 from clipcap.captioning.options import DecodingArguments, check_sizes, chosen
 from clipcap.cli import arg, parse, run
 from clipcap.devices import PRECISIONS
-from clipcap.errors import UserError, at_least, first_line
+from clipcap.errors import UserError, at_least, check_text, first_line
 from clipcap.files import make_folder, only_writer
 from clipcap.world.shipped import EVALUATE
 
@@ -83,8 +83,11 @@ def rate(
         raise UserError(f"--ratings go into the report that is already in {folder}: leave {option} out")
     report = read_report(folder)
     with only_writer(folder):
-        add_ratings(report, args.ratings)
-        rewrite_tables(report, folder)
+        try:
+            add_ratings(report, args.ratings)
+            rewrite_tables(report, folder)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder} holds no report as evaluate.py writes it ({first_line(error)})") from None
     return report
 
 
@@ -109,6 +112,7 @@ def compare(
     at_least(1, option=True, limit=args.limit)
     at_least(0, option=True, pictures=args.pictures)
     check_sizes(args.batch_size)
+    check_text(**{"--clip-prompt": args.clip_prompt})
     decoding, _ = chosen(decoding_args)
     from clipcap.data.store import EmbeddingStore
     from clipcap.devices import pick_device, pick_dtype
@@ -130,7 +134,7 @@ def compare(
             print(f"{name}: {weights}", file=sys.stderr)
             try:
                 report["models"].append({"name": name, **evaluate_model(weights, *settled)})
-            except (UserError, RuntimeError) as error:  # RuntimeError: mostly, that memory is full
+            except Exception as error:  # whatever is wrong with one file, the others get their scores
                 report["failed"][name] = first_line(error)
                 print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)
             if report["models"]:

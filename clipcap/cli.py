@@ -105,7 +105,15 @@ def parse(
         parser.add_argument(positional[0], **positional[1])
     if demo and "--demo" in (sys.argv[1:] if argv is None else argv):
         parser.set_defaults(**demo)
-    return parser.parse_args_into_dataclasses(args=list(argv) if argv is not None else None, look_for_args_file=False)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        args=list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"{unknown[0]!r} is no option of this script; --help lists them")
+    for name, value in (pair for options in parsed for pair in vars(options).items()):
+        if value == "" and parser.get_default(name) is None:  # from a variable of the shell that is not set, mostly
+            parser.error(f"--{name.replace('_', '-')} is empty: give a value, or leave it out")
+    return tuple(parsed)
 
 
 FAULT = 70  # exit status of an error that no code foresaw: EX_SOFTWARE of sysexits.h
@@ -114,9 +122,9 @@ FAULT = 70  # exit status of an error that no code foresaw: EX_SOFTWARE of sysex
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a script's `main` and exit with the status that it returns.
 
-    A `UserError`, a full disk and a full memory become one sentence on stderr and status 2. Ctrl-C becomes status 130,
-    and a request to terminate 143. Any other error is a fault of the program: its traceback is shown, and the status is
-    70.
+    A `UserError`, an error of the file system and a full memory become one sentence on stderr and status 2. Ctrl-C
+    becomes status 130, and a request to terminate 143. Any other error is a fault of the program: its traceback is
+    shown, and the status is 70.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -131,10 +139,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            status = _say(f"error: {no_room(error)}", 2)
-        elif is_out_of_memory(error):
+    except OSError as error:
+        if not error.errno:
+            raise
+        status = _say(f"error: {no_room(error) if error.errno in NO_ROOM else _file_error(error)}", 2)
+    except SystemExit:
+        raise
+    except BaseException as error:  # libraries in Rust panic past Exception
+        if is_out_of_memory(error):
             status = _say(f"error: out of memory ({first_line(error)}): take a smaller --batch-size", 2)
         else:
             traceback.print_exc()
@@ -146,6 +158,11 @@ def no_room(error: OSError) -> str:
     """The sentence for a full disk, an exhausted quota, or a file that outgrew a limit."""
     where = f"{str(error.filename)!r} could not be written" if error.filename else "the output could not be written"
     return f"{where} ({error.strerror}): what was written before is kept; make room and run the same command again"
+
+
+def _file_error(error: OSError) -> str:
+    where = f"{str(error.filename)[:300]!r} cannot be used" if error.filename else "a file cannot be used"
+    return f"{where} ({error.strerror}); what was written before is kept"
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

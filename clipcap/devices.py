@@ -29,7 +29,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        (torch.zeros(1, device=chosen) + 1).item()  # a device without memory, such as "meta", can do less
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device {str(device)!r} cannot be used here ({first_line(error)}); try --device auto or cpu"

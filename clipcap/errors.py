@@ -44,3 +44,10 @@ def at_least(least: int, *, option: bool = False, **values: float | None) -> Non
         if value is not None and not value >= least:  # written so that it refuses nan too
             spelled = f"--{name.replace('_', '-')}" if option else name
             raise UserError(f"{spelled} must be at least {least}, not {value}")
+
+
+def check_text(**texts: str) -> None:
+    """Raise a UserError for the first text that is no UTF-8: an argument from a shell can hold any bytes."""
+    for name, text in texts.items():
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{name} {text!r} is not UTF-8 text")

@@ -30,7 +30,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     unfinished = _beside(path, "unfinished")
     try:
-        disk = _Disk(unfinished, "wb")
+        unfinished.unlink(missing_ok=True)  # of a run that was killed; or a link, which would lead elsewhere
+        disk = _Disk(unfinished, "xb")
         try:
             with io.BufferedWriter(disk) as file:
                 yield file

@@ -195,3 +195,9 @@ def test_predict_says_at_once_which_option_cannot_be(options, told):
     """Before the weights, which do not exist, are looked for."""
     with pytest.raises(UserError, match=told):
         predict.main(["--weights", "nowhere.pt", "photos", *options])
+
+
+@pytest.mark.parametrize("option", ["ban", "require"])
+def test_words_that_are_no_text_are_refused(option):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        Rules(**{option: ["\udcff"]})

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 
 from clipcap import devices
+from clipcap.errors import UserError
 
 
 def report(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -52,3 +53,8 @@ def test_the_report_survives_what_it_reports(
     told = report(capsys)
     assert told["peft"] == "not installed" and "torch cannot be imported" in told["device"]
     assert "threads" not in told
+
+
+def test_device_that_computes_nothing_is_refused():
+    with pytest.raises(UserError, match="'meta' cannot be used"):
+        devices.pick_device("meta")

@@ -181,6 +181,22 @@ def test_output_that_cannot_be_written(world, tmp_path):
         run(world, "base/base_weights.pt", output=tmp_path / "file" / "report")
 
 
+@pytest.mark.parametrize("gone", ["id", "models", "images", "failed", "data", "decoding"])
+def test_report_of_another_shape_is_one_sentence(world, tmp_path, gone):
+    run(world, "base/base_weights.pt", output=tmp_path, limit=2)
+    report = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "ratings.json").write_text(json.dumps({"report": report["id"], "ratings": {}}))
+    del report[gone]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match="holds no report as evaluate.py writes it"):
+        evaluate.main(["--ratings", str(tmp_path / "ratings.json"), "--output", str(tmp_path)])
+
+
+def test_prompt_that_is_no_text_costs_no_report(world, tmp_path):
+    with pytest.raises(UserError, match="--clip-prompt .* is not UTF-8"):
+        run(world, "base/base_weights.pt", output=tmp_path, **{"clip-prompt": "\udcff"})
+
+
 def test_report_has_one_writer(world, tmp_path):
     with only_writer(tmp_path), pytest.raises(UserError, match="is being written by process"):
         run(world, "base/base_weights.pt", output=tmp_path)

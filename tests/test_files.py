@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from clipcap.cli import FAULT, run
+from clipcap.cli import FAULT, arg, parse, run
 from clipcap.errors import Interrupted, UserError
 from clipcap.files import only_writer, whole_file, write_whole
 
@@ -49,6 +50,15 @@ def test_other_errors_pass_and_leave_the_old_file(tmp_path: Path) -> None:
         out.write(b"new")
         1 / 0  # noqa: B018
     assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("a.txt", b"old")]
+
+
+def test_link_in_the_place_of_an_unfinished_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"mine")
+    (tmp_path / ".out.txt.unfinished").symlink_to("victim")
+    (tmp_path / "out.txt").symlink_to("victim")
+    write_whole(tmp_path / "out.txt", b"new")
+    assert (tmp_path / "victim").read_bytes() == b"mine" and not (tmp_path / "out.txt").is_symlink()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.txt", "victim"]
 
 
 def test_whole_file_takes_the_longest_name_that_a_folder_takes(tmp_path: Path) -> None:
@@ -89,6 +99,33 @@ def test_lock_is_released_after_an_error(tmp_path: Path) -> None:
         pass
 
 
+@dataclass
+class Options:
+    """Some options."""
+
+    _argument_group_name = "options"
+
+    output: str | None = arg(None, "a file")
+    text: str = arg("a", "a text, which may be empty")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--outptu", "x"], "'--outptu' is no option"),
+        (["stray"], "'stray' is no option"),
+        (["--output", ""], "--output is empty"),
+    ],
+)
+def test_misspelled_or_empty_option_is_one_sentence(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(words, Options, description="", example="")
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert parse(["--text", ""], Options, description="", example="")[0].text == ""
+
+
 def _raise(error: BaseException) -> None:
     raise error
 
@@ -104,7 +141,8 @@ def _raise(error: BaseException) -> None:
         (KeyboardInterrupt(), 130, "interrupted: what was written is kept"),
         (Interrupted("interrupted at step 3", signal.SIGTERM), 143, "interrupted at step 3"),
         (ZeroDivisionError("division by zero"), FAULT, "ZeroDivisionError: division by zero"),
-        (PermissionError(errno.EACCES, "Permission denied", "b"), FAULT, "Permission denied: 'b'"),
+        (PermissionError(errno.EACCES, "Permission denied", "b"), 2, "error: 'b' cannot be used (Permission denied)"),
+        (BaseException("a panic in Rust"), FAULT, "a panic in Rust"),
     ],
 )
 def test_every_end_has_its_exit_status(

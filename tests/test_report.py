@@ -123,6 +123,8 @@ def test_rating_summary():
     [
         ("{", "is not a ratings.json"),
         ("[1]", "is not a ratings.json"),
+        ("[" * 100_000, "is not a ratings.json"),
+        ('{"report": "ID", "ratings": {"image \\"0\\" <i>": {"base": true}}}', "from 0 to 5"),
         ('{"report": "0", "ratings": {}}', "another report"),
         ('{"report": "ID", "ratings": {"x": {"base": 3}}}', "'x' by model 'base'"),
         ('{"report": "ID", "ratings": {"image \\"0\\" <i>": {"coco": 3}}}', "by model 'coco'"),

@@ -453,13 +453,22 @@ def test_two_pictures_of_one_stem_do_not_share_a_sidecar(tmp_path, order):
     assert not any(Sidecars().wants(tmp_path / name) for name in names)
 
 
-def test_a_sidecar_keeps_its_link(tmp_path):
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "a.txt").symlink_to("texts/a.txt")
-    sidecars = Sidecars()
-    sidecars.write(Row(str(tmp_path / "a.jpg"), ["x"]))
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_a_link_in_the_place_of_a_sidecar_is_not_followed(tmp_path, existing):
+    (tmp_path / "a.txt").symlink_to("victim")
+    sidecars = Sidecars(existing)
+    assert "is a link" in sidecars.write(Row(str(tmp_path / "a.jpg"), ["x"]))
     sidecars.close()
-    assert (tmp_path / "a.txt").is_symlink() and (tmp_path / "texts/a.txt").read_text() == "x\n"
+    assert (tmp_path / "a.txt").is_symlink() and not (tmp_path / "victim").exists()
+
+
+def test_lines_of_something_else_are_not_dropped(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"error": "of another program"}\n')
+    open_writer(tmp_path / "a.jsonl").close()
+    assert (tmp_path / "a.jsonl").read_text() == '{"error": "of another program"}\n'
+    (tmp_path / "b.jsonl").write_text("{my notes")
+    with pytest.raises(UserError, match="not a file of JSON lines"):
+        open_writer(tmp_path / "b.jsonl")
 
 
 def test_a_sidecar_that_cannot_be_written_says_why(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from clipcap.decoding.options import at_most_captions
-from clipcap.errors import UserError, at_least
+from clipcap.errors import UserError, at_least, check_text
 from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def _words(words: str | Sequence[str]) -> tuple[str, ...]:
     words = [words] if isinstance(words, str) else words
     if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
         raise UserError(f"words to ban or to require must be texts, not {words!r}")
+    for word in words:
+        check_text(word=word)
     return tuple(dict.fromkeys(unicodedata.normalize("NFC", word.strip()) for word in words if word.strip()))
 
 

@@ -39,7 +39,7 @@ class JsonLines(Writer):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                if not whole and line.lstrip("\0")[:1] in ("{", ""):
+                if not whole and _begins_as_a_row(line.lstrip("\0")):
                     return  # an earlier run was cut short here
                 raise UserError(
                     f"{str(self.path)!r} is not a file of JSON lines (line {number}); choose another output"
@@ -47,7 +47,14 @@ class JsonLines(Writer):
             row = row if isinstance(row, dict) else {}
             image, caption = row.get("image"), row.get("caption")
             done = isinstance(image, str) and isinstance(caption, str)
-            yield line.rstrip("\r\n") + "\n", image if done else None, "error" in row and "caption" not in row
+            failed = isinstance(image, str) and "error" in row and "caption" not in row
+            yield line.rstrip("\r\n") + "\n", image if done else None, failed
+
+
+def _begins_as_a_row(line: str) -> bool:
+    """Whether a line is the beginning of a row as this project writes it."""
+    start = '{"image": "'
+    return line.startswith(start) or start.startswith(line)
 
 
 class Csv(Writer):
@@ -156,7 +163,9 @@ class Sidecars:
         """
         if row.error is not None:
             return None
-        file = Path(os.path.realpath(self._file(Path(row.image))))
+        file = self._file(Path(row.image))
+        if file.is_symlink():  # folders of strangers bring links, and these would say where captions are written
+            return "its .txt is a link, which is left as it is"
         captions = [" ".join(caption.splitlines()) for caption in row.captions] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n"
         try:

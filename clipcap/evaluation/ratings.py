@@ -42,12 +42,12 @@ def summary(by_image: Sequence[Sequence[int]]) -> dict[str, float]:
 def _read(path: str | Path, report: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Image -> model -> rating. Raises UserError."""
     try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        saved = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         kind, ratings = saved["report"], saved["ratings"]
         flat = [(str(i), str(name), rating) for i, models in ratings.items() for name, rating in models.items()]
     except OSError as error:
         raise UserError(f"cannot read ratings {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a ratings.json as the report's blind mode saves it") from None
     if kind != report["id"]:
         raise UserError(
@@ -57,6 +57,6 @@ def _read(path: str | Path, report: Mapping[str, Any]) -> dict[str, dict[str, in
     for image, name, rating in flat:
         if image not in images or name not in names:
             raise UserError(f"{path} rates image {image!r} by model {name!r}, which this report does not hold")
-        if rating not in range(6):
+        if type(rating) is not int or rating not in range(6):
             raise UserError(f"{path} rates image {image!r} {rating!r}: ratings are whole numbers from 0 to 5")
     return ratings

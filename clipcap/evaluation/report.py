@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcap.clip.images import UnreadableImage, open_image
-from clipcap.errors import UserError
+from clipcap.errors import UserError, first_line
 from clipcap.evaluation import measures
 from clipcap.files import write_whole
 from clipcap.page import escape, page, picture_uri
@@ -67,8 +67,8 @@ def read_report(folder: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no {path}: ratings belong to a report that evaluate.py has written") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): write the report again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): write the report again") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise UserError(f"{path} is not a report of this version: write it again with evaluate.py")
     return report

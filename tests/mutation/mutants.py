@@ -42,7 +42,7 @@ TESTS = {
     "model": "test_mapping test_model test_data test_decoding test_training",
     "decoding": "test_decoding test_properties test_captions test_captioner",
     "fast": "test_fast test_nucleus test_large_weights test_fast_vit test_half test_dropout test_cuda_graph",
-    "training": "test_training test_planted test_finetuning",
+    "training": "test_planted test_training test_resume test_training_faults test_finetuning",
     "weights": "test_checkpoint test_hostile_weights test_published test_finetuning",
     "clip": "test_images test_encoder",
     "captioning": "test_captions test_captioner test_writers test_predict",
