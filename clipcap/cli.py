@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -127,6 +128,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     shown, and the status is 70.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path that the terminal cannot show must not end hours of work
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main(sys.argv[1:])
     except UserError as error:

@@ -169,6 +169,12 @@ def test_signal_ends_a_script_with_a_sentence(number: int, status: int) -> None:
     assert said.endswith("what was written is kept; run the same command to go on\n") and said.count("\n") == 1
 
 
+def test_terminal_that_shows_ascii_only_ends_no_work() -> None:
+    command = [sys.executable, "-c", "from clipcap.cli import run; run(lambda _: print(chr(0xe9) + chr(0xdcff)))"]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "\\xe9\\udcff\n")
+
+
 def test_reader_that_ends_early_is_no_error_of_ours() -> None:
     code = "from clipcap.cli import run; run(lambda _: [print(i, flush=True) for i in range(100_000)] and None)"
     command = f'{sys.executable} -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'

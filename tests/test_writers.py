@@ -1,9 +1,11 @@
 """Guards the outputs: what an earlier run wrote is kept and continued, whatever state a crash left it in."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -460,6 +462,46 @@ def test_a_link_in_the_place_of_a_sidecar_is_not_followed(tmp_path, existing):
     assert "is a link" in sidecars.write(Row(str(tmp_path / "a.jpg"), ["x"]))
     sidecars.close()
     assert (tmp_path / "a.txt").is_symlink() and not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("fault", ["deleted", "replaced", "cut"])
+def test_an_output_that_is_gone_is_no_success(tmp_path, rows, ending, fault):
+    path = tmp_path / f"out.{ending}"
+    writer = open_writer(path)
+    writer.write(rows[0])
+    if fault == "deleted":
+        path.unlink()
+    elif fault == "replaced":
+        (tmp_path / "other").write_text("mine")
+        (tmp_path / "other").replace(path)
+    else:
+        os.truncate(path, 0)
+    told = {"deleted": "No such file", "replaced": "another file has taken", "cut": "has cut it"}[fault]
+    with pytest.raises(UserError, match=told):
+        writer.write(rows[1])
+    writer.close()
+    assert fault != "replaced" or path.read_text() == "mine"
+
+
+def test_folders_are_let_go_of_where_few_files_may_be_open(tmp_path, monkeypatch):
+    opened = []
+
+    @contextmanager
+    def few(folder):
+        if len(opened) == 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        opened.append(folder)
+        yield
+        opened.remove(folder)
+
+    monkeypatch.setattr(writers, "only_writer", few)
+    sidecars = Sidecars()
+    for number in range(10):
+        (tmp_path / str(number)).mkdir()
+        assert sidecars.write(Row(str(tmp_path / str(number) / "a.jpg"), ["x"])) is None
+    sidecars.close()
+    assert not opened and len(list(tmp_path.glob("*/a.txt"))) == 10
 
 
 def test_lines_of_something_else_are_not_dropped(tmp_path):

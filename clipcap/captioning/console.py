@@ -59,7 +59,9 @@ def _visible(text: str) -> str:
     return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def _line(text: str, stream: TextIO) -> None:
+def _line(text: str, stream: TextIO | None) -> None:
+    if stream is None:  # the shell has closed it
+        return
     encoding = stream.encoding or "utf-8"
     # File names may hold any bytes and captions hold emoji: what the stream cannot show is escaped.
     text = text.encode(encoding, "backslashreplace").decode(encoding)

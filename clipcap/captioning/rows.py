@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -63,7 +65,7 @@ class Writer:
     def __init__(self, path: str | Path) -> None:
         self.path, self.written = Path(os.path.realpath(path)), 0  # one lock, whichever links lead to the file
         self.done: set[str] = set()
-        self.failed = False
+        self.failed, self.end = False, 0
         try:
             self.created = not self.path.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ class Writer:
         with self._held:  # closes the file, then lets go of it
             if self.created and not self.written:
                 self.file.close()
-                self.path.unlink()
+                self.path.unlink(missing_ok=True)
             elif self.failed:
                 with suppress(OSError):
                     self._put(self.footer())
@@ -126,13 +128,21 @@ class Writer:
 
     def _put(self, text: str) -> None:
         """Write all of a text or nothing, also where the disk is full or a signal comes. Raises OSError."""
-        data, size = _bytes(text), os.fstat(self.file.fileno()).st_size
+        data, status = _bytes(text), os.fstat(self.file.fileno())
+        size = status.st_size
+        if stat.S_ISREG(status.st_mode):  # others have no place on a disk that they could lose
+            if not os.path.samestat(status, os.stat(self.path)):
+                raise OSError(errno.ESTALE, "another file has taken its place")
+            if size < self.end:
+                raise OSError(errno.ESTALE, "somebody has cut it")
+            self.end = size + len(data)
         try:
             while data:
                 data = data[self.file.write(data) :]
         except BaseException:
             with suppress(OSError):  # what is not a regular file keeps it
                 self.file.truncate(size)
+                self.end = size
             raise
 
     def _recover(self) -> None:

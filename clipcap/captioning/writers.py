@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -170,7 +171,7 @@ class Sidecars:
         text = "\n".join(captions) + "\n"
         try:
             self._hold(os.path.realpath(Path(row.image).parent))
-            if self.existing == "append" and file.exists():
+            if self.existing == "append" and file.is_file():
                 before = file.read_text(encoding="utf-8")
                 text = before + "\n" * bool(before and not before.endswith("\n")) + text
             write_whole(file, text.encode("utf-8", "backslashreplace"))
@@ -184,8 +185,8 @@ class Sidecars:
 
     def close(self) -> None:
         """Let go of the folders; every .txt is closed already."""
-        for held in self._held.values():
-            held.close()
+        while self._held:
+            self._held.popitem()[1].close()
 
     def _hold(self, folder: str) -> None:
         """Keep other runs out of a folder until this run ends, or has written to many others since. Raises OSError."""
@@ -193,7 +194,13 @@ class Sidecars:
             if len(self._held) == HELD:
                 self._held.pop(next(iter(self._held))).close()
             held = ExitStack()
-            held.enter_context(only_writer(Path(folder)))
+            try:
+                held.enter_context(only_writer(Path(folder)))
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._held:
+                    raise
+                self.close()  # a system that allows few open files
+                held.enter_context(only_writer(Path(folder)))
         self._held[folder] = held
 
     def _file(self, image: Path) -> Path:
