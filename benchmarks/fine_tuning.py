@@ -18,7 +18,7 @@ from benchmarks.timing import Contender, Measurement
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import BucketSampler, CaptionDataset
-from clipcap.training.state import Progress
+from clipcap.training.progress import Progress
 from clipcap.training.trainer import Trainer
 from clipcap.weights.lora import inject
 

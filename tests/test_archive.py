@@ -176,6 +176,15 @@ def test_broken_archives_get_one_sentence(tmp_path, content, members, told):
     assert told in refused(path.parent)
 
 
+def test_a_pickle_changes_nothing_of_its_reader(tmp_path):
+    """BUILD sets attributes on what stands before it, and on a function that lasts for the next archive."""
+    for name in ("_utils\n_rebuild_tensor_v2", "jit._pickle\nrestore_type_tag"):
+        state = b"N}X\x0c\x00\x00\x00__defaults__)s\x86"
+        archive(tmp_path / "a.pt", b"\x80\x02ctorch." + name.encode() + b"\n" + state + b"b.")
+        with pytest.raises(AttributeError):
+            read_archive(tmp_path / "a.pt")
+
+
 def test_a_tensor_cannot_reach_beyond_its_numbers(tmp_path):
     """Otherwise the memory beside them would become weights."""
     torch.jit.script(Outer()).save(tmp_path / "good.pt")
@@ -221,6 +230,48 @@ def test_the_config_of_a_clip_leads_nowhere(tmp_path, changes, told):
         with pytest.raises(UserError) as caught:
             ClipEncoder.load(tmp_path)
         assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "told"),
+    [
+        ("preprocess_cfg", None, "no dictionary"),
+        ("preprocess_cfg", [1], "no dictionary"),
+        ("preprocess_cfg", {"mean": "abc"}, "three numbers"),
+        ("preprocess_cfg", {"mean": [0.5] * 4}, "three numbers"),
+        ("preprocess_cfg", {"mean": [float("nan")] * 3}, "three numbers"),
+        ("preprocess_cfg", {"std": [0, 0, 0]}, "three numbers"),
+        ("preprocess_cfg", {"fill_color": "red"}, "grey value"),
+        ("preprocess_cfg", {"resize_mode": ["x"]}, "resize_mode"),
+        ("preprocess_cfg", {"interpolation": {}}, "interpolation"),
+        ("text_cfg", 5, "no text_cfg"),
+        ("text_cfg", None, "no text_cfg"),
+        ("text_cfg", "hf_model_name", "no text_cfg"),
+        ("vision_cfg", [], "no vision_cfg"),
+        ("embed_dim", "16", "embed_dim '16'"),
+        ("text_cfg", {"vocab_size": 30_000_000}, "vocab_size '30000000'"),
+        ("text_cfg", {"vocab_size": 900_000}, "numbers, and the file"),
+        ("text_cfg", {"context_length": 40_000}, "numbers, and the file"),
+        ("vision_cfg", {"width": 12_000}, "numbers, and the file"),
+        ("vision_cfg", {"image_size": 20_000}, "image_size"),
+        ("vision_cfg", {"image_size": [32] * 3}, "image_size"),
+        ("vision_cfg", {"patch_size": 0}, "does not hold weights"),
+    ],
+)
+def test_a_config_that_no_clip_has_is_refused_before_it_is_built(tmp_path, part, value, told):
+    config = json.loads((save_tiny_clip(tmp_path) / "open_clip_config.json").read_text())
+    holder = config if part == "preprocess_cfg" else config["model_cfg"]
+    holder[part] = holder[part] | value if isinstance(value, dict) else value
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as caught:
+        ClipEncoder.load(tmp_path)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_config_of_brackets_gets_one_sentence(tmp_path):
+    (save_tiny_clip(tmp_path) / "open_clip_config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is not an open_clip config"):
+        ClipEncoder.load(tmp_path)
 
 
 def test_code_beside_a_tokenizer_does_not_run(tmp_path):

@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -334,6 +335,26 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
         files(x__pkl=b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93."),
         r"x.pkl' holds code \(a\\nb.c\)",
     ),
+    "pickle: a tensor that is another's negative": ("clipcap", a_pickle(torch._neg_view(torch.ones(2, 512))), "plain"),
+    "pickle: one list named again and again": (
+        "clipcap",
+        files(
+            x__pkl=pickle.dumps(
+                {
+                    "clip_embedding": torch.zeros(4, 512),
+                    "captions": [{"caption": ["a"] * 1000, "clip_embedding": 0}] * 20_000,
+                }
+            )
+        ),
+        "x.pkl' names the same captions again and again",
+    ),
+    "pickle: attributes of what it names": (
+        "clipcap",
+        files(
+            x__pkl=b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00__name__X\x01\x00\x00\x00zs\x86b."
+        ),
+        "x.pkl' is not a complete pickle",
+    ),
     "pickle: empty": ("clipcap", files(x__pkl=b""), "x.pkl' is not a complete pickle"),
     "pickle: a folder": ("clipcap", lambda place: (place / "x.pkl").mkdir(), "x.pkl' cannot be read"),
     # the hub's layouts
@@ -434,6 +455,28 @@ def test_a_name_that_leads_outside_is_refused_unless_a_flag_allows_it(source: st
             opened(source, build, place)
     [example] = opened(source, build, place, allow_outside=True).examples
     assert Image.open(example.open()).size == (8, 8)
+
+
+@pytest.mark.parametrize("way", ["absolute", "dots", "address", "link", "remote"])
+def test_a_hub_folder_names_no_data_outside_it(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a README.md of a stranger that puts private tables into a dataset."""
+    place = tmp_path / "place"
+    for folder in (place, tmp_path / "outside"):
+        folder.mkdir()
+        hub({"image": IMAGE, "caption": ["x"]})(folder)
+    hidden = tmp_path / "outside" / "train.parquet"
+    (place / "link.parquet").symlink_to(hidden)
+    names = {"absolute": hidden, "dots": "../outside/train.parquet", "address": f"file://{hidden}"}
+    named = names.get(way, "link.parquet")
+    (place / "README.md").write_text(
+        f'---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "{named}"\n---\n'
+    )
+    if way == "remote":
+        config = SimpleNamespace(config=SimpleNamespace(data_files={"train": ["http://127.0.0.1:9/x.parquet"]}))
+        monkeypatch.setattr("datasets.load_dataset_builder", lambda path: config)
+    with pytest.raises(UserError, match="names 'http.*--allow-outside" if way == "remote" else "outside.*--allow-out"):
+        open_source(["hub", str(place)])
+    assert open_source(["hub", str(place)], SourceArguments(allow_outside=True)).examples
 
 
 def test_pictures_and_captions_that_are_links_to_outside_are_refused_like_names(tmp_path: Path) -> None:

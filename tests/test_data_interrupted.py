@@ -19,6 +19,7 @@ from tiny import save_tiny_clip
 
 import load_data
 from clipcap.clip.encoder import ClipEncoder
+from clipcap.data.shards import DatasetWriter
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import Interrupted, UserError
 from clipcap.files import only_writer
@@ -146,6 +147,27 @@ def test_unchanged_pictures_are_not_read_again(begun: Path, photos: Path, clip: 
 def test_picture_that_is_gone_leaves_its_embedding_good(begun: Path, photos: Path, clip: Path) -> None:
     (photos / "03.bmp").unlink()
     assert again(photos, clip, begun).info["splits"] == {"train": COUNT}
+
+
+@pytest.mark.parametrize("fault", ["changed", "gone with its folder"])
+def test_picture_that_changes_while_it_is_embedded_is_not_taken_for_the_new_one(
+    fault: str, photos: Path, clip: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Guards against a hash of a picture that was never embedded, and against a network drive that goes away."""
+    taken = DatasetWriter.write
+
+    def late(writer, shard, rows, skipped):
+        paint(photos / "03.bmp", 99) if fault == "changed" else photos.rename(tmp_path / "away")
+        taken(writer, shard, rows, skipped)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetWriter, "write", late)
+        with pytest.raises(UserError, match="pictures changed or went away while they were embedded"):
+            again(photos, clip, tmp_path / "data")
+    if fault != "changed":
+        (tmp_path / "away").rename(photos)
+    again(photos, clip, tmp_path / "data")
+    assert contents(tmp_path / "data") == contents(again(photos, clip, tmp_path / "whole").path)
 
 
 def test_picture_not_yet_embedded_may_change(photos: Path, clip: Path, tmp_path: Path, monkeypatch) -> None:

@@ -248,6 +248,16 @@ def test_what_is_no_dataset_is_explained(tmp_path: Path) -> None:
         {"clip": CLIP | {"dim": "4"}},
         {"clip": CLIP | {"dim": 0}},
         {"identity": None},
+        {"identity": "\ud800"},
+        {"splits": {"train": -1}},
+        {"source": None},
+        {"source": ["demo"]},
+        {"source": {"name": 5}},
+        {"clip": CLIP | {"model": ["x"]}},
+        {"clip": CLIP | {"pretrained": 1}},
+        {"skipped": "x"},
+        {"cleaning": [1]},
+        {"plan": "x"},
     ],
 )
 def test_a_description_of_another_shape_is_explained(tmp_path: Path, changes: dict) -> None:
@@ -257,6 +267,17 @@ def test_a_description_of_another_shape_is_explained(tmp_path: Path, changes: di
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(UserError, match="not of format 1, which this version reads"):
         EmbeddingStore.open(tmp_path / "data")
+    with pytest.raises(UserError, match="not of format 1, which this version reads"):
+        build(tmp_path / "data", examples())
+
+
+def test_list_of_pictures_of_another_shape_is_explained(tmp_path: Path) -> None:
+    from clipcap.data.tables import write_table
+
+    build(tmp_path, examples())
+    write_table(tmp_path / "pictures.arrow", pa.table({"x": [1]}))
+    with pytest.raises(UserError, match="is damaged or was cut into other shards"):
+        DatasetWriter(tmp_path, {"source": {"name": "test"}, "clip": CLIP}, cut_shards(examples(), 4))
 
 
 @pytest.mark.parametrize(
@@ -298,6 +319,90 @@ def test_rows_that_do_not_fit_their_description_are_named(tmp_path: Path, fault:
             ask("train")
 
 
+def rewrite(file: Path, column: str, change) -> None:
+    """Write the rows again with other values in a column."""
+    from clipcap.data.tables import read_table, write_table
+
+    table = read_table(file)
+    values = pa.array(change(table[column].to_pylist()), table.schema.field(column).type)
+    write_table(file, table.set_column(table.column_names.index(column), table.schema.field(column), values))
+
+
+@pytest.mark.parametrize(
+    ("column", "first"),
+    [("clip_embedding", None), ("clip_embedding", [1, 2, None, 4]), ("caption", None), ("image_id", None)],
+)
+def test_rows_that_lack_something_are_named(tmp_path: Path, column: str, first: object) -> None:
+    """Guards against a row that is left out of the embeddings alone, so that every later picture has another's."""
+    store = build(tmp_path, examples())
+    rewrite(tmp_path / "train" / "data.arrow", column, lambda values: [first, *values[1:]])
+    for ask in (store.split, store.captions, store.embeddings):
+        with pytest.raises(UserError, match="train/data.arrow' does not fit its dataset.json"):
+            ask("train")
+
+
+def test_types_in_another_library_s_metadata_are_not_looked_at(tmp_path: Path) -> None:
+    from clipcap.data.tables import read_table, write_table
+
+    store = build(tmp_path, examples())
+    file = tmp_path / "train" / "data.arrow"
+    write_table(file, read_table(file).replace_schema_metadata({"huggingface": "not json"}))
+    with pytest.raises(UserError, match="train/data.arrow' does not fit its dataset.json"):
+        store.split("train")
+
+
+@pytest.mark.parametrize("fault", ["far", "longer", "not UTF-8"])
+def test_texts_that_lead_out_of_the_file_are_refused(tmp_path: Path, fault: str) -> None:
+    """Guards against a process that ends in a segmentation fault, or shows what lies behind a text."""
+    store = build(tmp_path, examples())
+    file = tmp_path / "train" / "data.arrow"
+    content = file.read_bytes()
+    offsets = np.arange(0, 11 * 9, 9)  # of ten captions "caption 0", ...
+    assert content.count(offsets.tobytes()) == 1
+    changed = offsets.copy()
+    changed[-1] += 2**40 if fault == "far" else 3000 if fault == "longer" else 0
+    content = content.replace(offsets.tobytes(), changed.tobytes())
+    file.write_bytes(content.replace(b"caption 3", b"caption\xff3") if fault == "not UTF-8" else content)
+    with pytest.raises(UserError, match="train/data.arrow' is missing or damaged"):
+        store.captions("train")
+
+
+def test_pictures_are_read_from_the_rows_alone(tmp_path: Path) -> None:
+    """Thumbnails, else the files, else nothing; a name that no file can have is one that is not there."""
+    import torch
+
+    from clipcap.evaluation.held_out import HeldOut
+
+    store = build(tmp_path, examples(train=5))
+    picture(1).save(tmp_path / "a.png")
+    paths = [str(tmp_path / "a.png"), None, "x" * 9000, "a\0b", "gone"]
+    rewrite(tmp_path / "train" / "data.arrow", "image_path", lambda _: paths)
+    held_out = HeldOut(store, "train", None, torch.device("cpu"))
+    assert held_out.pictures(5) == [str(tmp_path / "a.png"), None, None, None, None]
+    assert all(Image.open(BytesIO(one)) for one in HeldOut(store, "validation", None, held_out.device).pictures(3))
+
+
+@pytest.mark.parametrize("thumbnail", [b"junk", None])
+def test_what_is_no_picture_is_one_sentence_for_another_clip(tmp_path: Path, thumbnail: bytes | None) -> None:
+    from types import SimpleNamespace
+
+    import torch
+    from tiny import save_tiny_clip
+
+    from clipcap.evaluation.held_out import HeldOut
+    from clipcap.model.config import ClipCapConfig
+
+    store = build(tmp_path / "data", examples())
+    (tmp_path / "x.txt").write_text("no picture")
+    file = tmp_path / "data" / "validation" / "data.arrow"
+    rewrite(file, "thumbnail", lambda values: [thumbnail] * len(values))
+    rewrite(file, "image_path", lambda values: [str(tmp_path / "x.txt")] * len(values))
+    config = ClipCapConfig(clip_model=str(save_tiny_clip(tmp_path / "clip")), clip_pretrained=None)
+    held_out = HeldOut(store, "validation", None, torch.device("cpu"))
+    with pytest.raises(UserError, match="a picture of .*data cannot be read"):
+        held_out.embeddings(SimpleNamespace(config=config))
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     store = build(tmp_path, examples())
     file = tmp_path / "train" / "data.arrow"
@@ -322,6 +427,25 @@ def test_literal_captions_are_kept_by_weights_and_split(tmp_path: Path) -> None:
     assert store.literal_captions("validation", "b" * 64) is store.literal_captions("train", "a" * 64) is None
     with pytest.raises(ValueError, match="1 literal captions for the 3 rows"):
         store.save_literal_captions("validation", "a" * 64, ["one"])
+
+
+@pytest.mark.parametrize("captions", [[1, 2, 3], ["a", None, "c"], ["a", "b", "\ud800"]])
+def test_literal_captions_that_are_no_texts_count_as_not_saved(tmp_path: Path, captions: list) -> None:
+    store = build(tmp_path, examples())
+    store.save_literal_captions("validation", "a", ["x"] * 3)
+    (tmp_path / "literal_captions" / "a" / "validation.json").write_text(json.dumps(captions))
+    assert store.literal_captions("validation", "a") is None
+
+
+@pytest.mark.parametrize("link", ["literal_captions", "literal_captions/a"])
+def test_literal_captions_are_not_written_through_a_link(tmp_path: Path, link: str) -> None:
+    store = build(tmp_path / "data", examples())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "data" / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link out of the dataset"):
+        store.save_literal_captions("validation", "a", ["x"] * 3)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Weights from strangers: nothing in a file runs, leads anywhere, or makes the machine work; each gets one sentence."""
 
+import json
 import os
 import re
 import time
@@ -12,7 +13,7 @@ from tiny import byte_tokenizer, save_tiny_clip, save_tiny_weights, tiny_config,
 from clipcap.captioning.captioner import Captioner
 from clipcap.errors import UserError
 from clipcap.model.config import GPT2_FIELDS, ClipCapConfig
-from clipcap.model.gpt2 import load_tokenizer, tokenizer_of
+from clipcap.model.gpt2 import load_tokenizer, tokenizer_from_json, tokenizer_of
 from clipcap.model.prompts import PROMPTS, check_template
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import inject, save_adapters
@@ -81,6 +82,7 @@ def with_gpt2(content: dict, **changes) -> dict:
         ({"tied_head": "yes"}, "tied_head must be of type bool"),
         ({"stop_token": "."}, "stop_token must be of type int"),
         ({"stop_token": -1}, "stop_token must be at least 0"),
+        ({"stop_token": 211}, "stop_token 211 is no token of a vocabulary of 211"),
         ({"prompt": 5}, "prompt must be of type str, not 5"),
         ({"prompt": "{literal.__class__}"}, "the only field is {literal}"),
         ({"prompt": "{literal:>9999999999}"}, "a format"),
@@ -113,6 +115,7 @@ def test_a_value_that_no_config_has_is_refused(tmp_path, contents, changes, told
         ({"activation_function": ["gelu"]}, "activation_function must be one of"),
         ({"resid_pdrop": "0.1"}, "resid_pdrop must be a number"),
         ({"attn_pdrop": float("nan")}, "attn_pdrop must be a number"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon must be a number above 0"),
         ({"layer_norm_epsilon": -1.0}, "layer_norm_epsilon must be a number"),
         ({"scale_attn_weights": 1}, "scale_attn_weights must be of type bool"),
         *(
@@ -128,6 +131,13 @@ def test_a_value_that_no_config_has_is_refused(tmp_path, contents, changes, told
 def test_a_setting_that_no_gpt2_has_is_refused(tmp_path, contents, changes, told):
     for mapping in ("mlp", "transformer"):
         assert told in refused(tmp_path / "weights.pt", with_gpt2(contents[mapping], **changes))
+
+
+def test_a_prefix_that_leaves_no_room_is_refused(tmp_path, contents):
+    name = "gpt.transformer.wpe.weight"
+    content = with_gpt2(contents["mlp"], n_positions=4)
+    content["tensors"] = content["tensors"] | {name: content["tensors"][name][:4].clone()}
+    assert "leaves no room for text" in refused(tmp_path / "weights.pt", content)
 
 
 def test_every_setting_that_a_file_of_ours_holds_is_allowed(tmp_path):
@@ -148,6 +158,7 @@ def test_every_setting_that_a_file_of_ours_holds_is_allowed(tmp_path):
         (lambda t: t.to("meta"), "dense tensors"),
         (lambda t: t.to_sparse(), "dense tensors"),
         (lambda t: torch.nested.nested_tensor([t[0], t[1]]), "dense tensors"),
+        (lambda t: torch._neg_view(t.clone()), "dense tensors"),
         (lambda t: t.int(), "is int32"),
         (lambda t: t.bool(), "is bool"),
         (lambda t: t.to(torch.complex64), "is complex64"),
@@ -163,8 +174,8 @@ def test_every_setting_that_a_file_of_ours_holds_is_allowed(tmp_path):
         (lambda t: [t], "list"),
     ],
     ids=[
-        *("meta", "sparse", "nested", "int", "bool", "complex", "quantized", "eight bits", "endless", "endless half"),
-        *("empty", "one dimension", "nan", "text", "none", "a list"),
+        *("meta", "sparse", "nested", "negated", "int", "bool", "complex", "quantized", "eight bits", "endless"),
+        *("endless half", "empty", "one dimension", "nan", "text", "none", "a list"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # torch's own about old kinds of tensors
@@ -267,13 +278,85 @@ def test_parts_of_another_kind_are_refused(tmp_path, contents, changes):
             ({"lora": {"targets": ["c_attn"], "alpha": alpha}}, "alpha must be a number above 0")
             for alpha in (None, "16", True, 0, -1, float("nan"), float("inf"))
         ),
-        ({"lora": {"targets": ["c_attn"], "alpha": 1e308}}, "holds NaN or infinite"),
+        ({"lora": {"targets": ["c_attn"], "alpha": 1e308, "rank": 2}}, "holds NaN or infinite"),
+        ({"lora": {"targets": ["c_attn"], "alpha": 16, "rank": 3}}, "says rank 3"),
+        *(
+            ({"base": {"weights": weights, "sha256": "0" * 64}}, "was not found beside it")
+            for weights in ("a\0b", "a" * 5000, "\ud800")
+        ),
     ],
 )
 def test_lora_files_of_another_kind_are_refused(tmp_path, contents, changes, told):
     tensors = {name: tensor + 1 for name, tensor in contents["lora"]["tensors"].items()}
     content = contents["lora"] | {"tensors": tensors} | changes
-    assert told in refused(tmp_path / "lora.pt", content, base=str(contents["base"]["path"]))
+    overrides = {} if "base" in changes else {"base": str(contents["base"]["path"])}
+    assert told in refused(tmp_path / "lora.pt", content, **overrides)
+
+
+def test_a_published_tensor_under_two_names_is_refused(tmp_path, contents):
+    name = "gpt.transformer.ln_f.bias"
+    twice = contents["published"] | {f"base_model.model.{name}": torch.ones(32)}
+    assert "holds a tensor twice" in refused(tmp_path / "weights.pt", twice, heads=4)
+
+
+def test_the_literal_captioner_leads_nowhere_either(tmp_path, contents):
+    config = contents["mlp"]["config"] | {"tokenizer": None, "language_model": str(tmp_path.parent)}
+    content = contents["mlp"] | {"literal_captioner": {"config": config, "tensors": contents["mlp"]["tensors"]}}
+    assert "so it is not opened" in refused(tmp_path / "weights.pt", content)
+
+
+CIRCLE: list = []
+CIRCLE.append(CIRCLE)
+LAUGHS: list = ["ha"]
+for _ in range(40):
+    LAUGHS = [LAUGHS, LAUGHS]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"losses": {"history": [{(1, 2): 3}]}},
+        {"losses": {b"a": 3}},
+        {"strategy": "\ud800x"},
+        {"\ud800": 1},
+        {"losses": torch.zeros(2)},
+        {"seconds": 10**400},
+        {"losses": CIRCLE},
+        {"losses": LAUGHS},
+    ],
+    ids=["a pair as key", "bytes as key", "half a letter", "half a letter key", "tensor", "huge", "circle", "laughs"],
+)
+def test_a_record_of_other_than_plain_values_is_refused(tmp_path, contents, record):
+    assert "record of how it was trained" in refused(tmp_path / "weights.pt", contents["mlp"] | {"record": record})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a|a|aa|.)*$Z"}, "content": ""}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"decoder": {"type": "Strip", "content": "a", "start": 10**6, "stop": 10**6}},
+        {"decoder": {"type": "Sequence", "decoders": []}},
+        {"post_processor": {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}},
+        {"model": {"type": "WordLevel", "unk_token": "[NOPE]"}},
+        {"model": {"unk_token": "[NOPE]"}},
+        {"model": {"dropout": 0.9}},
+    ],
+)
+def test_a_tokenizer_that_is_not_like_gpt2s_is_refused(changes):
+    """Guards against panics in Rust, which are no exceptions, and against patterns that take hours."""
+    parts = json.loads(byte_tokenizer().to_str())
+    parts |= changes | {"model": parts["model"] | changes.get("model", {})}
+    with pytest.raises(UserError, match="no byte-level BPE|cannot be read") as caught:
+        tokenizer_from_json(json.dumps(parts))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_tokenizer_of_the_demo_world_passes():
+    text = load_tokenizer("demo").to_str()
+    assert tokenizer_from_json(text).to_str() == text
 
 
 def test_the_base_of_lora_weights_is_looked_for_in_their_own_folder_only(tmp_path, contents, monkeypatch):

@@ -310,7 +310,8 @@ def test_an_unguarded_script_still_gets_its_pictures(tmp_path):
         "batches = list(pixel_batches(sources, Preprocessing(size=(32, 32)), 20, 1))\n"
         "print(len(batches[0]), all(isinstance(pixels, np.ndarray) for _, pixels in batches[0]))"
     )
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."})
+    environment = os.environ | {"PYTHONPATH": "."}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=100)
     assert run.stdout.strip().endswith("20 True")
 
 

@@ -51,6 +51,7 @@ def test_a_dataset_opens_with_its_literal_captions():
 def test_a_killed_run_goes_on_to_the_loss_it_would_have_had(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(FILES / "run", run)
+    shutil.copy(FILES / "base_weights.pt", run)  # in place of those that the run had saved when it was killed
     data = ["--data", str(FILES / "data"), "--init", str(FILES / "literal.pt"), "--max-tokens", "20"]
     loop = [
         "--epochs",

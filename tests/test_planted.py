@@ -17,9 +17,12 @@ from test_training import at_step, same, tensors_of, trainer
 
 import basic_finetuning
 import lora_finetuning
+import prompt_finetuning
 from clipcap.errors import Interrupted
 from clipcap.model.batches import collate
 from clipcap.training import trainer as loop
+from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
+from clipcap.training.experiment import Experiment
 from clipcap.training.loader import in_order
 from clipcap.training.trainer import Trainer, validation_loss
 from clipcap.weights.checkpoint import load_checkpoint
@@ -220,6 +223,28 @@ def test_only_the_first_captions_are_learnt_where_a_limit_is_given(world: Path, 
     output = train(basic_finetuning, world, tmp_path, "--limit-train", "16")
     record = load_checkpoint(output / "base_weights.pt").record
     assert (record["data"]["rows"], record["step"]) == (16, 2)
+
+
+def test_the_seed_decides_how_a_fresh_mapping_network_begins(world: Path, tmp_path: Path) -> None:  # noqa: F811
+    data = DataArguments(data=str(world / "data"))
+    begun = [
+        Experiment.prepare(
+            "base",
+            data,
+            StartArguments(language_model=str(world / "gpt2")),
+            LoopArguments(output_dir=str(tmp_path), seed=seed),
+        ).model.clip_project.state_dict()
+        for seed in (1, 1, 2)
+    ]
+    assert same(begun[0], begun[1]) and not same(begun[0], begun[2])
+
+
+def test_prompted_weights_give_their_weights_alone_to_the_next_run(world: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Guards against weights that ask for a prompt with which they were not trained."""
+    prompted = train(prompt_finetuning, world, tmp_path / "prompted") / "prompted_weights.pt"
+    output = train(basic_finetuning, world, tmp_path / "base", "--init", str(prompted))
+    model = load_checkpoint(output / "base_weights.pt")
+    assert model.config.prompt is None and model.literal_captioner is None
 
 
 # LoRA

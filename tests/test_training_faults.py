@@ -252,7 +252,7 @@ def test_a_script_refuses_a_number_before_it_trains(
     """Guards against tens of gigabytes asked for, and against hours of training of the first of two ranks."""
     options = [str(world / "gpt2") if option == "GPT2" else option for option in options]
     with pytest.raises(UserError, match=message):
-        train(script, world, tmp_path, *options)
+        train(script, world, tmp_path / "run", *options)
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 

@@ -94,10 +94,10 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         allowed = {
-            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): _Tensor(),
             ("collections", "OrderedDict"): dict,
             **{("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")},
-            ("torch.jit._pickle", "restore_type_tag"): _untagged,
+            ("torch.jit._pickle", "restore_type_tag"): _Untagged(),
         }
         if (module, name) not in allowed:
             raise ValueError(f"the archive holds {module}.{name}, and only tensors are read")
@@ -117,12 +117,22 @@ class _Unpickler(pickle.Unpickler):
         return storage
 
 
-def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
-    return storage.as_strided(size, stride, offset)  # refuses to reach beyond the storage
+class _Tensor:
+    """Makes a tensor. No function, since a pickle can give a function other defaults; this takes no attributes."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+        return storage.as_strided(size, stride, offset)  # refuses to reach beyond the storage
 
 
-def _untagged(value: Any, _: str) -> Any:
-    return value
+class _Untagged:
+    """Gives back the value of a tagged one; as `_Tensor`, it takes no attributes."""
+
+    __slots__ = ()
+
+    def __call__(self, value: Any, _: str) -> Any:
+        return value
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:

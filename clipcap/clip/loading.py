@@ -5,6 +5,7 @@ This is the only module of the package that imports open_clip.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import fields
@@ -19,10 +20,10 @@ from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
 from clipcap.clip.archive import is_archive, read_archive
-from clipcap.clip.config import check_config
+from clipcap.clip.config import check_config, check_preprocessing
 from clipcap.clip.names import WIDTHS, file_name, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
-from clipcap.clip.tensors import check_finite
+from clipcap.clip.tensors import check_finite, check_room
 from clipcap.errors import UserError
 from clipcap.offline import offline_if_unreachable
 from clipcap.world import shipped
@@ -183,12 +184,13 @@ def _from_folder(folder: Path) -> Parts:
         saved = json.loads(file.read_text(encoding="utf-8"))
         config = saved["model_cfg"]
         dim, text = config["embed_dim"], config["text_cfg"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        preprocessing = saved.get("preprocess_cfg", {})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{str(file)!r} is not an open_clip config with a complete 'model_cfg'") from error
     check_config(config, str(file))
+    check_preprocessing(preprocessing, str(file))
     model = _build(config, next((file for file in weights if file.name in PREFERRED), weights[0]))
-    preprocessing = _preprocessing(model, saved.get("preprocess_cfg", {}))
-    return Parts(model, dim, preprocessing, partial(_folder_tokenizer, folder, text))
+    return Parts(model, dim, _preprocessing(model, preprocessing), partial(_folder_tokenizer, folder, text))
 
 
 def _folder_tokenizer(folder: Path, text: dict[str, Any]) -> Tokenize:
@@ -216,10 +218,13 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
     if hf_text:
         config["text_cfg"]["hf_model_pretrained"] = False
     kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) or hf_text else open_clip.CLIP
+    kind = open_clip.CoCa if "multimodal_cfg" in config else kind
     try:
-        model = (open_clip.CoCa if "multimodal_cfg" in config else kind)(**config)
-        if is_archive(weights):
-            state = read_archive(weights)
+        state = read_archive(weights) if is_archive(weights) else None
+        with torch.device("meta"):
+            check_room(kind(**copy.deepcopy(config)), weights)
+        model = kind(**config)
+        if state is not None:
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in ARCHIVE_EXTRAS})
         else:
             open_clip.load_checkpoint(model, str(weights), weights_only=True)

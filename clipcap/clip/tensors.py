@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ def check_plain(tensors: Mapping[Any, Any], most_bytes: int) -> None:
         if type(tensor) not in (Tensor, nn.Parameter):
             raise UserError(f"{name} is a {type(tensor).__name__}, not a tensor")
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        dense = dense and not tensor.is_neg() and not tensor.is_conj()
         if not dense or tensor.dtype not in FLOATS:
-            kind = str(tensor.dtype).removeprefix("torch.") if dense else "sparse, nested or empty (meta)"
+            kind = str(tensor.dtype).removeprefix("torch.") if dense else "sparse, nested, negated or meta"
             raise UserError(f"{name} is {kind}, and weights are dense tensors of floating-point numbers: save them so")
         total += tensor.numel() * tensor.element_size()
     if total > most_bytes:
@@ -44,3 +46,10 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         numbers = tensor.is_floating_point() and tensor.numel()
         if numbers and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
             raise UserError(f"{name} holds NaN or infinite numbers, so its training failed: use other weights")
+
+
+def check_room(model: nn.Module, weights: Path) -> None:
+    """Raise a UserError if a model, built without numbers, has more of them than the file of its weights has bytes."""
+    numbers, size = sum(part.numel() for part in (*model.parameters(), *model.buffers())), weights.stat().st_size
+    if numbers > size:
+        raise UserError(f"the model has {numbers:,} numbers, and the file of its weights has {size:,} bytes")

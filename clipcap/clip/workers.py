@@ -93,7 +93,11 @@ def _decode_in_workers(
 
 
 class _Workers(Generic[Pixels]):
-    """A process pool that survives the death of its processes; if none can be started, this process decodes."""
+    """A process pool that survives the death of its processes; if none can be started, this process decodes.
+
+    A broken pool is waited for before it is let go: Python 3.12.1 and 3.13.0 hang when a pool is collected while it is
+    ending its processes.
+    """
 
     def __init__(self, count: int, preprocessing: PixelMaker[Pixels]) -> None:
         self.count, self.preprocessing = count, preprocessing
@@ -104,6 +108,7 @@ class _Workers(Generic[Pixels]):
         try:
             return _submit(self.pool, _decode_all, chunk, self.preprocessing) if self.pool else None
         except BrokenProcessPool:
+            self.close(wait=True)
             self.pool = _start(self.count)
             return _submit(self.pool, _decode_all, chunk, self.preprocessing)
 
@@ -132,22 +137,24 @@ class _Workers(Generic[Pixels]):
                 _submit(pool, os.getpid).result()
             except BrokenProcessPool:
                 print("worker processes cannot start here: pictures are decoded in this process", file=sys.stderr)
-                self.close()
+                pool.shutdown()
+                self.close(wait=True)
                 self.pool = None
                 return decoded + _decode_all(chunk[len(decoded) :], self.preprocessing)
             try:
                 decoded.append(_submit(pool, _decode, source, self.preprocessing).result())
             except BrokenProcessPool:
                 decoded.append(UnreadableImage("its decoder crashed or ran out of memory"))
+                pool.shutdown()
                 pool = None
         if pool:
             pool.shutdown()
         return decoded
 
-    def close(self) -> None:
+    def close(self, wait: bool = False) -> None:
         """Drop the chunks that have not begun and let the processes end."""
         if self.pool:
-            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _start(count: int) -> ProcessPoolExecutor:

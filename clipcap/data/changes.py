@@ -29,12 +29,12 @@ SCHEMA = pa.schema(
         pa.field("content", pa.binary(32)),  # SHA-256
     ]
 )
-_Mark = tuple[int | None, int | None]
+Mark = tuple[int | None, int | None]
 
 
 def pictures_of(examples: Sequence[Example], contents: bool) -> pa.Table:
     """One row per example, in order; with `contents` its file is read too."""
-    marks: list[_Mark] = [(None, None)] * len(examples)
+    marks: list[Mark] = [(None, None)] * len(examples)
     hashes: list[bytes | None] = [None] * len(examples)
     if contents:
         marks = [_mark(example) for example in examples]
@@ -43,6 +43,27 @@ def pictures_of(examples: Sequence[Example], contents: bool) -> pa.Table:
     columns = [[example.image_id for example in examples], [example.split for example in examples], captions]
     columns += [[mark[0] for mark in marks], [mark[1] for mark in marks], hashes]
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join([*map(short, names[:3]), *(["..."] if len(names) > 3 else [])])
+
+
+def marks_of(examples: Sequence[Example]) -> list[Mark]:
+    """Size and time of each picture as it is now, to be given to `changed_since` later."""
+    return [_mark(example) for example in examples]
+
+
+def changed_since(marks: Sequence[Mark], examples: Sequence[Example]) -> list[str]:
+    """Names of the examples whose picture is not as it was, or has gone together with its folder."""
+    changed = []
+    for example, before in zip(examples, marks, strict=bool(marks)):
+        now = _mark(example)
+        gone = now == (None, None) and isinstance(example.image, Path) and not example.image.parent.exists()
+        if now != before and (gone or now != (None, None)):
+            changed.append(name_of(example))
+    return changed
 
 
 def changed_pictures(table: pa.Table, examples: Sequence[Example]) -> list[str]:
@@ -81,7 +102,7 @@ def name_of(example: Example) -> str:
     return str(example.image) if isinstance(example.image, Path) else example.image_id
 
 
-def _mark(example: Example) -> _Mark:
+def _mark(example: Example) -> Mark:
     """Size and time of the file that holds the picture; (None, None) if it is not there."""
     file = example.image if isinstance(example.image, Path) else example.origin
     try:

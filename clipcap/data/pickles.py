@@ -20,6 +20,9 @@ from clipcap.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+MOST_CAPTIONS = 10_000_000
+UNFOLDED = 100  # times its size is how much text a file may hold: a pickle can name one text, or one list, many times
+
 
 def clipcap(path: str, clip: str | None = None) -> Source:
     """Examples that bring their embeddings, from one pickle.
@@ -38,6 +41,7 @@ def clipcap(path: str, clip: str | None = None) -> Source:
     embeddings, captions = _parts(content, file)
     texts: dict[int, list[str]] = {}
     ids: dict[int, str] = {}
+    number_of_captions, left = 0, UNFOLDED * file.stat().st_size
     for place, entry in enumerate(captions):
         row = entry.get("clip_embedding", place) if isinstance(entry, dict) else None
         if type(row) is not int or not 0 <= row < len(embeddings) or "caption" not in entry:  # True is an int too
@@ -45,6 +49,11 @@ def clipcap(path: str, clip: str | None = None) -> Source:
                 f"{path!r}: caption {place} has no text or points at no embedding ({len(embeddings)} exist)"
             )
         where = f"{path!r}, caption {place}"
+        several = entry["caption"] if isinstance(entry["caption"], list | tuple) else [entry["caption"]]
+        number_of_captions += len(several)
+        left -= sum(len(text) if isinstance(text, str) else 1 for text in (*several, entry.get("image_id")))
+        if number_of_captions > MOST_CAPTIONS or left < 0:
+            raise UserError(f"{path!r} names the same captions again and again, more than can be read; write it anew")
         texts.setdefault(row, []).extend(read_captions(entry["caption"], where))
         ids.setdefault(row, _image_id(entry.get("image_id", row), where))
     examples = [
@@ -93,25 +102,45 @@ class _Unpickler(pickle.Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        import torch
-
-        allowed = {
-            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch.storage", "_load_from_bytes"): _load_storage,  # the original would run code
-            ("collections", "OrderedDict"): dict,
+        allowed: dict[tuple[str, str], Any] = {
+            ("torch._utils", "_rebuild_tensor_v2"): _Tensor(),
+            ("torch.storage", "_load_from_bytes"): _Storage(),
+            ("collections", "OrderedDict"): _Dict(),
         }
         if (module, name) not in allowed:
             raise _HoldsCode(short(f"{module}.{name}")[1:-1])
         return allowed[module, name]
 
 
-def _load_storage(data: bytes) -> Any:
-    import torch
+# What a pickle may call. Objects without attributes, since a pickle may set those of whatever it names.
 
-    try:
-        return torch.load(io.BytesIO(data), weights_only=True)
-    except pickle.UnpicklingError:
-        raise _HoldsCode("inside a tensor") from None
+
+class _Tensor:
+    __slots__ = ()
+
+    def __call__(self, *arguments: Any) -> Any:
+        import torch
+
+        return torch._utils._rebuild_tensor_v2(*arguments)
+
+
+class _Storage:
+    __slots__ = ()
+
+    def __call__(self, data: bytes) -> Any:  # torch's own would run code
+        import torch
+
+        try:
+            return torch.load(io.BytesIO(data), weights_only=True)
+        except pickle.UnpicklingError:
+            raise _HoldsCode("inside a tensor") from None
+
+
+class _Dict:
+    __slots__ = ()
+
+    def __call__(self, *items: Any) -> dict[Any, Any]:
+        return dict(*items)
 
 
 def _parts(content: Any, file: Path) -> tuple[np.ndarray, list[Any]]:
@@ -130,6 +159,8 @@ def _parts(content: Any, file: Path) -> tuple[np.ndarray, list[Any]]:
         raise UserError(
             f"{str(file)!r} is not ClipCap's embedding file: it needs a tensor (N, C) and a list of captions"
         )
+    if embeddings.layout != torch.strided or embeddings.device.type != "cpu" or embeddings.is_neg():
+        raise UserError(f"{str(file)!r} needs a plain tensor of embeddings; save them with .clone()")
     if not embeddings.is_floating_point() or not embeddings.shape[1]:
         raise UserError(f"{str(file)!r} needs embeddings of floating-point numbers, not {embeddings.dtype}")
     if embeddings.untyped_storage().nbytes() < embeddings.numel() * embeddings.element_size():

@@ -21,15 +21,22 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from clipcap.cli import no_room
-from clipcap.data.changes import PICTURES, SCHEMA, changed_pictures, pictures_of, what_differs
+from clipcap.data.changes import (
+    PICTURES,
+    SCHEMA,
+    Mark,
+    changed_pictures,
+    changed_since,
+    marks_of,
+    pictures_of,
+    some,
+    what_differs,
+)
 from clipcap.data.examples import Example
-from clipcap.data.reading import short
-from clipcap.data.tables import embedding_array, read_json, read_table, write_table
+from clipcap.data.tables import FORMAT, INFO, embedding_array, read_info, read_json, read_table, write_table
 from clipcap.errors import UserError
 from clipcap.files import NO_ROOM, probe_folder, write_whole
 
-FORMAT = 1
-INFO = "dataset.json"
 DATA = "data.arrow"  # in a folder per split
 PARTS = ".parts"
 LIST = "list of images and captions"  # in a plan: their fingerprint
@@ -73,6 +80,7 @@ class DatasetWriter:
 
     def __init__(self, folder: Path, plan: dict[str, Any], shards: Sequence[Shard] = ()) -> None:
         self.folder, self.parts, self.plan = folder, folder / PARTS, json.loads(json.dumps(plan))
+        self.marks: dict[str, Sequence[Mark]] = {}  # by the name of a shard
         begun = self._begun()
         if begun is None:
             with _writing(folder):
@@ -105,14 +113,13 @@ class DatasetWriter:
         for table, examples in known:
             if table is None:  # an older version wrote it
                 continue
-            if table["image_id"].to_pylist() != [example.image_id for example in examples]:
+            if table.schema != SCHEMA or table["image_id"].to_pylist() != [example.image_id for example in examples]:
                 raise UserError(f"{str(self.folder)!r} is damaged or was cut into other shards; make the dataset again")
             changed += changed_pictures(table, examples)
         if changed:
             raise UserError(
                 f"{str(self.folder)!r} is stale: {len(changed)} of its pictures changed after they were embedded "
-                f"({', '.join(map(short, changed[:3]))}{', ...' if len(changed) > 3 else ''}); "
-                "put them back, choose another --output, or delete it to make it anew"
+                f"({some(changed)}); put them back, choose another --output, or delete it to make it anew"
             )
 
     @property
@@ -123,7 +130,7 @@ class DatasetWriter:
     def _begun(self) -> dict[str, Any] | None:
         """The plan of the dataset that is already here, finished or not; None where there is none."""
         if self.complete:
-            return read_json(self.folder / INFO, dict).get("plan", {})
+            return read_info(self.folder).get("plan", {})
         return read_json(self.parts / "plan.json", dict) if (self.parts / "plan.json").is_file() else None
 
     def _pictures_before(self) -> pa.Table | None:
@@ -132,11 +139,21 @@ class DatasetWriter:
         return read_table(file) if file.is_file() else None
 
     def missing(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Those of the shards that are still to be written."""
-        return [shard for shard in shards if not (self.parts / shard.name).is_file()]
+        """Those of the shards that are still to be written. Their pictures must stay as they are until `write`."""
+        missing = [shard for shard in shards if not (self.parts / shard.name).is_file()]
+        self.marks = {shard.name: marks_of(shard.examples) for shard in missing}
+        return missing
 
     def write(self, shard: Shard, rows: pa.Table, skipped: list[dict[str, str]]) -> None:
-        """Write one shard; its schema holds which images had to be skipped, and what the pictures were: all at once."""
+        """Write one shard; its schema holds which images had to be skipped, and what the pictures were: all at once.
+
+        Raises UserError if it cannot be written, or if pictures have changed since `missing` listed it.
+        """
+        if changed := changed_since(self.marks.get(shard.name, ()), shard.examples):
+            raise UserError(
+                f"{len(changed)} pictures changed or went away while they were embedded ({some(changed)}); "
+                "run the same command again when they are all there"
+            )
         with _writing(self.folder):
             pictures = pa.BufferOutputStream()
             with pa.ipc.new_stream(pictures, SCHEMA) as stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,7 +128,7 @@ def _from_hub(
 ) -> Source:
     """List a hub data set; an image's bytes are read when its turn comes."""
     examples = []
-    parts = _load(path)
+    parts = _load(path, allow_outside)
     home = _home(path, allow_outside)
     for part, rows in parts.items():
         missing = [
@@ -148,14 +148,18 @@ def _from_hub(
     return Source({"name": name, "path": path}, examples)
 
 
-def _load(path: str) -> DatasetDict:
-    from datasets import load_dataset
+def _load(path: str, allow_outside: bool) -> DatasetDict:
+    from datasets import load_dataset, load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # without its five warnings about retries: the message below says it all
     try:
+        if Path(path).is_dir() and not allow_outside:
+            _check_files(path, load_dataset_builder(path).config.data_files or {})
         return load_dataset(path)
+    except UserError:
+        raise
     except DatasetNotFoundError:
         raise UserError(
             f"there is no data set {path!r}, neither on the hub nor as a folder, that you may read"
@@ -166,6 +170,15 @@ def _load(path: str) -> DatasetDict:
         ) from None
     except Exception as error:  # builders raise anything over files that they cannot read
         raise UserError(f"data set {path!r} could not be read ({first_line(error)})") from error
+
+
+def _check_files(path: str, files: Mapping[str, Sequence[str]]) -> None:
+    """Raise a UserError if the README.md of a folder sends the reader out of it, to other files or to the network."""
+    home = Home(Path(path))
+    for file in dict.fromkeys(str(file) for part in files.values() for file in part):
+        if "://" in file:
+            raise UserError(f"data set {path!r} names {short(file)}; give --allow-outside if you trust it to read that")
+        home.check(Path(file), f"data set {path!r}: {short(file)}")
 
 
 def _column(rows: Dataset, column: str, path: str) -> list[Any]:

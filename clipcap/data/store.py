@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.clip.names import ClipIdentity
-from clipcap.data.shards import DATA, FORMAT, INFO, PARTS
-from clipcap.data.tables import embedding_array, read_json, read_table, row_schema
+from clipcap.data.reading import Home
+from clipcap.data.shards import DATA, PARTS
+from clipcap.data.tables import INFO, embedding_array, is_whole, read_info, read_json, read_table
 from clipcap.errors import UserError
 from clipcap.files import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import pyarrow as pa
     from datasets import Dataset
@@ -46,9 +49,7 @@ class EmbeddingStore:
             state = "was begun and not finished" if begun else "is no dataset" if path.exists() else "does not exist"
             advice = "run the same load_data.py command again to go on" if begun else "make one with load_data.py"
             raise UserError(f"data {str(path)!r} {state}; {advice}")
-        info = read_json(path / INFO, dict)
-        if info.get("format") != FORMAT or not _described(info):
-            raise UserError(f"data {str(path)!r} is not of format {FORMAT}, which this version reads; make it again")
+        info = read_info(path)
         missing = [split for split in info["splits"] if not (path / split / DATA).is_file()]
         if missing:
             raise UserError(f"data {str(path)!r} lacks its split {missing[0]!r}; make the dataset again")
@@ -84,14 +85,17 @@ class EmbeddingStore:
         """The N captions of a split."""
         return self.column(name, "caption")
 
-    def column(self, name: str, column: str) -> list[Any]:
-        """One column of a split as Python objects: caption, image_id, image_path or thumbnail."""
-        return self._table(name)[column].to_pylist()
+    def column(self, name: str, column: str, rows: Sequence[int] | None = None) -> list[Any]:
+        """One column of a split as Python objects: caption, image_id, image_path or thumbnail; all rows, or these."""
+        values = self._table(name)[column]
+        return (values if rows is None else values.take(rows)).to_pylist()
 
     def literal_captions(self, split: str, weights_sha256: str) -> list[str] | None:
         """What the literal captioner with these weights said about each row; None if nothing was saved yet."""
         file = self._literal_file(split, weights_sha256)
         captions = read_json(file, list) if file.is_file() else None
+        if captions is not None and not all(isinstance(caption, str) and _is_text(caption) for caption in captions):
+            return None
         return captions if captions is not None and len(captions) == self.info["splits"][split] else None
 
     def save_literal_captions(self, split: str, weights_sha256: str, captions: list[str]) -> None:
@@ -100,6 +104,8 @@ class EmbeddingStore:
         if len(captions) != rows:
             raise ValueError(f"{len(captions)} literal captions for the {rows} rows of split {split!r}")
         file = self._literal_file(split, weights_sha256)
+        if not Home(self.path).holds(file.parent / "x"):
+            raise UserError(f"{str(file.parent)!r} is a link out of the dataset; remove it, to keep literal captions")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, json.dumps(captions, ensure_ascii=False, indent=0).encode())
@@ -116,23 +122,18 @@ class EmbeddingStore:
 
     def _read(self, name: str) -> pa.Table:
         table = read_table(self._file(name))
-        if table.schema != row_schema(self.clip["dim"]) or table.num_rows != self.info["splits"][name]:
+        if not is_whole(table, self.clip["dim"]) or table.num_rows != self.info["splits"][name]:
             raise UserError(f"{str(self._file(name))!r} does not fit its dataset.json; make the dataset again")
         return table
 
 
-def _described(info: dict[str, Any]) -> bool:
-    """Whether a dataset.json says what the scripts read from it, and its splits are folders of the dataset."""
-    clip, splits = info.get("clip"), info.get("splits")
-    return (
-        isinstance(clip, dict)
-        and clip.keys() == {"model", "pretrained", "dim"}
-        and type(clip["dim"]) is int
-        and clip["dim"] > 0
-        and isinstance(splits, dict)
-        and all(type(rows) is int and name == Path(name).name != ".." for name, rows in splits.items())
-        and isinstance(info.get("identity"), str)
-    )
+def _is_text(caption: str) -> bool:
+    """Whether a string can be written down, which half of an emoji cannot."""
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_clip(store: EmbeddingStore, config: ClipCapConfig) -> None:

@@ -1,4 +1,4 @@
-"""Arrow tables of embedded captions.
+"""Arrow tables of embedded captions, and the description beside them, which may come from strangers.
 
 Shapes: N rows, C CLIP width.
 """
@@ -6,14 +6,19 @@ Shapes: N rows, C CLIP width.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
 
 from clipcap.errors import UserError
 from clipcap.files import whole_file
+
+FORMAT = 1
+INFO = "dataset.json"
+MAY_LACK = {"image_path", "thumbnail"}  # the columns that may hold nulls
 
 
 def row_schema(width: int) -> pa.Schema:
@@ -52,14 +57,63 @@ def read_json(path: Path, kind: type) -> Any:
         raise UserError(f"{str(path)!r} cannot be read ({type(error).__name__}); make the dataset again") from None
 
 
+def read_info(folder: Path) -> dict[str, Any]:
+    """The content of a complete dataset's dataset.json. Raises UserError if it lacks anything that is read from it."""
+    info = read_json(folder / INFO, dict)
+    if info.get("format") != FORMAT or not _described(info):
+        raise UserError(f"data {str(folder)!r} is not of format {FORMAT}, which this version reads; make it again")
+    return info
+
+
+def _described(info: dict[str, Any]) -> bool:
+    """Whether a dataset.json says what the scripts read from it, and its splits are folders of the dataset."""
+    clip, splits, source, identity = (info.get(key) for key in ("clip", "splits", "source", "identity"))
+    return (
+        isinstance(clip, dict)
+        and clip.keys() == {"model", "pretrained", "dim"}
+        and all(isinstance(clip[key], str | None) for key in ("model", "pretrained"))
+        and _is_count(clip["dim"])
+        and clip["dim"] > 0
+        and _are_counts(splits)
+        and all(name == Path(name).name != ".." for name in splits)
+        and isinstance(source, dict)
+        and isinstance(source.get("name"), str)
+        and isinstance(identity, str)
+        and re.fullmatch("[0-9a-f]{64}", identity) is not None
+        and _is_count(info.get("skipped"))
+        and _are_counts(info.get("cleaning"))
+        and isinstance(info.get("plan", {}), dict)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # true is an int too
+
+
+def _are_counts(value: Any) -> TypeGuard[dict[str, int]]:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
 def read_table(path: Path) -> pa.Table:
     """Map an Arrow file into memory. Raises UserError if it is missing or damaged."""
     try:
-        return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)  # offsets that lead out of the file would end the process later
+        return table
+    except Exception as error:  # a damaged file raises anything
         raise UserError(
             f"{str(path)!r} is missing or damaged ({type(error).__name__}); make the dataset again"
         ) from None
+
+
+def is_whole(table: pa.Table, width: int) -> bool:
+    """Whether these are rows as `row_schema` describes them, without a null where none may be."""
+    return (
+        table.schema == row_schema(width)
+        and not table.schema.metadata  # in which readers would look for other types
+        and not any(table[name].null_count for name in table.column_names if name not in MAY_LACK)
+        and not any(chunk.flatten().null_count for chunk in table["clip_embedding"].chunks)
+    )
 
 
 def write_table(path: Path, table: pa.Table) -> None:

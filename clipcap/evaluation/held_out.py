@@ -5,19 +5,20 @@ Shapes: N images (each counted once, with all of its captions), C CLIP width.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from clipcap.clip.images import UnreadableImage
 from clipcap.data.store import clip_of, same_clip
-from clipcap.errors import UserError
+from clipcap.errors import UserError, first_line
 from clipcap.evaluation import metrics
 
 if TYPE_CHECKING:
@@ -90,14 +91,18 @@ class HeldOut:
             raise UserError(f"it wants embeddings of {wanted}, and {self.store.path} holds neither them nor pictures")
         encoder = self.encoder(wanted.model, wanted.pretrained)
         starts = tqdm(range(0, len(pictures), 64), f"CLIP {wanted.model}", unit="batch", leave=False, file=sys.stderr)
-        embeddings = torch.cat([encoder.encode_images(pictures[i : i + 64]) for i in starts]).numpy()
+        try:
+            embeddings = torch.cat([encoder.encode_images(pictures[i : i + 64]) for i in starts]).numpy()
+        except UnreadableImage as error:
+            raise UserError(f"a picture of {self.store.path} cannot be read ({first_line(error)})") from None
         self._embeddings[wanted.model, wanted.pretrained] = embeddings
         return embeddings
 
     def pictures(self, count: int) -> list[bytes | str | None]:
         """The first images, each as a small JPEG, or its file where the data keeps no JPEG, or None if that is gone."""
-        rows = self.store.split(self.split).select(self.first_rows[:count]).select_columns(["thumbnail", "image_path"])
-        return [row["thumbnail"] or _existing(row["image_path"]) for row in rows]
+        rows = self.first_rows[:count]
+        thumbnails, paths = (self.store.column(self.split, name, rows) for name in ("thumbnail", "image_path"))
+        return [thumbnail or _existing(path) for thumbnail, path in zip(thumbnails, paths, strict=True)]
 
     @cached_property
     def training_tokens(self) -> set[tuple[str, ...]]:
@@ -107,7 +112,7 @@ class HeldOut:
 
 
 def _existing(path: str | None) -> str | None:
-    return path if path and Path(path).is_file() else None
+    return path if path and os.path.isfile(path) else None  # which takes names that are too long, too
 
 
 class Judge:

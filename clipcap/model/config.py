@@ -94,5 +94,7 @@ def _check_gpt2(name: Any, value: Any) -> None:
         _check_type(name, value, bool)
     elif name == "activation_function" and value not in ACTIVATIONS:
         raise UserError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {str(value)[:40]!r}")
+    elif name == "layer_norm_epsilon" and not (type(value) in (int, float) and 0 < value < 1):
+        raise UserError(f"{name} must be a number above 0 and below 1, not {str(value)[:40]!r}")
     elif name in GPT2_SHARES and not (type(value) in (int, float) and 0 <= value < 1):
         raise UserError(f"{name} must be a number of at least 0 and below 1, not {str(value)[:40]!r}")

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 BYTES = 256  # a byte-level tokenizer has a token for each
+# The post-processor that transformers gives a GPT-2 tokenizer: texts stay as they are.
+NOTHING_ADDED = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
 PADDED = 128  # vocabularies are rounded up to multiples of 64 or 128
 
 
@@ -55,13 +62,36 @@ def load_tokenizer(name: str = "gpt2") -> Tokenizer:
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """A tokenizer from the JSON that `Tokenizer.to_str()` wrote. Raises UserError for any other text."""
+    """A tokenizer from the JSON that `Tokenizer.to_str()` wrote. Raises UserError for any other text.
+
+    Only byte-level BPE is read, as GPT-2 has it: other parts could panic in Rust, or run for ever.
+    """
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(text)
+        parts = json.loads(text)
+        _check_parts(parts)
+        return Tokenizer.from_str(json.dumps(parts))  # written again, so that no part of it stands there twice
+    except UserError:
+        raise
     except Exception as error:  # the library raises the bare class
         raise UserError(f"the tokenizer in the weights cannot be read ({first_line(error)[:200]})") from None
+
+
+def _check_parts(parts: dict[str, Any]) -> None:
+    """Raise a UserError unless these are the parts of a byte-level BPE tokenizer."""
+    model, behind = parts["model"], parts["post_processor"]
+    unknown = model.get("unk_token")
+    fits = (
+        model["type"] == "BPE"
+        and parts["normalizer"] is None
+        and parts["pre_tokenizer"]["type"] == parts["decoder"]["type"] == "ByteLevel"
+        and (behind is None or behind == NOTHING_ADDED or behind["type"] == "ByteLevel")
+        and (unknown is None or unknown in model["vocab"])
+        and not any(model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    )
+    if not fits:
+        raise UserError("the tokenizer in the weights is no byte-level BPE, as GPT-2 has it: use a GPT-2 tokenizer")
 
 
 def tokenizer_of(config: ClipCapConfig) -> Tokenizer:

@@ -18,7 +18,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import caption_embeddings
 from clipcap.plots import plot_losses
 from clipcap.training.loader import CaptionDataset
-from clipcap.training.state import Progress
+from clipcap.training.progress import Progress
 
 SAMPLE = Decoding(max_tokens=40)  # how the captions of samples.jsonl are decoded
 

@@ -1,4 +1,4 @@
-"""A run on disk: its progress, the state from which it is resumed, and the record that its weights carry."""
+"""A run on disk: the state from which it is resumed, and the record that its weights carry."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import pickle
 import platform
 import re
 import resource
@@ -14,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,64 +20,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import load
-from torch import Tensor
 
-from clipcap.errors import UserError, first_line
+from clipcap.errors import UserError, first_line, is_out_of_memory
 from clipcap.files import write_whole
 from clipcap.model.clipcap import ClipCap
+from clipcap.training.progress import Progress
+from clipcap.training.whole import Whole
 
 RUN = "run.json"  # the file in a state that says what must be the same for a run to be resumed from it
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
-# What reading a file raises that is not what was saved.
-DAMAGE = (
-    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
-    *(ValueError, TypeError, AttributeError, KeyError, IndexError),
-)
-
-
-@dataclass
-class Progress:
-    """How far a run has come; saved and loaded with its state.
-
-    Attributes:
-        step: optimizer steps taken.
-        best: the lowest validation loss so far, in nats.
-        seconds: time spent in training steps.
-        window: summed loss of the steps since the last row of metrics; a tensor while it grows on the device.
-        window_steps: how many steps these are.
-        rows: the rows of metrics.jsonl.
-        samples: the rows of samples.jsonl.
-    """
-
-    step: int = 0
-    best: float = math.inf
-    seconds: float = 0.0
-    window: float | Tensor = 0.0
-    window_steps: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, loss: Tensor) -> None:
-        """Count a step and add its loss on the device: reading it would mean waiting for the device at every step."""
-        self.step += 1
-        self.window = self.window + loss
-        self.window_steps += 1
-
-    def mean_loss(self) -> float:
-        """The mean loss of the steps since the last call."""
-        mean = float(self.window) / self.window_steps
-        self.window, self.window_steps = 0.0, 0
-        return mean
-
-    def state_dict(self) -> dict[str, Any]:
-        """The progress as plain values, which `accelerate` saves."""
-        return {**vars(self), "window": float(self.window)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the values that `state_dict` gave. Raises ValueError for others."""
-        if state.keys() != vars(self).keys() or type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError("its progress is that of no run")
-        vars(self).update(state)
 
 
 class State:
@@ -93,18 +42,31 @@ class State:
         folder: the run's output folder.
         options, facts: the values that must be the same for a run to be resumed, by name: those that the user typed,
             and others.
+        whole: checks what was restored.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, options: dict[str, Any], facts: dict[str, Any]) -> None:
-        self.accelerator, self.folder, self.options, self.facts = accelerator, folder, options, facts
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, options: dict[str, Any], facts: dict[str, Any], whole: Whole
+    ) -> None:
+        self.accelerator, self.folder, self.whole = accelerator, folder, whole
+        self.options, self.facts = options, facts
 
-    def start(self, resume: bool) -> None:
-        """Restore the last state, or delete that of an earlier run. A half-written one goes in any case."""
+    def start(self, resume: bool, weights: Path) -> None:
+        """Restore the last state, or delete that of an earlier run. A half-written one goes in any case.
+
+        Raises:
+            UserError: the state cannot be used, or `weights`, the best ones of its run so far, are gone.
+        """
         if resume:
             self.load()
+            if self.accelerator.is_main_process and self.whole.progress.best < math.inf and not weights.is_file():
+                raise UserError(
+                    f"{weights}, the best weights of the run to resume, is gone: put the file back, "
+                    "or start anew without --resume"
+                )
         if self.accelerator.is_main_process:
             for name in ("state.new",) if resume else ("state", "state.old", "state.new"):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                remove(self.folder / name)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
@@ -120,14 +82,14 @@ class State:
         try:
             self._write(new)
         except OSError:
-            shutil.rmtree(new, ignore_errors=True)
+            remove(new)
             raise
         if self.accelerator.is_main_process:
-            shutil.rmtree(old, ignore_errors=True)
-            if state.exists():
+            remove(old)
+            if os.path.lexists(state):
                 state.rename(old)
             new.rename(state)
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         self.accelerator.wait_for_everyone()
 
     def _write(self, folder: Path) -> None:
@@ -154,13 +116,19 @@ class State:
         for state in (self.folder / "state", self.folder / "state.old"):
             if state.is_dir():
                 try:
+                    for path in state.rglob("*"):
+                        if not path.is_file() and not path.is_dir():  # a pipe, for example, would be waited for
+                            raise ValueError(f"its {path.name} is no file")
                     self._check_same_run(state)
                     with tensors_only():
                         self.accelerator.load_state(str(state))
                     # accelerate passes over a random state that it cannot read, and the run would go on otherwise.
                     random = load(state / f"random_states_{self.accelerator.process_index}.pkl")
                     torch.set_rng_state(random["torch_manual_seed"])
-                except DAMAGE as error:
+                    self.whole.check()
+                except Exception as error:  # a damaged file raises whatever its reader likes
+                    if isinstance(error, UserError) or is_out_of_memory(error):
+                        raise
                     raise UserError(
                         f"the state in {state} is damaged or of another model ({first_line(error)}): "
                         "start anew without --resume"
@@ -189,6 +157,14 @@ class State:
                 f"{', '.join(unsaid)}",
                 file=sys.stderr,
             )
+
+
+def remove(path: Path) -> None:
+    """Delete a folder with all that is in it, a file, or a link, which is never followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _shown(value: Any) -> str:

@@ -31,8 +31,10 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments, settings
 from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, in_order, loader
+from clipcap.training.progress import Progress
 from clipcap.training.setup import decay_groups, deferred_interrupt, make_accelerator
-from clipcap.training.state import Progress, State, run_record
+from clipcap.training.state import State, run_record
+from clipcap.training.whole import Whole
 from clipcap.weights.checkpoint import save_checkpoint
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
@@ -99,7 +101,8 @@ class Trainer:
             "precision": precision,
             "trained parameters": sorted(name for name, p in model.named_parameters() if p.requires_grad),
         }
-        self.state = State(self.accelerator, folder, settings(args) if options is None else options, facts)
+        whole = Whole(self.optimizer.optimizer, self.schedule, self.progress, self.steps)
+        self.state = State(self.accelerator, folder, settings(args) if options is None else options, facts, whole)
         self.journal = Journal(self.accelerator, folder, strategy, self.progress)
 
     def run(self) -> Path:
@@ -135,7 +138,7 @@ class Trainer:
         set_seed(args.seed)
         if args.report_to != "none":
             self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
-        self.state.start(args.resume)
+        self.state.start(args.resume, self.weights)
         self.journal.start()
         total = len(self.train_set) * args.epochs
         done = progress.step * len(self.train_set) // self.epoch_steps

@@ -6,6 +6,7 @@ The format itself is described in `format`, published files are read by `convert
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, config
 from clipcap.weights.places import check_language_model_place, find_base
 from clipcap.weights.published import resolve_weights
 
+# Of a record: beyond these it is no record, but something to make the machine work.
+LARGEST_NUMBER, DEEPEST, MOST_VALUES = 10**300, 50, 2_000_000
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 OVERRIDES = CONFIG_FIELDS | {"heads", "alpha", "base"}
 
 
@@ -83,6 +87,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
                 model = _from_own(content, overrides)
         if "language_model" not in overrides:
             check_language_model_place(model.config, file)
+        if model.literal_captioner is not None:
+            check_language_model_place(model.literal_captioner.config, file)
     except UserError as error:
         raise UserError(f"{file} cannot be used: {error}") from None
     return model.to(device).eval()
@@ -96,8 +102,28 @@ def _check_own(content: Mapping[str, Any], most_bytes: int) -> None:
             raise UserError("its tensors are missing")
         check_plain(part["tensors"], most_bytes)
         check_finite(part["tensors"])
-    if not isinstance(content.get("record", {}), dict):
+    _check_record(content.get("record", {}))
+
+
+def _check_record(record: Any) -> None:
+    """Raise a UserError unless the record is a dictionary of plain values, as a report or JSON can show them."""
+    if not isinstance(record, dict):
         raise UserError("its record of how it was trained is no dictionary")
+    waiting, seen = [(record, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        plain = value is None or isinstance(value, bool | float | str | list | tuple | dict)
+        plain = plain or (isinstance(value, int) and abs(value) < LARGEST_NUMBER)
+        if isinstance(value, str):
+            plain = not SURROGATE.search(value)
+        elif isinstance(value, dict):
+            plain = all(isinstance(key, str) and not SURROGATE.search(key) for key in value)
+            waiting += [(part, depth + 1) for part in value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += [(part, depth + 1) for part in value]
+        if not plain or depth > DEEPEST or seen + len(waiting) > MOST_VALUES:
+            raise UserError("its record of how it was trained holds more than texts, numbers, lists and dictionaries")
 
 
 def _from_own(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> ClipCap:

@@ -125,6 +125,9 @@ def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[
     alpha = overrides.get("alpha", lora.get("alpha"))
     if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise UserError(f"its alpha must be a number above 0, not {str(alpha)[:40]!r}")
+    for name, tensor in tensors.items():
+        if ".lora_A." in name and (type(lora.get("rank")) is not int or tensor.shape[:1] != (lora["rank"],)):
+            raise UserError(f"it says rank {str(lora.get('rank'))[:40]}, and {name} has shape {tuple(tensor.shape)}")
     whole = merge_lora({**base.state_dict(), **tensors}, alpha)
     config = dataclasses.replace(read_config(content.get("config")), tied_head=base.config.tied_head)
     model = build(configure(config, overrides), whole)
@@ -142,6 +145,8 @@ def merge_lora(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dic
         UserError: half of an adapter, an adapter without its weight, or one that does not fit it.
     """
     plain = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): t for name, t in tensors.items()}
+    if len(plain) < len(tensors):
+        raise UserError("it holds a tensor twice, with and without peft's prefix: keep one")
     adapters = {name for name in plain if ".lora_" in name}
     for name in sorted(adapters):
         layer, _, half = name.partition(".lora_")

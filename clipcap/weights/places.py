@@ -36,14 +36,22 @@ class Base:
 
 def is_inside(place: str | Path, file: Path) -> bool:
     """Whether a place lies in the folder that a file lies in, links followed."""
-    return Path(place).resolve().is_relative_to(file.parent.resolve())
+    try:
+        inside = Path(place).resolve().is_relative_to(file.parent.resolve())
+        Path(place).exists()  # raises for a name that no file can have
+    except (OSError, ValueError):
+        return False
+    return inside
 
 
 def may_follow(place: str | None, file: Path) -> bool:
     """Whether what a file of weights names may be opened: a published name, or a place in the file's own folder."""
     # "demo" is the world that ships with the project, also where there is a folder of this name, as in the repository.
-    if place in (None, "demo") or (PUBLISHED.fullmatch(place) and not Path(place).exists()):
-        return True
+    try:
+        if place in (None, "demo") or (PUBLISHED.fullmatch(place) and not Path(place).exists()):
+            return True
+    except OSError:  # longer than any name
+        return False
     return is_inside(place, file)
 
 
@@ -62,8 +70,8 @@ def check_language_model_place(config: ClipCapConfig, file: Path) -> None:
 def _check(place: str | None, file: Path, what: str, how: str) -> None:
     if not may_follow(place, file):
         raise UserError(
-            f"{file} names {what} {place!r}, which is no published name and lies outside the file's own folder, "
-            f"so it is not opened: {how}"
+            f"{file} names {what} {str(place)[:200]!r}, which is no published name and lies outside the file's own "
+            f"folder, so it is not opened: {how}"
         )
 
 
@@ -82,7 +90,7 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
     if not isinstance(recorded, Mapping) or {type(recorded.get(name)) for name in ("weights", "sha256")} != {str}:
         raise UserError("it does not say which weights its adapters were trained on")
     base = Base(recorded["weights"], recorded["sha256"])
-    shown = f"{base.weights!r} with SHA-256 {base.sha256[:12]!r}..."
+    shown = f"{base.weights[:200]!r} with SHA-256 {base.sha256[:12]!r}..."
     published = base.weights in names()
     # A path in the file is followed only into its own folder, since the file may be a stranger's.
     beside = (base.weights, file.parent / base.weights, file.parent / Path(base.weights).name)

@@ -61,6 +61,11 @@ def check_sizes(config: ClipCapConfig, tensors: Mapping[str, Tensor]) -> None:
     width, heads = gpt2["n_embd"], gpt2["n_head"]
     if width % heads:
         raise UserError(f"GPT-2's width {width} cannot be divided among {heads} heads")
+    if config.stop_token >= gpt2["vocab_size"]:
+        raise UserError(f"stop_token {config.stop_token} is no token of a vocabulary of {gpt2['vocab_size']}")
+    prefix, positions = config.prefix_length, gpt2["n_positions"]
+    if prefix >= positions:
+        raise UserError(f"prefix_length {prefix} leaves no room for text in GPT-2's {positions} positions")
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
