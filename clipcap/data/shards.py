@@ -145,10 +145,7 @@ class DatasetWriter:
         return missing
 
     def write(self, shard: Shard, rows: pa.Table, skipped: list[dict[str, str]]) -> None:
-        """Write one shard; its schema holds which images had to be skipped, and what the pictures were: all at once.
-
-        Raises UserError if it cannot be written, or if pictures have changed since `missing` listed it.
-        """
+        """Write a shard; its schema holds which images were skipped, and what the pictures were. Raises UserError."""
         if changed := changed_since(self.marks.get(shard.name, ()), shard.examples):
             raise UserError(
                 f"{len(changed)} pictures changed or went away while they were embedded ({some(changed)}); "
