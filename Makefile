@@ -42,12 +42,12 @@ test: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -q tests/test_layout.py tests
+	$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/test_layout.py tests
 
 # Every bound `NAME>=VERSION` of pyproject.toml becomes `NAME==VERSION`: pip refuses bounds that do not go together.
 test-oldest: PYTHON = python3.11
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -q tests/test_layout.py tests
+	.venv-oldest/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/test_layout.py tests
 
 .venv-oldest/installed: pyproject.toml | .venv-oldest/bin/python
 	@grep -oE '"[A-Za-z0-9_.-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' > .venv-oldest/constraints.txt
