@@ -18,8 +18,7 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
 from benchmarks.alternative import Alternative
@@ -122,9 +121,13 @@ class Setting:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Any tokenizer of the right size will do."""
-        words = {f"word{number}": number for number in range(self.sizes.vocabulary - 1)}
-        return Tokenizer(WordLevel(words | {END_OF_TEXT: self.sizes.vocabulary - 1}, unk_token=END_OF_TEXT))
+        """Any byte-level BPE of the right size will do: here each token is a word, with the space in front of it."""
+        words = {f"Ġword{number}": number for number in range(self.sizes.vocabulary - 1)}
+        end = {END_OF_TEXT: self.sizes.vocabulary - 1}
+        tokenizer = Tokenizer(models.BPE(words | end, merges=[], unk_token=END_OF_TEXT))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
 
     def model(self, dtype: torch.dtype = torch.float32) -> ClipCap:
         """ClipCap with random weights, the same ones at every call."""

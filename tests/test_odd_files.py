@@ -83,6 +83,7 @@ def every_format() -> dict[str, bytes]:
                 image = grey.convert("RGB") if mode in ("LAB", "HSV", "YCbCr", "CMYK") else grey
                 with warnings.catch_warnings(action="ignore"):  # pillow-heif writes by what Pillow will take away
                     image.convert(mode).save(file, kind)
+                Image.open(file).load()  # before Pillow 13, it cannot read the YCbCr TIFF that it writes
             except (OSError, ValueError, KeyError):
                 continue  # this format does not hold this mode, or this Pillow lacks it
             files[f"{kind} {mode}.jpg"] = file.getvalue()
