@@ -447,3 +447,9 @@ def test_fewest_tokens_that_the_positions_have_no_room_for_are_refused():
     for min_tokens, prompt in ((125, []), (100, [1] * 25)):
         with pytest.raises(UserError, match="min_tokens must be below"):
             model.generate(embeddings(1), Decoding(min_tokens=min_tokens, max_tokens=500), [prompt])
+
+
+def test_more_captions_than_beams_take_more_beams():
+    model = tiny_model()
+    found = model.generate(torch.randn(2, 16), Decoding("beam", beams=2, num_captions=5, max_tokens=6, return_all=True))
+    assert [len({tuple(ids) for ids in captions}) for captions in found] == [5, 5]

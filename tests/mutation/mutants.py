@@ -105,7 +105,7 @@ MUTANTS = [
         ),
         ("batches", "encoding.offsets[length][0] < encoding.offsets[length - 1][1]", "False"),
         ("batches", "caption[: room - len(prompt)]", "caption[:room]"),
-        ("prompts", '.strip().removesuffix(".")', ".strip()", "test_finetuning test_training test_demo"),
+        ("prompts", '.strip().removesuffix(".")', ".strip()", "test_data"),
     ),
     *room(
         "decoding",
