@@ -54,3 +54,11 @@ def test_the_largest_uniform_stays_inside():
     logits[0, :7] = torch.arange(7.0)
     for top_p in (0.3, 0.9, 1.0):
         assert sample_nucleus(logits, uniforms, 1.0, top_p).item() < 7
+
+
+def test_temperature_divides_the_logits(fast):
+    torch.manual_seed(0)
+    logits, uniforms = torch.randn(64, 50), torch.rand(64, UNIFORMS)
+    for temperature in (0.25, 4.0):
+        drawn = sample_nucleus(logits, uniforms, temperature, 0.9, fast=fast)
+        assert torch.equal(drawn, sample_nucleus(logits / temperature, uniforms, 1.0, 0.9, fast=fast))

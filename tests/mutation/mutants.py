@@ -161,7 +161,7 @@ MUTANTS = [
             "accepted = more_probable.mul_(wide).sum(-1) < 1",
         ),
         ("nucleus", "logits = logits / temperature", "logits = logits * temperature"),
-        ("nucleus", "high = torch.full_like(low, 0x3F800001)", "high = torch.full_like(low, 0x3F000001)"),
+        ("nucleus", "high = torch.full_like(low, 0x3F800001)", "high = torch.full_like(low, 0x3E000001)"),
         ("large_weights", "weight.grad = kept.zero_()", "weight.grad = kept"),
     ),
     *room(
