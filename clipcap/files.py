@@ -66,6 +66,21 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def append_whole(file: io.FileIO, data: bytes) -> None:
+    """Append all of `data` or nothing, also where the disk fills up or a signal comes. Raises OSError.
+
+    `file` is opened for appending, without a buffer. What is not a regular file keeps what it took.
+    """
+    end = os.fstat(file.fileno()).st_size
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except BaseException:
+        with suppress(OSError):
+            file.truncate(end)
+        raise
+
+
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
     """Hold an output for this process alone, so that two runs cannot mix what they write.

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -150,9 +151,11 @@ def test_lora_writes_a_small_file_per_rank(world, tmp_path):
 ADAPTED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
-def trained_adapters(world: Path) -> tuple[ClipCap, object]:
+def trained_adapters(
+    world: Path, alpha: float = 16.0, dropout: float = 0.0, targets: Sequence[str] = ("c_attn", "c_proj", "c_fc")
+) -> tuple[ClipCap, object]:
     model = load_checkpoint(world / "literal.pt")
-    settings = inject(model, 3, 16.0, 0.0, ["c_attn", "c_proj", "c_fc"])
+    settings = inject(model, 3, alpha, dropout, targets)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

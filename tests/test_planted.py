@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_finetuning import train, world  # noqa: F401
+from test_finetuning import train, trained_adapters, world  # noqa: F401
 from test_training import at_step, same, tensors_of, trainer
 
 import basic_finetuning
@@ -26,7 +26,7 @@ from clipcap.training.experiment import Experiment
 from clipcap.training.loader import in_order
 from clipcap.training.trainer import Trainer, validation_loss
 from clipcap.weights.checkpoint import load_checkpoint
-from clipcap.weights.lora import inject, merged, save_adapters
+from clipcap.weights.lora import merged, save_adapters
 from clipcap.weights.places import Base
 
 
@@ -250,22 +250,10 @@ def test_prompted_weights_give_their_weights_alone_to_the_next_run(world: Path, 
 # LoRA
 
 
-def adapted(world: Path, alpha: float, dropout: float) -> tuple[Any, Any]:  # noqa: F811
-    model = load_checkpoint(world / "literal.pt")
-    settings = inject(model, 3, alpha, dropout, ["c_attn"])
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
-    model.train_only(lambda name: ".lora_" in name)
-    return model, settings
-
-
 @pytest.mark.parametrize("alpha", [1.0, 5.0, 48.0])
 def test_adapters_keep_their_alpha(world: Path, tmp_path: Path, alpha: float) -> None:  # noqa: F811
     """Guards against the published adapters' alpha of 16 for all: the weights that load are not those that trained."""
-    model, settings = adapted(world, alpha, 0.0)
+    model, settings = trained_adapters(world, alpha, targets=["c_attn"])
     save_adapters(model, tmp_path / "lora.pt", Base.of(str(world / "literal.pt")), settings)
     before = load_checkpoint(world / "literal.pt").state_dict()
     layer = "gpt.transformer.h.1.attn.c_attn"
@@ -276,7 +264,7 @@ def test_adapters_keep_their_alpha(world: Path, tmp_path: Path, alpha: float) ->
 
 
 def test_adapters_drop_out_in_training_alone(world: Path) -> None:  # noqa: F811
-    model, _ = adapted(world, 16.0, 0.5)
+    model, _ = trained_adapters(world, dropout=0.5, targets=["c_attn"])
     model.gpt.eval()
     embedding, tokens = torch.randn(2, 16), torch.tensor([[4, 5, 6]] * 2)
     assert torch.equal(model(embedding, tokens), model(embedding, tokens))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from clipcap.errors import UserError
-from clipcap.files import only_writer, whole_file
+from clipcap.files import append_whole, only_writer, whole_file
 
 
 @dataclass
@@ -135,15 +135,8 @@ class Writer:
                 raise OSError(errno.ESTALE, "another file has taken its place")
             if size < self.end:
                 raise OSError(errno.ESTALE, "somebody has cut it")
-            self.end = size + len(data)
-        try:
-            while data:
-                data = data[self.file.write(data) :]
-        except BaseException:
-            with suppress(OSError):  # what is not a regular file keeps it
-                self.file.truncate(size)
-                self.end = size
-            raise
+        append_whole(self.file, data)
+        self.end = size + len(data)
 
     def _recover(self) -> None:
         """Rewrite the file of an earlier run with its complete captions only, and remember their pictures."""

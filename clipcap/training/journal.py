@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
-from clipcap.files import write_whole
+from clipcap.files import append_whole, write_whole
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import caption_embeddings
@@ -74,12 +74,9 @@ class Journal:
     def _append(self, name: str, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             path, line = self.folder / name, (json.dumps(row, ensure_ascii=False) + "\n").encode()
-            with path.open("ab", buffering=0) as file:
-                end = file.tell()
-                try:
-                    while line:  # a disk that fills up takes a part of it first
-                        line = line[file.write(line) :]
-                except OSError as error:
-                    file.truncate(end)
-                    error.filename = str(path)
-                    raise
+            try:
+                with path.open("ab", buffering=0) as file:
+                    append_whole(file, line)
+            except OSError as error:
+                error.filename = str(path)
+                raise
