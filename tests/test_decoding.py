@@ -113,6 +113,17 @@ def test_beams_are_those_of_a_search_without_a_cache(beams, stops, steps, fast):
     assert found == [plain_beams(model, embedding, beams, steps, stop) for embedding in embeddings(3)]
 
 
+@torch.inference_mode()
+def test_a_finished_beam_has_one_child():
+    """Guards against copies of a finished beam that take the place of others, where the model is sure of its tokens."""
+    model = tiny_model()
+    model.gpt.transformer.ln_f.weight.mul_(12)
+    decoding = Decoding(method="beam", beams=3, max_tokens=8, stop_token=-1, return_all=True)
+    for stop in {token for row in model.generate(embeddings(3), decoding) for ids in row for token in ids}:
+        found = model.generate(embeddings(3), replace(decoding, stop_token=stop))
+        assert found == [plain_beams(model, embedding, 3, 8, stop) for embedding in embeddings(3)]
+
+
 @pytest.mark.parametrize("min_tokens", [0, 1, 2, 5])
 @torch.inference_mode()
 def test_a_caption_may_end_right_after_its_fewest_tokens(min_tokens):
