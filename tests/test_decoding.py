@@ -118,10 +118,10 @@ def test_a_finished_beam_has_one_child():
     """Guards against copies of a finished beam that take the place of others, where the model is sure of its tokens."""
     model = tiny_model()
     model.gpt.transformer.ln_f.weight.mul_(12)
-    decoding = Decoding(method="beam", beams=3, max_tokens=8, stop_token=-1, return_all=True)
+    decoding = Decoding(method="beam", beams=3, max_tokens=5, stop_token=-1, return_all=True)
     for stop in {token for row in model.generate(embeddings(3), decoding) for ids in row for token in ids}:
         found = model.generate(embeddings(3), replace(decoding, stop_token=stop))
-        assert found == [plain_beams(model, embedding, 3, 8, stop) for embedding in embeddings(3)]
+        assert found == [plain_beams(model, embedding, 3, 5, stop) for embedding in embeddings(3)]
 
 
 @pytest.mark.parametrize("min_tokens", [0, 1, 2, 5])
