@@ -37,7 +37,7 @@ class EvaluationArguments:
         [], "also METEOR and SPICE, which need Java and pycocoevalcap", choices=["meteor", "spice"]
     )
     clip_prompt: str = arg("A photo depicts", "what CLIPScore puts before a caption", metavar="TEXT")
-    base: str | None = arg(None, "what LoRA weights were trained on, if it has moved", metavar="FILE")
+    base: str | None = arg(None, "what the LoRA weights among them were trained on, if it has moved", metavar="FILE")
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")

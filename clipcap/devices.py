@@ -30,7 +30,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     try:
         chosen = torch.device(device)
         (torch.zeros(1, device=chosen) + 1).item()  # a device without memory, such as "meta", can do less
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(
             f"device {str(device)!r} cannot be used here ({first_line(error)}); try --device auto or cpu"
         ) from None

@@ -425,6 +425,8 @@ def test_packed_and_public_linear_layers_agree(activation):
         ({"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 0.5}, "seed must be a whole number"),
+        ({"banned": 5}, "banned must be sequences of token ids, not 5"),
+        ({"banned": ((1, "a"),)}, "banned must be sequences of token ids"),
     ],
     ids=str,
 )

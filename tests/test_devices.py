@@ -55,6 +55,7 @@ def test_the_report_survives_what_it_reports(
     assert "threads" not in told
 
 
-def test_device_that_computes_nothing_is_refused():
-    with pytest.raises(UserError, match="'meta' cannot be used"):
-        devices.pick_device("meta")
+@pytest.mark.parametrize("device", ["meta", None])
+def test_device_that_computes_nothing_is_refused(device: str | None):
+    with pytest.raises(UserError, match=f"'{device}' cannot be used"):
+        devices.pick_device(device)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -367,23 +368,33 @@ def test_texts_that_lead_out_of_the_file_are_refused(tmp_path: Path, fault: str)
         store.captions("train")
 
 
-def test_pictures_are_read_from_the_rows_alone(tmp_path: Path) -> None:
-    """Thumbnails, else the files, else nothing; a name that no file can have is one that is not there."""
+def test_pictures_are_thumbnails_or_the_files_that_were_embedded(tmp_path: Path) -> None:
+    """Guards against a stranger's dataset that names pictures of this computer, which a report would then show."""
     import torch
 
     from clipcap.evaluation.held_out import HeldOut
 
-    store = build(tmp_path, examples(train=5))
-    picture(1).save(tmp_path / "a.png")
-    paths = [str(tmp_path / "a.png"), None, "x" * 9000, "a\0b", "gone"]
-    rewrite(tmp_path / "train" / "data.arrow", "image_path", lambda _: paths)
+    given = examples(train=5)
+    for number, example in enumerate(given[:5]):
+        picture(number).save(tmp_path / f"{number}.png")
+        given[number] = replace(example, image=tmp_path / f"{number}.png")
+    store = build(tmp_path / "data", given)
     held_out = HeldOut(store, "train", None, torch.device("cpu"))
-    assert held_out.pictures(5) == [str(tmp_path / "a.png"), None, None, None, None]
+    assert held_out.pictures(2) == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
     assert all(Image.open(BytesIO(one)) for one in HeldOut(store, "validation", None, held_out.device).pictures(3))
+    (tmp_path / "0.png").unlink()
+    picture(9).save(tmp_path / "1.png")
+    paths = [str(tmp_path / "0.png"), str(tmp_path / "1.png"), str(tmp_path / "3.png"), "x" * 9000, "a\0b"]
+    rewrite(tmp_path / "data" / "train" / "data.arrow", "image_path", lambda _: paths)
+    assert HeldOut(store, "train", None, torch.device("cpu")).pictures(5) == [None] * 5
+    (tmp_path / "data" / "pictures.arrow").unlink()
+    assert HeldOut(store, "train", None, torch.device("cpu")).pictures(5) == [None] * 5
 
 
-@pytest.mark.parametrize("thumbnail", [b"junk", None])
-def test_what_is_no_picture_is_one_sentence_for_another_clip(tmp_path: Path, thumbnail: bytes | None) -> None:
+@pytest.mark.parametrize("thumbnail, told", [(b"junk", "cannot be read"), (None, "nor pictures")])
+def test_what_is_no_picture_is_one_sentence_for_another_clip(
+    tmp_path: Path, thumbnail: bytes | None, told: str
+) -> None:
     from types import SimpleNamespace
 
     import torch
@@ -393,13 +404,10 @@ def test_what_is_no_picture_is_one_sentence_for_another_clip(tmp_path: Path, thu
     from clipcap.model.config import ClipCapConfig
 
     store = build(tmp_path / "data", examples())
-    (tmp_path / "x.txt").write_text("no picture")
-    file = tmp_path / "data" / "validation" / "data.arrow"
-    rewrite(file, "thumbnail", lambda values: [thumbnail] * len(values))
-    rewrite(file, "image_path", lambda values: [str(tmp_path / "x.txt")] * len(values))
+    rewrite(tmp_path / "data" / "validation" / "data.arrow", "thumbnail", lambda values: [thumbnail] * len(values))
     config = ClipCapConfig(clip_model=str(save_tiny_clip(tmp_path / "clip")), clip_pretrained=None)
     held_out = HeldOut(store, "validation", None, torch.device("cpu"))
-    with pytest.raises(UserError, match="a picture of .*data cannot be read"):
+    with pytest.raises(UserError, match=told):
         held_out.embeddings(SimpleNamespace(config=config))
 
 

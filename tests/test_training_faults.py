@@ -332,3 +332,18 @@ def test_a_loss_that_grows_beyond_numbers_keeps_what_was_saved(run: Path) -> Non
     with pytest.raises(UserError, match="--learning-rate; weights saved before are kept"):
         going.run()
     assert (run / "weights.pt").read_bytes() == kept
+
+
+def test_a_folder_that_goes_while_a_state_is_written_is_one_sentence(tmp_path: Path) -> None:
+    """torch's own writer then raises a RuntimeError of its own, which was a fault of the program."""
+    from types import SimpleNamespace
+
+    from clipcap.training.state import State
+
+    def save_state(folder: str, safe_serialization: bool) -> None:
+        torch.save({}, Path(folder, "gone", "model.bin"))
+
+    state = State(SimpleNamespace(save_state=save_state), tmp_path, {}, {}, None)
+    with pytest.raises(OSError, match="the folder has gone") as raised:
+        state._write(tmp_path)
+    assert raised.value.errno == errno.ENOENT

@@ -82,15 +82,18 @@ class PictureBook(Writer):
         return card.replace("\r", "&#13;").replace("\n", "&#10;") + "\n"  # `read` expects one line per picture
 
     def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
-        """The cards of an earlier run. A line that was cut short does not match and is dropped."""
-        marked, lost = False, 0
+        """The cards of an earlier run. A last line that a crash cut short does not match and is dropped."""
+        marked = False
         for line in file:
             marked = marked or line.startswith(self.MARK)
             if card := self.CARD.fullmatch(line):
                 yield line, read_name(unescape(card[2])), bool(card[1])
-            else:
-                lost += "<figure" in line
-        if not marked or lost > 1:  # a crash cuts one line short; an editor that lays out the page anew cuts all
+            elif "<figure" in line and line.endswith("\n"):  # an editor has laid out the page anew
+                raise UserError(
+                    f"{str(self.path)!r} has a picture that is no longer one line, as it was written; "
+                    "choose another output"
+                )
+        if not marked:
             raise UserError(f"{str(self.path)!r} is not a picture book; choose another output")
 
     def _picture(self, row: Row) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from clipcap.data.examples import Example
 from clipcap.data.reading import short
+from clipcap.data.tables import read_table
+from clipcap.errors import UserError
 
 PICTURES = "pictures.arrow"
 SCHEMA = pa.schema(
@@ -126,10 +128,34 @@ def _content(example: Example) -> bytes | None:
     source = example.open()
     if isinstance(source, bytes):
         return sha256(source).digest()
+    return _content_of_file(source) if isinstance(source, Path) else None
+
+
+def _content_of_file(path: Path) -> bytes | None:
     try:
-        if not isinstance(source, Path) or not source.is_file():  # opening a pipe would block
+        if not path.is_file():  # opening a pipe would block
             return None
-        with source.open("rb") as file:
+        with path.open("rb") as file:
             return file_digest(file, "sha256").digest()
     except (OSError, ValueError):
         return None
+
+
+def files_as_embedded(folder: Path, paths: Mapping[str, str | None]) -> dict[str, str]:
+    """Those of a dataset's files, by the identities of their images, that are still what was embedded.
+
+    Only these may be shown: a stranger's dataset may name any file of this computer, and cannot know its content. Of a
+    dataset without a list of contents, which older versions made, there are none. Raises UserError for a damaged list.
+    """
+    file = folder / PICTURES
+    if not file.is_file():
+        return {}
+    table = read_table(file)
+    if table.schema != SCHEMA:
+        raise UserError(f"{str(file)!r} is no list of pictures; make the dataset again")
+    known = dict(zip(table["image_id"].to_pylist(), table["content"].to_pylist(), strict=True))
+    return {
+        image: path
+        for image, path in paths.items()
+        if path and known.get(image) and _content_of_file(Path(path)) == known[image]
+    }

@@ -114,3 +114,9 @@ def _check_kinds(decoding: Decoding) -> None:
         kind, said = (Real, "a number") if name in ("temperature", "top_p") else (Integral, "a whole number")
         if not isinstance(value, kind):
             raise UserError(f"{name} must be {said}, not {value!r}")
+    try:
+        whole_ids = all(isinstance(token, Integral) for sequence in decoding.banned for token in sequence)
+    except TypeError:
+        whole_ids = False
+    if not whole_ids:
+        raise UserError(f"banned must be sequences of token ids, not {str(decoding.banned)[:100]}")

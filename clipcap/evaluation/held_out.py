@@ -5,7 +5,6 @@ Shapes: N images (each counted once, with all of its captions), C CLIP width.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from clipcap.clip.images import UnreadableImage
+from clipcap.data.changes import files_as_embedded
 from clipcap.data.store import clip_of, same_clip
 from clipcap.errors import UserError, first_line
 from clipcap.evaluation import metrics
@@ -99,20 +99,21 @@ class HeldOut:
         return embeddings
 
     def pictures(self, count: int) -> list[bytes | str | None]:
-        """The first images, each as a small JPEG, or its file where the data keeps no JPEG, or None if that is gone."""
-        rows = self.first_rows[:count]
+        """The first images, each as a small JPEG, or its file where the data keeps no JPEG, or None.
+
+        It is None where the file is gone or is not the picture that was embedded, see `files_as_embedded`.
+        """
+        ids, rows = self.ids[:count], self.first_rows[:count]
         thumbnails, paths = (self.store.column(self.split, name, rows) for name in ("thumbnail", "image_path"))
-        return [thumbnail or _existing(path) for thumbnail, path in zip(thumbnails, paths, strict=True)]
+        pictures = zip(ids, thumbnails, paths, strict=True)
+        files = files_as_embedded(self.store.path, {image: path for image, small, path in pictures if small is None})
+        return [small or files.get(image) for image, small in zip(ids, thumbnails, strict=True)]
 
     @cached_property
     def training_tokens(self) -> set[tuple[str, ...]]:
         """The training captions as tokens, to recognise captions that only repeat one."""
         known = self.store.captions("train") if "train" in self.store.splits else []
         return {tuple(metrics.tokenize(caption)) for caption in known}
-
-
-def _existing(path: str | None) -> str | None:
-    return path if path and os.path.isfile(path) else None  # which takes names that are too long, too
 
 
 class Judge:

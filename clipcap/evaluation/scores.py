@@ -30,7 +30,7 @@ from clipcap.model.prompts import caption_embeddings, literal_captions, prompts_
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.trainer import validation_loss
 from clipcap.weights.checkpoint import load_checkpoint
-from clipcap.weights.format import sha256
+from clipcap.weights.format import read, sha256
 from clipcap.weights.places import check_clip_place
 from clipcap.weights.published import resolve_weights
 
@@ -105,7 +105,8 @@ def evaluate_model(
 
 
 def _load(file: Path, held_out: HeldOut, base: str | None) -> ClipCap:
-    model = load_checkpoint(file, held_out.device, base=base).requires_grad_(False)
+    of_adapters = base if "base" in read(file) else None  # the same option for all models, most of which have no base
+    model = load_checkpoint(file, held_out.device, base=of_adapters).requires_grad_(False)
     model.use_fast(held_out.fast)
     if held_out.fast:
         speed_up(model)

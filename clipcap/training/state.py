@@ -97,6 +97,8 @@ class State:
             self.accelerator.save_state(str(folder), safe_serialization=False)
         except RuntimeError as error:
             # All that torch's own writer says, whatever the reason.
+            if "Parent directory" in str(error):
+                raise OSError(errno.ENOENT, "the folder has gone", str(folder)) from None
             if "inline_container" not in str(error) and "iostream" not in str(error):
                 raise
             raise OSError(errno.ENOSPC, "the disk may be full", str(folder)) from None

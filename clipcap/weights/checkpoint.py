@@ -68,6 +68,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
     overrides = {name: value for name, value in overrides.items() if value is not None}
     file = resolve_weights(path)
     content = read(file)
+    if "base" in overrides and "base" not in content:
+        raise UserError(f"{file} holds no adapters, so it has no base: leave out {overrides['base']} (--base)")
     most_bytes = 2 * file.stat().st_size  # a tied head is stored once and has two names
     try:
         if content.get("format") != FORMAT:
