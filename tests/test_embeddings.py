@@ -386,9 +386,10 @@ def test_pictures_are_thumbnails_or_the_files_that_were_embedded(tmp_path: Path)
     picture(9).save(tmp_path / "1.png")
     paths = [str(tmp_path / "0.png"), str(tmp_path / "1.png"), str(tmp_path / "3.png"), "x" * 9000, "a\0b"]
     rewrite(tmp_path / "data" / "train" / "data.arrow", "image_path", lambda _: paths)
-    assert HeldOut(store, "train", None, torch.device("cpu")).pictures(5) == [None] * 5
+    held_out = HeldOut(EmbeddingStore.open(tmp_path / "data"), "train", None, torch.device("cpu"))
+    assert held_out.pictures(5) == [None] * 5
     (tmp_path / "data" / "pictures.arrow").unlink()
-    assert HeldOut(store, "train", None, torch.device("cpu")).pictures(5) == [None] * 5
+    assert held_out.pictures(5) == [None] * 5
 
 
 @pytest.mark.parametrize("thumbnail, told", [(b"junk", "cannot be read"), (None, "nor pictures")])
