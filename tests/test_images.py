@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from clipcap.clip import upright
 from clipcap.clip.images import UnreadableImage, find_images, load_pixels, open_image
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.clip.workers import _start, _submit, pixel_batches
@@ -85,6 +86,34 @@ def test_transparent_parts_are_white(tmp_path, mode):
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     image.convert(mode).save(tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {}))
     assert np.asarray(open_image(tmp_path / "a.png")).min() == 255
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA"])
+def test_transparent_pictures_are_composed_strip_by_strip(mode, monkeypatch):
+    """Guards against strips that do not meet, and against four bytes for each of a large palette picture's pixels."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 9, 4), np.uint8), "RGBA")
+    if mode == "P":
+        picture = picture.convert("RGB").quantize(16)
+        picture.info["transparency"] = bytes(range(0, 256, 16))
+    else:
+        picture = picture.convert(mode)
+    monkeypatch.setattr(upright, "STRIP", 7)
+    rgba = picture.convert("RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    assert open_image(picture).tobytes() == whole.tobytes()
+
+
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
+    """Each scan costs a pass over all pixels, in a few bytes of the file: 100 KB would take minutes."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    assert open_image(content).size == (256, 256)
+    (tmp_path / "a.jpg").write_bytes(content[:-2] + 100 * last + content[-2:])
+    for source in (tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()):
+        with pytest.raises(UnreadableImage, match="a progressive JPEG of more than 100 scans"):
+            open_image(source)
 
 
 def test_an_animation_is_its_first_frame(tmp_path):

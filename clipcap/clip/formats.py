@@ -15,6 +15,9 @@ from PIL import Image, PngImagePlugin
 # package, and JPEG stands for MPO too.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "HEIF", "TGA")
 
+START_OF_SCAN = b"\xff\xda"  # does not occur within a scan (ITU-T T.81, B.1.1.5)
+MOST_SCANS = 100  # of a progressive JPEG: encoders write a dozen, and each costs a pass over all pixels, in few bytes
+
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a picture with a long comment is still a picture
 
 
@@ -22,9 +25,14 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     """A file, or a file's bytes -> a picture whose pixels are not decoded yet.
 
     Raises:
-        OSError: the file cannot be read, or (UnidentifiedImageError) is in none of FORMATS. On a broken file Pillow
-            raises other errors too.
+        OSError: the file cannot be read, has too many scans, or (UnidentifiedImageError) is in none of FORMATS. On a
+            broken file Pillow raises other errors too.
     """
     Image.init()  # a build of Pillow may lack some formats, and must not be asked for these
     formats = [name for name in FORMATS if name in Image.OPEN]
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    if image.info.get("progressive"):
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if content.count(START_OF_SCAN) > MOST_SCANS:
+            raise OSError(f"a progressive JPEG of more than {MOST_SCANS} scans")
+    return image

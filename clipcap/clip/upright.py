@@ -15,6 +15,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+STRIP = 1024  # rows
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -48,10 +49,20 @@ def rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")  # all that Pillow can turn it into
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return _on_white(image)
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Transparent parts become white, strip by strip: RGBA takes four times the memory of a palette."""
+    image.load()
+    canvas = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        box = (0, top, image.width, min(top + STRIP, image.height))
+        strip = image.crop(box).convert("RGBA")
+        canvas.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), box)
+    return canvas
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
