@@ -195,7 +195,7 @@ MUTANTS = [
             "random = np.random.default_rng(self.seed)",
         ),
         ("loader", "for turn in turns[self.skip :]:", "for turn in turns:"),
-        ("loader", "[self.rank :: self.world]", "[self.rank :]"),
+        ("loader", "[self.rank :: self.world]", "[self.rank :]", "test_data"),
     ),
     *room(
         "weights",
