@@ -217,7 +217,7 @@ MUTANTS = [
     *room(
         "clip",
         ("upright", "6: Image.Transpose.ROTATE_270", "6: Image.Transpose.ROTATE_90"),
-        ("upright", 'Image.new("RGBA", image.size, "white")', 'Image.new("RGBA", image.size, "black")'),
+        ("upright", 'Image.new("RGBA", strip.size, "white")', 'Image.new("RGBA", strip.size, "black")'),
         (
             "preprocessing",
             "return (target_width, long_side) if width <= height else (long_side, target_width)",
