@@ -12,6 +12,7 @@ What a control means to weights is a pair of bounds in their config, found in th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
@@ -78,26 +79,29 @@ def find_bounds(names: Iterable[str], captions: Sequence[str]) -> dict[str, list
         UserError: the captions differ too little to learn a control from them.
     """
     bounds = {}
-    for name in OPTIONS.keys() & names:
+    for name in (name for name in OPTIONS if name in names):
         sizes = sorted(map(MEASURES[name], captions))
-        last = len(sizes) - 1
+        rare = int(OUTLIERS * len(sizes))
+        sizes = sizes[rare : len(sizes) - rare]
         if name == "length":
-            low, high = sizes[last // 3], sizes[2 * last // 3]
-            if not low < high < sizes[-1]:
-                raise UserError(
-                    f"too many of the training captions have {high} words to tell short ones from long ones: "
-                    "leave length out of --controls"
-                )
+            bounds[name] = _thirds(sizes)
         else:
-            rare = int(OUTLIERS * len(sizes))
-            low, high = (min(sizes[place], MOST_COUNTED) for place in (rare, last - rare))
-            if low == high:
-                more = " or more" if high == MOST_COUNTED else ""
-                raise UserError(
-                    f"nearly all training captions have {high}{more} {name}: leave {name} out of --controls"
-                )
-        bounds[name] = [low, high]
-    return {name: bounds[name] for name in OPTIONS if name in bounds}
+            bounds[name] = [min(size, MOST_COUNTED) for size in (sizes[0], sizes[-1])]
+        if len(set(bounds[name])) < 2:
+            raise UserError(
+                f"nearly all training captions are alike in {name}, so that it cannot be learned: "
+                f"leave {name} out of --controls"
+            )
+    return bounds
+
+
+def _thirds(sizes: Sequence[int]) -> list[int]:
+    """Two bounds that cut sorted sizes into three classes as equal as possible; one or none if they cannot."""
+    bounds: list[int] = []
+    for part in (1, 2):
+        possible = [size for size in sorted(set(sizes))[: part - 3] if not bounds or size > bounds[-1]]
+        bounds += sorted(possible, key=lambda size: abs(bisect_right(sizes, size) - len(sizes) * part / 3))[:1]
+    return bounds
 
 
 def check_bounds(bounds: Any) -> None:
