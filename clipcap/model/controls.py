@@ -2,7 +2,7 @@
 
 In training a caption's prompt states what the caption has, so that afterwards a prompt can ask for it, as the control
 codes of CTRL do (https://arxiv.org/abs/1909.05858). Each control is a few words behind the template: " short,",
-" 0 emoji,", " 2 hashtags,". Weights know it by these very words.
+" no emoji,", " 2 hashtags,". Weights know it by these very words.
 
 What a control means to weights is a pair of bounds in their config, found in the captions that they learned from:
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 LENGTHS = ("short", "medium", "long")
 OPTIONS = {"length": "length", "emoji": "emoji_count", "hashtags": "hashtag_count"}  # control -> what asks for it
-MOST_COUNTED = 10  # a higher count is "10 or more"
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+MOST_COUNTED = len(NUMBERS) - 1  # a higher count is "10 or more"
 OUTLIERS = 0.01  # the share of the captions, at either end, whose counts are too rare to be learned
 LARGEST = 10**6  # words of a caption, or more than any has
 Bounds = Mapping[str, Sequence[int]]  # control -> its two bounds
@@ -111,7 +112,7 @@ def check_bounds(bounds: Any) -> None:
     for name, pair in bounds.items():
         whole = type(pair) is list and len(pair) == 2 and all(type(bound) is int for bound in pair)
         if not whole or not 0 <= pair[0] < pair[1] <= (LARGEST if name == "length" else MOST_COUNTED):
-            raise UserError(f"the control {name} must have two bounds, whole numbers of at least 0, the smaller first")
+            raise UserError(f"the control {name} must have two bounds: whole numbers from 0 on, the smaller first")
 
 
 def controls_of(tokenizer: Tokenizer, bounds: Bounds, captions: Sequence[str]) -> list[list[list[int]]]:
@@ -152,8 +153,8 @@ def ask(tokenizer: Tokenizer, bounds: Bounds, request: Request) -> list[int]:
         low, high = bounds[name]
         if name != "length" and not low <= value <= high:
             raise UserError(
-                f"{OPTIONS[name]} must be from {low} to {high} (or more) with these weights, whose training captions "
-                f"had no others, not {value}"
+                f"{OPTIONS[name]} must be from {low} to {high} with these weights, as in what they learned from, "
+                f"not {value}"
             )
     return list(chain.from_iterable(tokenizer.encode(_words(name, value)).ids for name, value in asked.items()))
 
@@ -165,4 +166,7 @@ def _value(name: str, pair: Sequence[int], caption: str) -> str | int:
 
 
 def _words(name: str, value: str | int) -> str:
-    return f" {value}," if name == "length" else f" {value} {name},"
+    """The text behind a prompt. No two controls share a number, so that even a model of few layers tells them apart."""
+    if name == "emoji":
+        return f" {NUMBERS[int(value)]} emoji,"
+    return f" {value}," if name == "length" else f" {value} hashtags,"
