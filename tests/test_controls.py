@@ -103,7 +103,7 @@ def test_every_part_of_the_controls_is_stated_sometimes_and_follows_the_prompt()
         for row, text in enumerate(stated(data, range(60))):
             assert text.startswith(f"{row}:")
             found.add(text.partition(":")[2] if row % 3 == 1 else "")
-    parts = (" medium,", " one emoji,", " 0 hashtags,")
+    parts = (" medium,", " one emoji,", " #no,")
     assert found == {"".join(p for place, p in enumerate(parts) if 1 << place & kept) for kept in range(8)}
 
 
@@ -186,8 +186,8 @@ def test_captions_are_what_they_are_asked_to_be(posts, tmp_path):
         captions = captioner.caption_embeddings(embeddings, max_tokens=40, method="nucleus", **options)
         return sum(MEASURES[measure](caption) for caption, *_ in captions) / len(captions)
 
-    assert mean("emoji", emoji_count=0) < 0.2 < mean("emoji") < 0.8 < mean("emoji", emoji_count=1)
-    assert mean("length", length="short") < 1.5 < mean("length") < 2.5 < mean("length", length="long")
+    assert mean("emoji", emoji_count=1) - mean("emoji", emoji_count=0) > 0.4
+    assert mean("length", length="long") - mean("length", length="short") > 1
 
 
 def test_controls_that_captions_cannot_teach_end_the_run_before_it_begins(posts, tmp_path):

@@ -1,8 +1,9 @@
 """What captions can be asked for (prompted strategy): their length, how many emoji, how many hashtags.
 
 In training a caption's prompt states what the caption has, so that afterwards a prompt can ask for it, as the control
-codes of CTRL do (https://arxiv.org/abs/1909.05858). Each control is a few words behind the template: " short,",
-" no emoji,", " 2 hashtags,". Weights know it by these very words.
+codes of CTRL do (https://arxiv.org/abs/1909.05858). Each control is two or three tokens of GPT-2 behind the template:
+" short,", " no emoji,", " #two,". Weights know it by these very words. No two controls share a token, except for the
+comma: small models mistake one number for the other otherwise, and digits they have never seen.
 
 What a control means to weights is a pair of bounds in their config, found in the captions that they learned from:
 
@@ -166,7 +167,6 @@ def _value(name: str, pair: Sequence[int], caption: str) -> str | int:
 
 
 def _words(name: str, value: str | int) -> str:
-    """The text behind a prompt. No two controls share a number, so that even a model of few layers tells them apart."""
-    if name == "emoji":
-        return f" {NUMBERS[int(value)]} emoji,"
-    return f" {value}," if name == "length" else f" {value} hashtags,"
+    if isinstance(value, str):
+        return f" {value},"
+    return f" {NUMBERS[value]} emoji," if name == "emoji" else f" #{NUMBERS[value]},"

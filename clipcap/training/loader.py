@@ -19,7 +19,7 @@ class CaptionDataset(Dataset):
     """Token ids and embeddings of one split; the embeddings stay where they are, on disk or in memory.
 
     A row is an embedding (C,), the ids of its prompt and those of its caption. With controls, some of them stand behind
-    the prompt, others in every epoch; which ones depends only on the seed, the epoch and the row.
+    the prompt, chosen anew in each epoch by nothing but the seed, the epoch and the row.
 
     Args:
         embeddings: (rows, C).
