@@ -224,11 +224,8 @@ def test_what_is_asked_for_is_worded_as_it_was_learned():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    return save_tiny_weights(
-        *(tmp_path_factory.mktemp("weights"), 0, True),
-        prompt="{literal}: ",
-        controls={"emoji": [0, 3], "length": [4, 9]},
-    )
+    bounds = {"emoji": [0, 3], "length": [4, 9]}
+    return save_tiny_weights(tmp_path_factory.mktemp("weights"), literal=True, prompt="{literal}: ", controls=bounds)
 
 
 @pytest.fixture
