@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from clipcap.cli import arg, parse, run
-from clipcap.data.store import EmbeddingStore, check_clip
+from clipcap.data.store import check_clip
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.prompts import LITERAL, PROMPTS, caption_embeddings, check_template, needs_literal, prompts_for
+from clipcap.model.controls import OPTIONS, find_bounds
+from clipcap.model.prompts import PROMPTS, check_template, needs_literal, prompts_for
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
+from clipcap.training.literals import stored_literal_captions
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.format import sha256
 from clipcap.weights.published import resolve_weights
@@ -34,6 +36,7 @@ class StrategyArguments:
     prompt: str = arg("template", "the template, the literal caption alone, or nothing", choices=list(PROMPTS))
     template: str | None = arg(None, f"a text of your own (default: '{PROMPTS['template']}')", metavar="TEXT")
     literal_weights: str | None = arg(None, "the literal captioner (default: the --init weights)", metavar="WEIGHTS")
+    controls: list[str] = arg([], "what predict.py can ask captions for afterwards", choices=list(OPTIONS))
 
 
 def build(experiment: Experiment, template: str | None, literal_weights: str | None) -> dict[str, Any]:
@@ -62,23 +65,6 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
     return {"prompts": prompts, "save": save}
 
 
-def stored_literal_captions(store: EmbeddingStore, split: str, model: ClipCap, identity: str) -> list[str]:
-    """One literal caption for every row of a split: those stored in the dataset, or else computed and stored there.
-
-    Args:
-        store: the dataset.
-        split: the name of a split.
-        model: the literal captioner.
-        identity: SHA-256 of its weights, under which the captions are stored.
-    """
-    captions = store.literal_captions(split, identity)
-    if captions is None:
-        progress = f"literal captions, {split}"
-        captions = caption_embeddings(model, store.embeddings(split), LITERAL, progress=progress)
-        store.save_literal_captions(split, identity, captions)
-    return captions
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with the options of a command line, this process's own when None. Raises UserError."""
     args, data_args, start_args, loop_args = parse(
@@ -90,8 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args.template = PROMPTS[args.prompt] if args.template is None else args.template
     args.literal_weights = args.literal_weights or start_args.init
+    args.controls = sorted(set(args.controls))  # so that --resume takes them in any order
     check_template(args.template or "")
     experiment = Experiment.prepare("prompted", data_args, start_args, loop_args, args)
+    learned = experiment.store.captions("train")[: data_args.limit_train]
+    experiment.model.config.controls = find_bounds(args.controls, learned)
     options = build(experiment, args.template, args.literal_weights)
     experiment.train("prompted", "prompted_weights.pt", **options)
 

@@ -207,7 +207,7 @@ class Captioner:
     def _choose(self, clip_embedding: Tensor, decoding: Decoding, rules: Rules) -> list[Captioned]:
         """(B, C) -> for each picture its captions, and the literal caption in its prompt, if any."""
         literals = literal_captions(self.model, clip_embedding, batch_size=SEQUENCES)
-        prompts = prompts_for(self.model, self.tokenizer, len(clip_embedding), literals)
+        prompts = prompts_for(self.model, self.tokenizer, len(clip_embedding), literals, rules)
         encode_texts = self.encoder.encode_texts
         candidates = Candidates(self.model, self.tokenizer, encode_texts, clip_embedding, prompts, rules.rank)
         captions = Choice(candidates, decoding, rules).choose()

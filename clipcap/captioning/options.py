@@ -9,6 +9,7 @@ from clipcap.captioning.rules import KEEP_OR_NONE, RANKS, Rules
 from clipcap.cli import arg
 from clipcap.decoding.options import METHODS, Decoding
 from clipcap.errors import UserError, at_least
+from clipcap.model.controls import LENGTHS
 
 # The method that an option belongs to. The command line refuses it with any other; in Python it is just not used there.
 METHOD_OF = {"beams": "beam", "temperature": "nucleus", "top_p": "nucleus", "top_k": "nucleus", "seed": "nucleus"}
@@ -60,6 +61,9 @@ class CaptionArguments:
     hashtags: str = arg(Rules.hashtags, "#hashtags in captions", choices=list(KEEP_OR_NONE))
     emoji: str = arg(Rules.emoji, "emoji in captions", choices=list(KEEP_OR_NONE))
     mentions: str = arg(Rules.mentions, "@mentions in captions", choices=list(KEEP_OR_NONE))
+    length: str | None = arg(None, "ask weights trained with --controls length for it", choices=list(LENGTHS))
+    emoji_count: int | None = arg(None, "ask weights trained with --controls emoji for N of them", metavar="N")
+    hashtag_count: int | None = arg(None, "ask weights trained with --controls hashtags for N", metavar="N")
 
     def __post_init__(self) -> None:
         rules = Rules(**self.given())  # so that a mistake shows at once, before anything is loaded

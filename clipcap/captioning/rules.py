@@ -13,6 +13,7 @@ import regex
 
 from clipcap.decoding.options import at_most_captions
 from clipcap.errors import UserError, at_least, check_text
+from clipcap.model.controls import Request
 from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ EMOJI_LEADS = "😀☀⚡✨❤⭐⌚⏰⬅➡\ufe0f\u20e3"
 
 
 @dataclass(frozen=True)
-class Rules:
+class Rules(Request):
     """Rules for the captions of a picture.
 
     Attributes:
@@ -39,6 +40,7 @@ class Rules:
         ban_file: a file with such words, one per line.
         require: words, at most 64, of which each must be in one of the captions, where that can be achieved at all.
         hashtags, emoji, mentions: "keep" or "none".
+        length, emoji_count, hashtag_count: what the weights are asked for, see `Request`.
 
     Raises:
         UserError: a value is impossible, or a required word is ruled out.
@@ -54,6 +56,10 @@ class Rules:
     mentions: str = "keep"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, count in (("emoji", self.emoji_count), ("hashtags", self.hashtag_count)):
+            if count and getattr(self, name) == "none":
+                raise UserError(f"{count} {name} are asked for, and {name} are ruled out: drop one of the two")
         for name, allowed in [("rank", RANKS), *((name, KEEP_OR_NONE) for name in ("hashtags", "emoji", "mentions"))]:
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipcap.errors import UserError, at_least
+from clipcap.model.controls import check_bounds
 
 # What GPT2Config may be told, and with which values: everything that determines the network, and nothing else.
 GPT2_SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
@@ -35,6 +36,7 @@ class ClipCapConfig:
         tied_head: whether the head shares its weights with the token embedding.
         stop_token: the token id that ends a caption.
         prompt: the text between image and caption, which may hold "{literal}"; None for no text.
+        controls: the bounds of what captions can be asked for, see `clipcap.model.controls`; empty for nothing.
         tokenizer: the tokenizer as JSON; None for the tokenizer of `language_model`.
 
     Raises:
@@ -55,6 +57,7 @@ class ClipCapConfig:
     tied_head: bool = True
     stop_token: int = 50256
     prompt: str | None = None
+    controls: dict[str, list[int]] = field(default_factory=dict)
     tokenizer: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +70,7 @@ class ClipCapConfig:
         for name in ("clip_model", "clip_pretrained", "language_model", "mapping"):
             if not (getattr(self, name) or "").isprintable():
                 raise UserError(f"{name} holds characters that cannot be printed: {getattr(self, name)!r}")
+        check_bounds(self.controls)
         _check_type("gpt2", self.gpt2, dict)
         for name, value in self.gpt2.items():
             _check_gpt2(name, value)

@@ -1,5 +1,7 @@
 """The text between image and caption (prompted strategy): a template, filled with a literal caption, as token ids.
 
+What captions are asked for follows behind it, see `clipcap.model.controls`.
+
 The literal caption comes from a frozen ClipCap, the literal captioner, that sees the same CLIP embedding.
 
 Shapes: N images, C CLIP width.
@@ -19,6 +21,7 @@ from tqdm import tqdm
 
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
+from clipcap.model.controls import Request, ask
 from clipcap.model.gpt2 import tokenizer_of
 
 if TYPE_CHECKING:
@@ -120,9 +123,19 @@ def literal_captions(model: ClipCap, embeddings: np.ndarray | Tensor, batch_size
 
 
 def prompts_for(
-    model: ClipCap, tokenizer: Tokenizer, count: int, literals: Sequence[str] | None
+    model: ClipCap,
+    tokenizer: Tokenizer,
+    count: int,
+    literals: Sequence[str] | None,
+    request: Request | None = None,
 ) -> list[list[int]] | None:
-    """Token ids of the prompts of `count` images; None if the weights put nothing between image and caption."""
-    if model.config.prompt is None:
+    """Token ids of the prompts of `count` images; None if nothing stands between image and caption.
+
+    Raises:
+        UserError: the weights have not learned what `request` asks for.
+    """
+    asked = ask(tokenizer, model.config.controls, request) if request else []
+    if model.config.prompt is None and not asked:
         return None
-    return encode_prompts(tokenizer, model.config.prompt, [""] * count if literals is None else literals)
+    prompts = encode_prompts(tokenizer, model.config.prompt or "", [""] * count if literals is None else literals)
+    return [[*prompt, *asked] for prompt in prompts]

@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from clipcap.files import make_folder
 from clipcap.model.batches import encode_captions, fit_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
+from clipcap.model.controls import controls_of
 from clipcap.model.gpt2 import end_of_text, load_language_model, plain_gpt2_config, tokenizer_of
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments, settings
 from clipcap.training.loader import CaptionDataset
@@ -97,15 +98,18 @@ class Experiment:
         return self._dataset("train", prompts, self.data_args.limit_train), self._dataset("validation", prompts)
 
     def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
-        captions = encode_captions(self.tokenizer, self.store.captions(split), self.data_args.max_tokens)
+        texts = self.store.captions(split)
+        captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens)
         if all(caption == [self.model.config.stop_token] for caption in captions):
             raise UserError(
                 f"no caption of the split {split!r} in {str(self.data_args.data)!r} has a token: check the captions, "
                 "and the tokenizer of the weights"
             )
-        prompted = prompts(split) if prompts else None
-        if prompted:
-            captions = fit_captions(captions, prompted, self.model.room)
+        prompted = (prompts(split) if prompts else None) or [[]] * len(captions)
+        # Validation states no controls, as predict.py does unless asked: its loss compares with other strategies'.
+        controls = controls_of(self.tokenizer, self.model.config.controls if split == "train" else {}, texts)
+        longest = [[*prompt, *chain(*stated)] for prompt, stated in zip(prompted, controls, strict=True)]
+        captions = fit_captions(captions, longest, self.model.room)
         rows = range(min(len(captions), limit or len(captions)))
         embeddings = self.store.embeddings(split)
         used = embeddings[: len(rows)]
@@ -116,7 +120,7 @@ class Experiment:
                 f"{self.store.column(split, 'image_id')[row]!r}, has NaN or infinity in its embedding: "
                 "make the dataset again"
             )
-        return CaptionDataset(embeddings, captions, prompted, rows)
+        return CaptionDataset(embeddings, captions, prompted, rows, controls, self.loop_args.seed)
 
     def train(
         self,
@@ -176,6 +180,7 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
             )
         model = load_checkpoint(args.init)
         model.literal_captioner = model.config.prompt = None
+        model.config.controls = {}
         return model
     language_model = args.language_model or "gpt2"
     gpt = load_language_model(language_model)

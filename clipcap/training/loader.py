@@ -12,18 +12,25 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clipcap.model.batches import collate
+from clipcap.model.controls import some_controls
 
 
 class CaptionDataset(Dataset):
     """Token ids and embeddings of one split; the embeddings stay where they are, on disk or in memory.
 
-    A row is an embedding (C,), the ids of its prompt and those of its caption.
+    A row is an embedding (C,), the ids of its prompt and those of its caption. With controls, some of them stand behind
+    the prompt, chosen anew in each epoch by nothing but the seed, the epoch and the row.
 
     Args:
         embeddings: (rows, C).
         captions: token ids, one list for each row.
         prompts: token ids that stand before the caption and are not learned; None for none.
         rows: which rows to use; None for all of them.
+        controls: for each row, the token ids of what its prompt may state, see `clipcap.model.controls`; None for none.
+        seed: of the choice among the controls.
+
+    Attributes:
+        epoch: the epoch whose rows come next.
     """
 
     def __init__(
@@ -32,21 +39,28 @@ class CaptionDataset(Dataset):
         captions: Sequence[Sequence[int]],
         prompts: Sequence[Sequence[int]] | None = None,
         rows: Sequence[int] | None = None,
+        controls: Sequence[Sequence[Sequence[int]]] | None = None,
+        seed: int = 0,
     ) -> None:
         self.embeddings, self.captions = embeddings, captions
         self.prompts = prompts or [()] * len(captions)
         self.rows = range(len(captions)) if rows is None else rows
+        self.controls = controls or [()] * len(captions)
+        self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Sequence[int], Sequence[int]]:
         row = self.rows[index]
-        return self.embeddings[row], self.prompts[row], self.captions[row]
+        stated = some_controls(self.controls[row], (self.seed, self.epoch, row))
+        return self.embeddings[row], [*self.prompts[row], *stated], self.captions[row]
 
     def lengths(self) -> list[int]:
-        """The number of tokens in prompt and caption together, for each row."""
-        return [len(self.prompts[row]) + len(self.captions[row]) for row in self.rows]
+        """The number of tokens in prompt, all controls and caption together, for each row."""
+        return [
+            len(self.prompts[row]) + sum(map(len, self.controls[row])) + len(self.captions[row]) for row in self.rows
+        ]
 
 
 class BucketSampler:

@@ -146,7 +146,8 @@ class Trainer:
         begun = time.perf_counter()
         with bar, deferred_interrupt() as interrupted:
             for epoch in range(progress.step // self.epoch_steps, args.epochs):
-                self.sampler.epoch, self.sampler.skip = epoch, (progress.step % self.epoch_steps) * args.accumulate
+                self.train_set.epoch = self.sampler.epoch = epoch
+                self.sampler.skip = (progress.step % self.epoch_steps) * args.accumulate
                 self.model.train()
                 batches = iter(loader(self.train_set, self.sampler, self.model.device))
                 while group := list(islice(batches, args.accumulate)):
