@@ -74,10 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         example="python prompt_finetuning.py --data instagram_data --init coco",
         demo=FINE_TUNING,
     )
+    if args.template is not None and args.prompt != "template":
+        raise UserError(f"--template has an effect only with --prompt template, and the prompt is {args.prompt}")
     args.template = PROMPTS[args.prompt] if args.template is None else args.template
+    check_template(args.template or "")
+    if args.literal_weights and not needs_literal(args.template):
+        raise UserError("--literal-weights has an effect only where the prompt holds a literal caption: leave it out")
     args.literal_weights = args.literal_weights or start_args.init
     args.controls = sorted(set(args.controls))  # so that --resume takes them in any order
-    check_template(args.template or "")
     experiment = Experiment.prepare("prompted", data_args, start_args, loop_args, args)
     learned = experiment.store.captions("train")[: data_args.limit_train]
     experiment.model.config.controls = find_bounds(args.controls, learned)

@@ -240,6 +240,8 @@ HUGE = str(10**12)
         *((lora_finetuning, ["--alpha", value], "--alpha must be above 0") for value in ("nan", "inf", "0", "-1")),
         *((lora_finetuning, ["--dropout", value], "--dropout at least 0") for value in ("1.5", "1", "-0.1", "nan")),
         (prompt_finetuning, ["--template", "word " * 5000], "template|prompt"),
+        (prompt_finetuning, ["--prompt", "none", "--template", "x"], "only with --prompt template, .* is none"),
+        (prompt_finetuning, ["--template", "x", "--literal-weights", "y"], "only where the prompt holds a literal"),
     ],
 )
 def test_a_script_refuses_a_number_before_it_trains(

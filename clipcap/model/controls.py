@@ -128,6 +128,8 @@ def some_controls(controls: Sequence[Sequence[int]], seed: Sequence[int]) -> Ite
 
     The model learns to do without what is not stated. The part depends on nothing but `seed`.
     """
+    if not controls:
+        return ()
     stated = np.random.default_rng(seed).random(len(controls)) < 0.5
     return chain.from_iterable(compress(controls, stated))
 
