@@ -255,7 +255,12 @@ MUTANTS = [
             'key = ("", caption)',
         ),
         ("cleaning", "list(pattern.finditer(text))[keep:]", "list(pattern.finditer(text))[:keep]"),
-        ("examples", 'if example.split == "train" and example.image_id in assigned', "if example.image_id in assigned"),
+        (
+            "examples",
+            'if example.split == "train" and example.kept_together in assigned',
+            "if example.kept_together in assigned",
+        ),
+        ("examples", "return self.group or self.image_id", "return self.image_id", "test_archives"),
         ("examples", 'f"{seed} {image_id}".encode()', "image_id.encode()"),
         (
             "embed",
