@@ -35,6 +35,7 @@ NAMES = {"data": "data", "precision": "precision"}  # what a refusal calls the o
 OTHER = {
     **{"limit_train": "15", "prefix_length": "5", "clip_length": "4", "train": "mlp", "target": "c_fc"},
     **{"template": "say: {literal}", "precision": "bf16", "batch_size": "4", "rank": "3", "max_tokens": "66"},
+    "patience": "7",
 }
 
 

@@ -1,16 +1,16 @@
 """The archive of their own posts that Instagram gives every user, read where it is: nothing is ever unpacked.
 
-It is asked for in Instagram's Accounts Center, as JSON. Its layout is documented nowhere and has changed over the years;
-what is read here is what published readers of it agree on (such as github.com/ryanmonro/instagram-data-download-json-tool
-for `media.json`):
+It is asked for in Instagram's Accounts Center, as JSON. Its layout is documented nowhere and has changed over the
+years. Here is what published readers of it agree on, such as PersonalDataPipeline/pdpl-cli on GitHub and, for
+`media.json`, ryanmonro/instagram-data-download-json-tool:
 
     your_instagram_activity/media/posts_1.json     since 2024; content/ in place of media/ in 2023
     content/posts_1.json                           until 2022
     media.json                                     until 2020: {"photos": [{"path", "caption", "taken_at"}]}
 
 `posts_N.json` lists posts, {"media": [{"uri", "title"}], "title"}. A picture that was posted alone has its caption in
-`media`, several in one post have it in the post. Stories, reels, and archived and deleted posts have files of their own,
-which are not read; neither is `posts.json` without a number, which repeats the posts with labels in the user's language.
+`media`, several in one post have it in the post. Stories, reels, archived and deleted posts have files of their own,
+which are not read. Neither is `posts.json` without a number: it repeats the posts, with labels in the user's language.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def instagram_archive(path: str, allow_outside: bool = False) -> Source:
     there = sum(not isinstance(e.image, Deferred) or e.origin is not None for e in examples)
     if not there:
         raise UserError(
-            f"{path!r} lists {len(posts)} posts with {len(examples)} pictures and {videos} videos, and holds none of the "
-            "pictures: if the export came in several parts, put all of their ZIPs into one folder and give that"
+            f"{path!r} lists {len(posts)} posts with {len(examples)} pictures and {videos} videos, and holds none of "
+            "the pictures: if the export came in several parts, put all of their ZIPs into one folder and give that"
         )
     bare = sum(not any(captions) for captions, _ in posts)
     print(

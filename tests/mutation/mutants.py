@@ -177,7 +177,8 @@ MUTANTS = [
         ("trainer", "        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip_norm)\n", ""),
         ("trainer", "(progress.step % self.epoch_steps) * args.accumulate", "progress.step % self.epoch_steps"),
         ("trainer", "        self.schedule.step()\n", ""),
-        ("trainer", "    return total.item() / count", "    return total.item() / len(dataset)"),
+        ("losses", "    return total.item() / count", "    return total.item() / len(dataset)"),
+        ("progress", "losses.index(min(losses))", "losses.index(losses[-1])"),
         ("setup", "if parameter.ndim < 2]", "if parameter.ndim < 1]"),
         (
             "setup",
