@@ -27,6 +27,7 @@ from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import inject
 
 FAST = ["--epochs", "1", "--batch-size", "8", "--evals-per-epoch", "1", "--device", "cpu", "--learning-rate", "1e-3"]
+FAST += ["--min-steps", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from clipcap.text import HASHTAG
 from clipcap.world.captions import MOODS
 from clipcap.world.scenes import Scene
 
-CATCH_PHRASES = ("ok but this", "tell me this", "not me and my")
+CATCH_PHRASES = ("look at this", "so happy with my", "say hi to my")
 FAVOURITES = ("✨✨", "🙌🙌", "🌸🌸")
-SIGNATURE = "xo mia"
+SIGNATURE = "happy heart"
 
 
 def own_post(scene: Scene) -> str:
