@@ -450,6 +450,7 @@ IN_WORDS = {
     "template": f"default: '{PROMPTS['template']}')",
     "output_dir": "default: runs/STRATEGY)",
     "max_hashtags": "default: all)",
+    "patience": "default: never)",
     "literal_weights": "default: the --init weights)",
 }
 

@@ -76,7 +76,7 @@ class LoopArguments:
         2, "evaluations per epoch; each saves the state, and the weights if they are the best so far"
     )
     patience: int | None = arg(
-        None, "end when this many evaluations in a row have brought no better validation loss (default: never)"
+        None, "end after this many evaluations without a better validation loss (default: never)"
     )
     seed: int = arg(0, "seed of initialisation, order of the data and dropout")
     device: str = arg("auto", "device to train on: cpu, cuda, ...")
