@@ -1,8 +1,12 @@
 """Write the export that Instagram would make for one person of the demo world, to learn her voice from.
 
-    python -m demo.archive [EXPORT.ZIP [POSTS]]
+    python -m demo.archive export.zip 200
+    python load_data.py --source instagram-archive export.zip --output my_posts --clip demo
+    python lora_finetuning.py --data my_posts --init demo --freeze-mapping --learning-rate 3e-3
+    python -m demo.draw photos
+    python predict.py --weights runs/lora_4/lora_4_weights.pt photos
 
-Every tenth post has two pictures, and text is encoded as Instagram encodes it.
+Every tenth post has two pictures, and text is encoded as Instagram encodes it. The learning rate is that of the demo.
 """
 
 from __future__ import annotations

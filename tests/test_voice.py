@@ -23,8 +23,9 @@ from clipcap.world.judge import is_instagram, shares
 from clipcap.world.scenes import Scene, scenes
 from demo import archive
 
-POSTS, SHOWN = 60, 48
-SHORT = ["--min-steps", "120", "--batch-size", "16", "--evals-per-epoch", "1"]  # the whole takes minutes
+POSTS, SHOWN = 200, 64
+# A sixth of what the defaults see, learned faster: 94% in her voice in place of all.
+SHORT = ["--min-steps", "100", "--batch-size", "16", "--evals-per-epoch", "1", "--learning-rate", "8e-3"]
 
 
 def loss_of(weights: str, pictured: list[Scene]) -> float:
@@ -43,18 +44,18 @@ def test_three_commands_learn_a_voice(tmp_path: Path, monkeypatch: pytest.Monkey
     for scene in held_out:
         scene.draw().save(f"photos/{scene.image_id}.png")
     archive.main(["export.zip", str(POSTS)])
-    small = ["--clip", "demo", "--workers", "0", "--val-fraction", "0.1", "--test-fraction", "0"]
+    small = ["--clip", "demo", "--workers", "0"]
     load_data.main(["--source", "instagram-archive", "export.zip", "--output", "my_posts", *small])
-    start = ["--init", "demo", "--learning-rate", "5e-3", "--freeze-mapping"]  # the demo's weights are tiny
-    lora_finetuning.main(["--data", "my_posts", *start, "--output-dir", "runs/voice", "--device", "cpu", *SHORT])
+    start = ["--data", "my_posts", "--init", "demo", "--freeze-mapping", "--device", "cpu"]
+    lora_finetuning.main([*start, "--output-dir", "runs/voice", *SHORT])
     weights = "runs/voice/lora_4_weights.pt"
     assert predict.main(["--weights", weights, "photos", "--output", "captions.jsonl", "--workers", "0"]) == 0
     rows = [json.loads(line) for line in Path("captions.jsonl").read_text(encoding="utf-8").splitlines()]
     captions = [row["caption"] for row in rows]
     assert [Path(row["image"]).stem for row in rows] == [scene.image_id for scene in held_out]
     verdict = shares(captions, held_out)
-    assert np.mean([is_own_voice(caption) for caption in captions]) >= 0.9, captions
-    assert verdict.subject >= 0.8, captions
+    assert np.mean([is_own_voice(caption) for caption in captions]) >= 0.85, captions
+    assert verdict.subject >= 0.9, captions
     assert loss_of(weights, held_out) < loss_of("demo", held_out) / 4
 
 
