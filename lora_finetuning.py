@@ -34,7 +34,7 @@ class StrategyArguments:
     alpha: float = arg(16.0, "adapters are scaled by alpha / rank")
     dropout: float = arg(0.1, "dropout in front of the adapters")
     target: list[str] = arg(["c_attn", "c_proj", "c_fc"], "layers to adapt (default: c_attn c_proj c_fc)")
-    freeze_mapping: bool = arg(False, "leave the mapping network as it is: better with up to 500 captions")
+    freeze_mapping: bool = arg(False, "leave the mapping network as it is: better with 500 captions or fewer")
     merged: bool = arg(False, "also write a file that needs no base")
     export_peft: str | None = arg(None, "also write a folder that peft loads", metavar="DIR")
 

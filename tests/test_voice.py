@@ -10,7 +10,6 @@ import load_data
 import lora_finetuning
 import predict
 from clipcap.clip.encoder import ClipEncoder
-from clipcap.data.store import EmbeddingStore
 from clipcap.errors import UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.gpt2 import tokenizer_of
@@ -77,17 +76,6 @@ def test_a_small_data_set_is_repeated_until_there_are_enough_steps(captions: int
     loop = LoopArguments(epochs=5, batch_size=32, min_steps=250)
     assert loop.repeats(captions) == repeats
     assert LoopArguments().repeats(captions) == 1
-
-
-def test_a_repeated_data_set_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    archive.main(["export.zip", "12"])
-    load_data.main(["--source", "instagram-archive", "export.zip", "--output", "posts", "--clip", "demo"])
-    rows = EmbeddingStore.open("posts").info["splits"]["train"]
-    loop = ["--min-steps", "6", "--epochs", "2", "--batch-size", "4", "--device", "cpu"]
-    lora_finetuning.main(["--data", "posts", "--init", "demo", "--output-dir", "run", *loop])
-    steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert rows == 11 and max(steps) == 2 * -(-2 * rows // 4)
 
 
 def test_an_archive_that_cannot_be_drawn_is_one_sentence(tmp_path: Path) -> None:
