@@ -29,7 +29,7 @@ from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.prompts import PROMPTS
-from clipcap.weights.published import WEIGHTS, resolve_weights
+from clipcap.weights.published import INSTAGRAM, WEIGHTS, resolve_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "docs/reliability.md", "CHANGELOG.md"]
@@ -118,8 +118,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, scene in zip(("beach", "city", "dog"), scenes("validation", 3), strict=True):
         scene.draw().save(folder / "photos" / f"{name}.jpg")
     write_archive(folder / "EXPORT.zip", list(scenes("train", 24)))
-    for published in WEIGHTS.values():
-        shutil.copy(resolve_weights("demo"), folder / "cache" / published.file)
+    for file in (*(published.file for published in WEIGHTS.values()), *INSTAGRAM.values()):
+        shutil.copy(resolve_weights("demo"), folder / "cache" / file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPCAP_CACHE", str(folder / "cache"))
         patch.chdir(folder)
