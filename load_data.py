@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         *(SourceArguments, Cleaning, DatasetArguments),
         description="Turn images and captions into a dataset with CLIP embeddings.\n\nsources:\n"
-        + "\n".join(f"  {f'{name} {kind.where}':22}{kind.help}" for name, kind in SOURCES.items()),
+        + "\n".join(f"  {f'{name} {kind.where}':30}{kind.help}" for name, kind in SOURCES.items()),
         example="python load_data.py --source instagram --output instagram_data",
         demo=LOAD_DATA,
     )

@@ -1,9 +1,9 @@
 """LoRA fine-tuning: low-rank adapters in GPT-2 and the mapping network train, the weights of GPT-2 stay as they are.
 
     python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
+    python lora_finetuning.py --data my_posts --init instagram-base --freeze-mapping   # one person's 50 to 500 posts
 
 It trains one model per rank and writes lora_{rank}_weights.pt, a small file that names the weights it was trained on.
-With several ranks, `--output-dir runs/lora` stands for the folders runs/lora_4, runs/lora_16, ...
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ class StrategyArguments:
     """What the adapters are like, and what is written besides them."""
 
     _argument_group_name = "LoRA"
-
-    rank: list[int] = arg([4], "one model is trained per rank (default: 4)")
+    rank: list[int] = arg([4], "one model is trained per rank; of several, each in a folder DIR_RANK (default: 4)")
     alpha: float = arg(16.0, "adapters are scaled by alpha / rank")
     dropout: float = arg(0.1, "dropout in front of the adapters")
     target: list[str] = arg(["c_attn", "c_proj", "c_fc"], "layers to adapt (default: c_attn c_proj c_fc)")
-    freeze_mapping: bool = arg(False, "leave the mapping network as it is")
+    freeze_mapping: bool = arg(False, "leave the mapping network as it is: better with 500 captions or fewer")
     merged: bool = arg(False, "also write a file that needs no base")
     export_peft: str | None = arg(None, "also write a folder that peft loads", metavar="DIR")
 
 
 @dataclass
 class LoRALoopArguments(LoopArguments):
-    """The same, with a higher learning rate, since adapters start at zero."""
+    """The same, with a higher learning rate, since adapters start at zero, and what suits few captions."""
 
+    min_steps: int = arg(250, "a small data set is repeated within each epoch until the run has this many steps")
+    patience: int | None = arg(4, "end after this many evaluations without a better validation loss")
     learning_rate: float = arg(5e-4, "highest learning rate; warms up to it, then falls to 0")
 
 
@@ -61,9 +62,8 @@ def train_rank(
     args: StrategyArguments, rank: int, data_args: DataArguments, start_args: StartArguments, loop_args: LoopArguments
 ) -> None:
     """Train the model of one rank: a run that can be resumed alone, of several with an output folder of its own."""
-    several = len(args.rank) > 1
-    output = f"{loop_args.output_dir}_{rank}" if loop_args.output_dir and several else loop_args.output_dir
-    loop_args = replace(loop_args, output_dir=output)
+    output, several = loop_args.output_dir, len(args.rank) > 1
+    loop_args = replace(loop_args, output_dir=f"{output}_{rank}" if output and several else output)
     experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args, replace(args, rank=[rank]))
     adapters = build(experiment, args, rank)
 

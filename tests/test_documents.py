@@ -29,7 +29,7 @@ from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.prompts import PROMPTS
-from clipcap.weights.published import WEIGHTS, resolve_weights
+from clipcap.weights.published import INSTAGRAM, WEIGHTS, resolve_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "docs/reliability.md", "CHANGELOG.md"]
@@ -38,9 +38,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 FORMS = sorted((ROOT / ".github").rglob("*.yml"))
 NEWEST = 14  # the minor version of the newest Python that is tested
-TRAINING = "--epochs 1 --limit-train 32 --batch-size 16 --evals-per-epoch 1"
+TRAINING = "--epochs 1 --limit-train 32 --batch-size 16 --evals-per-epoch 1 --min-steps 0"
 SHORT = {"evaluate.py": "--limit 8"}  # added to a script's command: argparse takes the last of two values
-SOURCES = {"instagram": "--source demo --limit 64", "folder": "--clip demo", "demo": "--limit 64"}
+SOURCES = {"instagram": "--source demo --limit 64", "demo": "--limit 64"}
+SOURCES |= dict.fromkeys(("folder", "instagram-archive"), "--clip demo")
 EXAMPLE = "bias_finetuning.py"  # the worked example of CONTRIBUTING.md
 
 
@@ -104,8 +105,9 @@ def expanded(words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with photos, captioned photos, and published weights as if they had been downloaded before."""
+    """A folder with photos, captioned photos, an export, and published weights as if downloaded before."""
     from clipcap.world.scenes import scenes
+    from demo.archive import write_archive
 
     folder = tmp_path_factory.mktemp("documents")
     for name in ("photos", "my_photos", "cache"):
@@ -115,8 +117,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "my_photos" / f"{scene.image_id}.txt").write_text(scene.post(), encoding="utf-8")
     for name, scene in zip(("beach", "city", "dog"), scenes("validation", 3), strict=True):
         scene.draw().save(folder / "photos" / f"{name}.jpg")
-    for published in WEIGHTS.values():
-        shutil.copy(resolve_weights("demo"), folder / "cache" / published.file)
+    write_archive(folder / "EXPORT.zip", list(scenes("train", 24)))
+    for file in (*(published.file for published in WEIGHTS.values()), *INSTAGRAM.values()):
+        shutil.copy(resolve_weights("demo"), folder / "cache" / file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPCAP_CACHE", str(folder / "cache"))
         patch.chdir(folder)
@@ -447,6 +450,7 @@ IN_WORDS = {
     "template": f"default: '{PROMPTS['template']}')",
     "output_dir": "default: runs/STRATEGY)",
     "max_hashtags": "default: all)",
+    "patience": "default: never)",
     "literal_weights": "default: the --init weights)",
 }
 

@@ -27,6 +27,7 @@ from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import inject
 
 FAST = ["--epochs", "1", "--batch-size", "8", "--evals-per-epoch", "1", "--device", "cpu", "--learning-rate", "1e-3"]
+FAST += ["--min-steps", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,12 @@ def test_a_resumed_script_ends_with_the_same_weights(world, tmp_path):
     whole = train(basic_finetuning, world, tmp_path / "whole", *options)
     again = train(basic_finetuning, world, tmp_path / "again", *options, "--resume")
     assert not changed(*(load_checkpoint(folder / "base_weights.pt") for folder in (whole, again)))
+
+
+def test_a_small_data_set_is_repeated_within_each_epoch(world, tmp_path):
+    output = train(basic_finetuning, world, tmp_path, "--limit-train", "16", "--min-steps", "20")
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert (rows[-1]["step"], rows[-1]["epoch"]) == (20, 1)  # 16 captions in batches of 8, ten times over
 
 
 BLOCK_PARTS = {"norms": ("ln_1", "ln_2"), "attention": ("attn",), "mlp": ("mlp",)}

@@ -10,7 +10,7 @@ from tiny import tiny_model
 from clipcap.fast import large_weights
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
-from clipcap.training.trainer import Objective
+from clipcap.training.losses import Objective
 
 BATCHES = [batch_of([[5, 9, 3], [4, 8]]), batch_of([[5, 5, 5, 7, 1], [4, 8, 5, 5], [200, 3]])]
 

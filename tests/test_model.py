@@ -10,7 +10,7 @@ from clipcap.fast.exchange import speed_up
 from clipcap.model.batches import IGNORED, Batch, collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.loader import CaptionDataset
-from clipcap.training.trainer import Objective
+from clipcap.training.losses import Objective
 
 GOLDEN = ["mlp_a", "transformer_a"]
 

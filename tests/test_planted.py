@@ -24,7 +24,8 @@ from clipcap.training import trainer as loop
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
 from clipcap.training.loader import in_order
-from clipcap.training.trainer import Trainer, validation_loss
+from clipcap.training.losses import validation_loss
+from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.lora import merged, save_adapters
 from clipcap.weights.places import Base
@@ -67,6 +68,63 @@ def test_a_resumed_run_remembers_the_best_loss(tmp_path: Path, monkeypatch: pyte
     saved = with_losses(second, rest, monkeypatch)
     second.run()
     assert saved == [21, 24]
+
+
+def evaluated(run: Trainer) -> list[int]:
+    return [row["step"] for row in run.progress.rows if "val_loss" in row]
+
+
+@pytest.mark.parametrize(
+    ("patience", "losses", "steps"),
+    [
+        (2, [3.0, 2.0, 2.5, 2.0], [3, 6, 9, 12]),  # as low as the best is no better
+        (2, [3.0, 2.0, 2.5, 1.9, 2.0, 1.8, 1.7, 1.6], [3, 6, 9, 12, 15, 18, 21, 24]),  # never two in a row
+        (1, [3.0, 2.0, 2.5], [3, 6, 9]),
+        (7, [3.0] + [4.0] * 7, [3, 6, 9, 12, 15, 18, 21, 24]),
+        (None, [3.0] + [4.0] * 7, [3, 6, 9, 12, 15, 18, 21, 24]),
+    ],
+)
+def test_a_run_ends_when_its_patience_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    patience: int | None,
+    losses: list[float],
+    steps: list[int],
+) -> None:
+    """Guards against a count that starts anew with each epoch, or that takes any fall of the loss for a better one."""
+    run = trainer(tmp_path, evals_per_epoch=4, patience=patience)
+    with_losses(run, losses, monkeypatch)
+    run.run()
+    assert evaluated(run) == steps and run.progress.best == min(losses)
+    assert ("ended after 1 of 2 epochs" in capsys.readouterr().err) == (steps[-1] == 12)
+
+
+@pytest.mark.parametrize("moment", [2, 6, 8, 12])  # the last: the interruption comes when the patience ends
+def test_an_interrupted_run_with_patience_equals_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Guards against a patience that a resumed run begins anew: it would train on, to other weights."""
+    losses = {3: 3.0, 6: 2.0, 9: 2.5, 12: 2.1}
+    options = {"evals_per_epoch": 4, "patience": 2}
+    straight = trainer(tmp_path / "straight", **options)
+    with_losses(straight, list(losses.values()), monkeypatch)
+    straight.run()
+    first = trainer(tmp_path / "broken", **options)
+    with_losses(first, list(losses.values()), monkeypatch)
+    at_step(first, moment, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        first.run()
+    for _ in range(2):  # to resume what has ended changes nothing
+        second = trainer(tmp_path / "broken", resume=True, **options)
+        with_losses(second, [loss for step, loss in losses.items() if step > moment], monkeypatch)
+        second.run()
+        moment = 12
+        assert evaluated(second) == evaluated(straight) == [3, 6, 9, 12]
+        both = [load_checkpoint(tmp_path / name / "weights.pt").state_dict() for name in ("straight", "broken")]
+        assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+        states = [torch.load(tmp_path / name / "state/pytorch_model.bin") for name in ("straight", "broken")]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def gradients(run: Trainer, group: list) -> tuple[float, dict[str, torch.Tensor]]:

@@ -36,6 +36,7 @@ OTHER = {
     **{"limit_train": "15", "prefix_length": "5", "clip_length": "4", "train": "mlp", "target": "c_fc"},
     **{"template": "say: {literal}", "precision": "bf16", "batch_size": "4", "rank": "3", "max_tokens": "66"},
     "controls": "hashtags",
+    "patience": "7",
 }
 
 

@@ -14,8 +14,9 @@ from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
+from clipcap.training.losses import validation_loss
 from clipcap.training.setup import decay_groups
-from clipcap.training.trainer import Trainer, validation_loss
+from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint
 
 CAPTIONS = ["sunny days ☀️", "best friends!", "coffee first", "#nofilter"] * 12

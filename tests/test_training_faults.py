@@ -206,6 +206,8 @@ def test_every_rank_and_an_exported_folder_have_one_writer(world: Path, tmp_path
         ("accumulate", (0, 10**12)),
         ("evals_per_epoch", (0, 10**12, 10**400)),
         ("batch_size", (0, 10**12)),
+        ("min_steps", (-1, 10**12)),
+        ("patience", (0, -1)),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_the_name_of_its_option(option: str, values: tuple[float, ...]) -> None:

@@ -55,6 +55,7 @@ class Example:
         split: "train", "validation", "test" or another name that the source gives.
         clip_embedding: float32 (C,), where the source brings it.
         origin: the file that holds the image or its embedding, where `image` is not a path itself.
+        group: the images that have the same one stay in one split, such as those of one post; None: this one alone.
     """
 
     image_id: str
@@ -63,6 +64,12 @@ class Example:
     split: str = "train"
     clip_embedding: np.ndarray | None = None
     origin: Path | None = None
+    group: str | None = None
+
+    @property
+    def kept_together(self) -> str:
+        """The name of what no split may divide."""
+        return self.group or self.image_id
 
     def open(self) -> ImageSource:
         """The image, ready to be decoded here or in a worker; one that cannot be read says why when it is decoded."""
@@ -126,14 +133,14 @@ def carve_splits(examples: list[Example], fractions: dict[str, float], seed: int
     """Take each split of `fractions` that the source lacks out of its train split, at least one image for each.
 
     Images are ordered by a hash of the seed and their identity, so that the choice depends on nothing else. All the
-    captions of an image stay together.
+    captions of an image stay together, and so do the images of a group, which is counted like one image.
 
     Raises:
         UserError: the fractions are not possible, or leave no image to train on.
     """
     check_fractions(fractions)
     present = {example.split for example in examples}
-    ids = {example.image_id for example in examples if example.split == "train"}
+    ids = {example.kept_together for example in examples if example.split == "train"}
     order = sorted(ids, key=lambda image_id: sha256(f"{seed} {image_id}".encode()).digest())
     assigned: dict[str, str] = {}
     for name, fraction in fractions.items():
@@ -146,8 +153,8 @@ def carve_splits(examples: list[Example], fractions: dict[str, float], seed: int
             "give more, or --val-fraction 0 --test-fraction 0"
         )
     return [
-        replace(example, split=assigned[example.image_id])
-        if example.split == "train" and example.image_id in assigned
+        replace(example, split=assigned[example.kept_together])
+        if example.split == "train" and example.kept_together in assigned
         else example
         for example in examples
     ]

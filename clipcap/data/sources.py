@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcap.cli import arg
 from clipcap.clip.images import UnreadableImage
+from clipcap.data.archives import instagram_archive
 from clipcap.data.examples import Deferred, Example, Source, check_fractions, split_name
 from clipcap.data.folders import coco, folder
 from clipcap.data.pickles import clipcap
@@ -102,6 +103,11 @@ class Kind:
 
 SOURCES = {
     "instagram": Kind(instagram, "[FOLDER]", f"{INSTAGRAM} from the hub, or saved in FOLDER"),
+    "instagram-archive": Kind(
+        lambda path, options, _: instagram_archive(path, options.allow_outside),
+        "EXPORT.ZIP",
+        "your own posts: the export that Instagram makes, as JSON",
+    ),
     "hub": Kind(hub, "DATASET", "another image-caption data set of the hub"),
     "folder": Kind(
         lambda path, options, _: folder(path, options.allow_outside),

@@ -28,7 +28,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.gpt2 import end_of_text, tokenizer_of
 from clipcap.model.prompts import caption_embeddings, literal_captions, prompts_for
 from clipcap.training.loader import CaptionDataset
-from clipcap.training.trainer import validation_loss
+from clipcap.training.losses import validation_loss
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.format import read, sha256
 from clipcap.weights.places import check_clip_place

@@ -15,7 +15,14 @@ NO_NUMBERS = {"output_dir", "resume", "report_to", "demo", "merged", "export_pef
 # Options in whose place a run records what they stood for: the dataset's identity, the device's kind, the precision.
 RESOLVED = {"data", "device", "precision"}
 # Beyond these, memory or the random generators give out.
-MOST = {"epochs": 10**6, "batch_size": 2**16, "accumulate": 2**16, "evals_per_epoch": 10**6, "seed": 2**32 - 1}
+MOST = {
+    "epochs": 10**6,
+    "batch_size": 2**16,
+    "accumulate": 2**16,
+    "min_steps": 10**6,
+    "evals_per_epoch": 10**6,
+    "seed": 2**32 - 1,
+}
 
 
 @dataclass
@@ -58,6 +65,7 @@ class LoopArguments:
 
     output_dir: str | None = arg(None, "folder for weights, metrics and state (default: runs/STRATEGY)", metavar="DIR")
     epochs: int = arg(5, "passes over the training captions")
+    min_steps: int = arg(0, "a small data set is repeated within each epoch until the run has this many steps")
     batch_size: int = arg(32, "captions per step and device")
     accumulate: int = arg(1, "steps whose gradients are added up before the weights move")
     learning_rate: float = arg(2e-5, "highest learning rate; warms up to it, then falls to 0")
@@ -66,6 +74,9 @@ class LoopArguments:
     clip_norm: float = arg(1.0, "gradients with a larger norm are scaled down to this one")
     evals_per_epoch: int = arg(
         2, "evaluations per epoch; each saves the state, and the weights if they are the best so far"
+    )
+    patience: int | None = arg(
+        None, "end after this many evaluations without a better validation loss (default: never)"
     )
     seed: int = arg(0, "seed of initialisation, order of the data and dropout")
     device: str = arg("auto", "device to train on: cpu, cuda, ...")
@@ -83,11 +94,12 @@ class LoopArguments:
             batch_size=self.batch_size,
             accumulate=self.accumulate,
             evals_per_epoch=self.evals_per_epoch,
+            patience=self.patience,
         )
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise UserError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(self, name)}")
-        at_least(0, option=True, seed=self.seed, weight_decay=self.weight_decay)
+        at_least(0, option=True, seed=self.seed, min_steps=self.min_steps, weight_decay=self.weight_decay)
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate must be a number above 0, not {self.learning_rate}")
         if not self.weight_decay < math.inf:
@@ -96,6 +108,10 @@ class LoopArguments:
             raise UserError(f"--clip-norm must be above 0 (inf for no clipping), not {self.clip_norm}")
         if not 0 <= self.warmup < 1:
             raise UserError(f"--warmup must be a share of the steps, at least 0 and below 1, not {self.warmup}")
+
+    def repeats(self, captions: int) -> int:
+        """How often each of so many captions comes in an epoch, for one process to take `min_steps` steps in all."""
+        return max(1, math.ceil(self.min_steps * self.accumulate * self.batch_size / (self.epochs * captions)))
 
 
 def settings(*arguments: Any) -> dict[str, Any]:

@@ -95,7 +95,9 @@ class Experiment:
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
         """The training data and the validation data; `prompts` gives the prompt of every row of a split."""
-        return self._dataset("train", prompts, self.data_args.limit_train), self._dataset("validation", prompts)
+        train = self._dataset("train", prompts, self.data_args.limit_train)
+        train.rows = [*train.rows] * self.loop_args.repeats(len(train))
+        return train, self._dataset("validation", prompts)
 
     def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
         texts = self.store.captions(split)

@@ -44,6 +44,12 @@ class Progress:
         self.window, self.window_steps = 0.0, 0
         return mean
 
+    @property
+    def stale(self) -> int:
+        """How many evaluations there were since the one with the lowest validation loss."""
+        losses = [row["val_loss"] for row in self.rows if "val_loss" in row]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
     def state_dict(self) -> dict[str, Any]:
         """The progress as plain values, which `accelerate` saves."""
         return {**vars(self), "window": float(self.window)}

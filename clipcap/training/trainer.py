@@ -17,20 +17,20 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, set_seed
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from clipcap.errors import Interrupted, UserError
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf
-from clipcap.fast.large_weights import HeadLoss
 from clipcap.files import NO_ROOM, only_writer
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments, settings
 from clipcap.training.journal import Journal
-from clipcap.training.loader import BucketSampler, CaptionDataset, in_order, loader
+from clipcap.training.loader import BucketSampler, CaptionDataset, loader
+from clipcap.training.losses import Objective, validation_loss
 from clipcap.training.progress import Progress
 from clipcap.training.setup import decay_groups, deferred_interrupt, make_accelerator
 from clipcap.training.state import State, run_record
@@ -146,6 +146,8 @@ class Trainer:
         begun = time.perf_counter()
         with bar, deferred_interrupt() as interrupted:
             for epoch in range(progress.step // self.epoch_steps, args.epochs):
+                if self.out_of_patience:
+                    break
                 self.train_set.epoch = self.sampler.epoch = epoch
                 self.sampler.skip = (progress.step % self.epoch_steps) * args.accumulate
                 self.model.train()
@@ -170,11 +172,14 @@ class Trainer:
                             "run the same command with --resume to go on",
                             interrupted[0],
                         )
+                    if evaluate and self.out_of_patience:
+                        break
         self.accelerator.end_training()
         if main:
+            early = f", ended after {self.epochs:.3g} of {args.epochs} epochs" if progress.step < self.steps else ""
             print(
-                f"{self.strategy}: {total} captions in {progress.seconds:.0f} s of training "
-                f"({time.perf_counter() - begun:.0f} s in all), best validation loss {progress.best:.4f}",
+                f"{self.strategy}: {bar.n} captions in {progress.seconds:.0f} s of training "
+                f"({time.perf_counter() - begun:.0f} s in all), best validation loss {progress.best:.4f}{early}",
                 file=sys.stderr,
             )
         return self.weights
@@ -183,6 +188,11 @@ class Trainer:
     def epochs(self) -> float:
         """How many epochs have been trained, as a fraction."""
         return self.progress.step / self.epoch_steps
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether as many evaluations as `--patience` says have passed without a better loss; a resumed run knows."""
+        return self.args.patience is not None and self.progress.stale >= self.args.patience
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows this step: they are spread evenly, and the last step has one."""
@@ -219,32 +229,3 @@ class Trainer:
                 self.save(self.model, self.weights)
         progress.best = min(progress.best, loss)
         self.state.save()
-
-
-class Objective(nn.Module):
-    """The loss as the forward pass of a module, because wrappers for several devices act on forward passes."""
-
-    def __init__(self, model: ClipCap, fast: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.head_loss = HeadLoss() if fast else None
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy per caption token of a batch, a scalar in nats."""
-        if self.head_loss is None:
-            return self.model.loss(batch)
-        return self.head_loss(self.model.caption_states(batch), self.model.gpt.lm_head, batch.targets).mean()
-
-
-@torch.no_grad()
-def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, progress: bool = False) -> float:
-    """Mean cross-entropy per caption token over a whole dataset, in nats."""
-    was_training = model.training
-    model.eval()
-    batches = loader(dataset, in_order(dataset, batch_size), model.device)
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for batch in tqdm(batches, "loss", unit="batch", leave=False, disable=not progress, file=sys.stderr):
-        total += model.token_losses(batch.to(model.device)).double().sum().cpu()
-        count += len(batch.targets)
-    model.train(was_training)
-    return total.item() / count

@@ -26,6 +26,7 @@ DATA = f"{RUNS}/data"
 FINE_TUNED = f"{RUNS}/base/base_weights.pt"
 PHOTOS = f"{RUNS}/photos"  # `demo.draw` writes the held-out pictures here
 CAPTIONS = f"{RUNS}/captions.jsonl"  # predict.py writes their captions here
+ARCHIVE = f"{RUNS}/instagram_export.zip"  # `demo.archive` writes one person's posts here
 PAGE = f"{RUNS}/pictures.html"
 
 LOAD_DATA: dict[str, Any] = {"source": ["demo"], "clip": "demo", "output": DATA}

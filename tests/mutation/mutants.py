@@ -181,7 +181,8 @@ MUTANTS = [
         ("trainer", "        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip_norm)\n", ""),
         ("trainer", "(progress.step % self.epoch_steps) * args.accumulate", "progress.step % self.epoch_steps"),
         ("trainer", "        self.schedule.step()\n", ""),
-        ("trainer", "    return total.item() / count", "    return total.item() / len(dataset)"),
+        ("losses", "    return total.item() / count", "    return total.item() / len(dataset)"),
+        ("progress", "losses.index(min(losses))", "losses.index(losses[-1])"),
         ("setup", "if parameter.ndim < 2]", "if parameter.ndim < 1]"),
         (
             "setup",
@@ -261,7 +262,12 @@ MUTANTS = [
             'key = ("", caption)',
         ),
         ("cleaning", "list(pattern.finditer(text))[keep:]", "list(pattern.finditer(text))[:keep]"),
-        ("examples", 'if example.split == "train" and example.image_id in assigned', "if example.image_id in assigned"),
+        (
+            "examples",
+            'if example.split == "train" and example.kept_together in assigned',
+            "if example.kept_together in assigned",
+        ),
+        ("examples", "return self.group or self.image_id", "return self.image_id", "test_archives"),
         ("examples", 'f"{seed} {image_id}".encode()', "image_id.encode()"),
         (
             "embed",
