@@ -254,7 +254,7 @@ MUTANTS = [
             'key = (image_id if self.options.drop_duplicates == "image" else "", caption)',
             'key = ("", caption)',
         ),
-        ("cleaning", "list(pattern.finditer(text))[keep:]", "list(pattern.finditer(text))[:keep]"),
+        ("cleaning", "spans[self.options.max_hashtags :]", "spans[: self.options.max_hashtags]"),
         ("examples", 'if example.split == "train" and example.image_id in assigned', "if example.image_id in assigned"),
         ("examples", 'f"{seed} {image_id}".encode()', "image_id.encode()"),
         (
