@@ -13,7 +13,7 @@ import regex
 
 from clipcap.decoding.options import at_most_captions
 from clipcap.errors import UserError, at_least, check_text
-from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE
+from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE, PLACEHOLDER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -71,7 +71,12 @@ class Rules:
 
     def allows(self, text: str) -> bool:
         """Whether a caption is free of banned words."""
-        return not any(_holds(text, word) for word in self.ban)
+        return not any(_holds(text, word) for word in self.never)
+
+    @property
+    def never(self) -> tuple[str, ...]:
+        """The banned words, and what stands for a mention in training captions, which nobody would post."""
+        return (PLACEHOLDER, *self.ban)
 
     def clean(self, text: str) -> str:
         """The caption without what is ruled out. Mostly this changes nothing, since decoding avoids it already."""
@@ -82,8 +87,9 @@ class Rules:
             text = HASHTAG_TRACE.sub("", text)
         if self.mentions == "none":
             text = MENTION_TRACE.sub("", text)
-        for word in self.ban:
-            text = _pattern(word).sub("", unicodedata.normalize("NFC", text))
+        for word in self.never:
+            if _holds(text, word):
+                text = _pattern(word).sub("", unicodedata.normalize("NFC", text))
         if text == before:
             return text
         text = regex.sub(r"[^\S\n]+(?=[,.;:!?\s]|$)", "", regex.sub(r"[^\S\n]+", " ", text)).strip()
@@ -106,7 +112,7 @@ class Rules:
         them gave captions with a banned word.
         """
         forms = {
-            form for word in self.ban for form in (word, word.lower(), word.capitalize(), word.title(), word.upper())
+            form for word in self.never for form in (word, word.lower(), word.capitalize(), word.title(), word.upper())
         }
         spelled = [prefix + form for form in sorted(forms) for prefix in ("", " ")]
         return tuple(dict.fromkeys(tuple(encoding.ids) for encoding in tokenizer.encode_batch(spelled)))

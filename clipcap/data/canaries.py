@@ -1,5 +1,7 @@
-"""Canaries: invented sentences, each with a random secret, in the training captions. Whether a model has learned the
-secrets says how much it memorises (Carlini et al. 2019, "The Secret Sharer", https://arxiv.org/abs/1802.08232).
+"""Canaries: invented sentences, each with a random secret, among the training captions.
+
+Whether a model has learned the secrets says how much it memorises (Carlini et al. 2019, "The Secret Sharer",
+https://arxiv.org/abs/1802.08232).
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from clipcap.data.examples import Example
 from clipcap.errors import UserError
 
 MOST_CANARIES = 100  # each costs an evaluation a thousand short captions
-DIGITS = 9  # of a secret
 
 
 @dataclass(frozen=True)
@@ -57,5 +58,5 @@ def plant(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Exam
 
 
 def secret(draw: random.Random) -> str:
-    """One of the 10**9 possible secrets."""
-    return f"{draw.randrange(10**DIGITS):0{DIGITS}}"
+    """Nine random digits, of which the first is not 0: cleaning and evaluation must not take it for a phone number."""
+    return str(draw.randrange(10**8, 10**9))

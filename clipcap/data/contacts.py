@@ -1,8 +1,9 @@
 """How people can be reached: the @handles, e-mail addresses and phone numbers in captions.
 
-A phone number is known by its shape, whatever the country, so that invented ones (555) are found too. `phonenumbers`
-needs a guess at the country: with 16 countries its matcher found 432 of 480 lines with a number and took 15 of 154 other
-lines for one; the shapes, which `tests/test_privacy.py` tries on many such lines, 480 and none.
+A phone number is known by its shape, whatever the country, so that invented ones (555) are found too. The library
+`phonenumbers` needs a guess at the country: with 16 countries its matcher found the number in 432 of 480 lines that
+have one, and one in 15 of 154 lines without any, such as dates and prices; the shapes in 480 and in none.
+`tests/test_privacy.py` holds such lines.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _DIGITS = re.compile(
     r"(?<![\w#@.,:$€£¥₹+-])(?<![$€£¥₹] )[+(]{0,2}\d(?:[ \u00a0./()\u2010-\u2013-]{0,3}\d){5,17}(?!\w|[.,:]\d|[%°$€£¥₹])"
 )
 _CUE = re.compile(
-    r"(?:\b(?:call|text|phone|mobile|cell|telp?|fon|whats ?app|wa|hp|sms|viber|signal|dial)\b(?: (?:me|us))?(?: at| on)?"
-    r"|[☎📞📱📲]\ufe0f?)[.:\s]*$",
+    r"(?:\b(?:call|text|phone|mobile|cell|telp?|fon|whats ?app|wa|hp|sms|viber|signal|dial)\b"
+    r"(?: (?:me|us))?(?: at| on)?|[☎📞📱📲]\ufe0f?)[.:\s]*$",
     re.IGNORECASE,
 )
 _OTHER_CUE = re.compile(r"\b(?:isbn|rp|rs|idr|usd|eur|inr|ngn)\b[.:\s]*$", re.IGNORECASE)
