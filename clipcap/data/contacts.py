@@ -38,7 +38,8 @@ _EMAIL = re.compile(
 # Seven or more digits with at most three separators between two of them: no part of a longer number, a price, a word, a
 # hashtag, a handle or a time.
 _DIGITS = re.compile(
-    r"(?<![\w#@$€£¥₹+])(?<![$€£¥₹] )(?<!\d[.,:-])[+(]{0,2}\d(?:[ \u00a0./()\u2010-\u2013-]{0,3}\d){5,17}(?!\w|[.,:]\d|[%°$€£¥₹])"
+    r"(?<![\w#@$€£¥₹+])(?<![$€£¥₹] )(?<!\d[.,:-])"
+    r"[+(]{0,2}\d(?:[ \u00a0./()\u2010-\u2013-]{0,3}\d){5,17}(?!\w|[.,:]\d|[%°$€£¥₹])"
 )
 _CUE = re.compile(
     r"(?:\b(?:call|text|phone|mobile|cell|telp?|fon|whats ?app|wa|hp|sms|viber|signal|dial)\b"

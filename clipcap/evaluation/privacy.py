@@ -1,6 +1,6 @@
 """What a model gives away of the captions that it was trained on: contacts, copied words, and canaries.
 
-Shapes: N captions, K canaries, C CLIP width.
+Shapes: N captions, K canaries or continuations, C CLIP width.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from clipcap.data.canaries import secret
 from clipcap.data.contacts import contacts
 from clipcap.data.store import same_clip
 from clipcap.decoding.options import Decoding
 from clipcap.evaluation.metrics import Tokens
-from clipcap.model.batches import collate
+from clipcap.model.batches import PADDING
 from clipcap.model.prompts import caption_embeddings, literal_captions, prompts_for
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from clipcap.model.clipcap import ClipCap
 
 ALTERNATIVES = 999  # other secrets, to which that of a canary is compared
-BATCH = 64  # secrets, at most
+BATCH = 100  # continuations at a time
 
 
 def given_away(
@@ -133,16 +135,27 @@ def canaries(model: ClipCap, tokenizer: Tokenizer, held_out: HeldOut, captions: 
     return found
 
 
-@torch.inference_mode()
 def _rank(model: ClipCap, tokenizer: Tokenizer, canary: Canary, embedding: np.ndarray, prompt: list[int]) -> int:
     """1 if no alternative has as small a loss as the canary's secret, given its picture (C) and the text before it."""
     draw = random.Random(canary.secret)
     secrets = [canary.secret, *(secret(draw) for _ in range(ALTERNATIVES))]
     texts = [encoding.ids for encoding in tokenizer.encode_batch([f" {text}" for text in secrets])]
-    losses: list[float] = []
-    for start in range(0, len(texts), BATCH):
-        part = texts[start : start + BATCH]
-        batch = collate([(embedding, prompt, ids) for ids in part]).to(model.device)
-        sums = [row.sum() for row in model.token_losses(batch).split([len(ids) for ids in part])]
-        losses += torch.stack(sums).tolist()
-    return 1 + sum(loss <= losses[0] for loss in losses[1:])
+    parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+    losses = torch.cat([_losses(model, embedding, prompt, part) for part in parts])
+    return 1 + int((losses[1:] <= losses[0]).sum())
+
+
+@torch.inference_mode()
+def _losses(model: ClipCap, embedding: np.ndarray, prompt: list[int], texts: list[list[int]]) -> Tensor:
+    """The loss (K,) of each of K continuations of one picture (C) and prompt, which are read once for all of them."""
+    longest = max(map(len, texts))
+    tokens = torch.tensor([[*ids, *[PADDING] * (longest - len(ids))] for ids in texts], device=model.device)
+    prefix = model.prefix(torch.tensor(embedding[None]))
+    session = model.decoder().begin(prefix, [prompt], len(texts), longest)
+    logits, losses = session.logits.expand(len(texts), -1), []
+    for place in range(longest):
+        losses.append(F.cross_entropy(logits.float(), tokens[:, place], reduction="none"))
+        logits = session.step(tokens[None, :, place])[0] if place + 1 < longest else logits
+    lengths = torch.tensor([len(ids) for ids in texts], device=model.device)
+    said = torch.arange(longest, device=model.device)[:, None] < lengths  # (longest, K)
+    return (torch.stack(losses) * said).sum(0)
