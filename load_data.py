@@ -55,7 +55,7 @@ class DatasetArguments:
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; the embeddings are the same")
     canaries: int = arg(
-        0, f"plant N sentences with a secret, at most {MOST_CANARIES}: evaluate.py then says what a model has memorised"
+        0, f"plant up to {MOST_CANARIES} sentences with a secret: evaluate.py then says what a model has memorised"
     )
 
     def check(self, folder: Path) -> None:

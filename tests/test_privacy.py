@@ -19,7 +19,7 @@ from clipcap.data.pickles import clipcap
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import UserError
 from clipcap.evaluation.metrics import tokenize
-from clipcap.evaluation.privacy import longest_copy
+from clipcap.evaluation.privacy import longest_copy, secret_losses
 from clipcap.evaluation.report import read_report
 from clipcap.model.batches import collate, encode_captions
 from clipcap.model.clipcap import ClipCap
@@ -145,8 +145,8 @@ def by_heart(data: Path, init: Path, output: Path) -> Path:
     store, model = EmbeddingStore.open(data), load_checkpoint(init).train()
     captions = encode_captions(byte_tokenizer(), store.captions("train"), 67)
     batch = collate([(row, [], ids) for row, ids in zip(store.embeddings("train"), captions, strict=True)])
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(150):
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(100):
         optimizer.zero_grad()
         model.loss(batch).backward()
         optimizer.step()
@@ -154,10 +154,9 @@ def by_heart(data: Path, init: Path, output: Path) -> Path:
     return output
 
 
-def judged(data: Path, output: Path, *weights: Path) -> dict:
-    evaluate.main(
-        [*map(str, weights), "--data", str(data), "--output", str(output), "--device", "cpu", "--max-tokens", "40"]
-    )
+def judged(data: Path, output: Path, *weights: Path, split: str = "test") -> dict:
+    where = ["--data", str(data), "--split", split, "--output", str(output)]
+    evaluate.main([*map(str, weights), *where, "--device", "cpu", "--max-tokens", "40"])
     return read_report(output)
 
 
@@ -231,38 +230,50 @@ def test_nobody_posts_the_placeholder() -> None:
 
 
 @pytest.fixture(scope="module")
-def canaries(tmp_path_factory) -> tuple[Path, Path, Path]:
-    """A dataset with two canaries, weights that have not seen it, and weights that know it by heart."""
+def canaries(tmp_path_factory) -> Path:
+    """A dataset with two canaries, and the report on weights that have not seen it and on weights that know it all."""
     folder = tmp_path_factory.mktemp("canaries")
     source = save_rows(folder, [f"@jane{n} on the beach" for n in range(10)])
     options = ["--test-fraction", "0.2", "--keep-mentions", "--canaries", "2"]
     load_data.main([*source, *options, "--output", str(folder / "data")])
     fresh = save_tiny(folder / "fresh.pt")
-    return folder / "data", fresh, by_heart(folder / "data", fresh, folder / "trained.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipcap.evaluation.privacy.ALTERNATIVES", 255)
+        trained = by_heart(folder / "data", fresh, folder / "trained.pt")
+        judged(folder / "data", folder / "report", fresh, trained, split="train")
+    return folder
 
 
-def test_canaries_are_known_to_the_model_that_saw_them_and_to_no_other(canaries, tmp_path: Path, capsys) -> None:
+def test_canaries_are_known_to_the_model_that_saw_them_and_to_no_other(canaries: Path) -> None:
     """Guards against an exposure that says nothing: high for everybody, or low for a model that knows all by heart."""
-    data, fresh, trained = canaries
-    report = judged(data, tmp_path, fresh, trained)
-    before, after = (model["privacy"]["canaries"] for model in report["models"])
-    assert not any(canary["completed"] or canary["in_caption"] for canary in before)
-    assert all(canary["completed"] and canary["rank"] == 1 and canary["exposure"] > 9.9 for canary in after)
-    assert [model["scores"]["canaries"] for model in report["models"]] == [0, 1]
-    assert report["models"][0]["scores"]["exposure"] < 7
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert after[0]["sentence"] in html and "exposure 9.97 bits (rank 1 of 1000)" in html
-    assert "canary exposure" in capsys.readouterr().out
+    fresh, trained = read_report(canaries / "report")["models"]
+    before, after = (model["privacy"]["canaries"] for model in (fresh, trained))
+    assert len(before) == 2 and not any(canary["completed"] or canary["in_caption"] for canary in before)
+    assert all((canary["completed"], canary["rank"], canary["exposure"]) == (True, 1, 8) for canary in after)
+    assert fresh["scores"]["exposure"] < 5 and trained["scores"]["exposure"] == 8
+    assert fresh["scores"]["canaries"] == 0 and trained["scores"]["canaries"] == 1
+    html = (canaries / "report" / "report.html").read_text(encoding="utf-8")
+    assert after[0]["sentence"] in html and "exposure 8.00 bits (rank 1 of 256)" in html
+    assert "| canary exposure |" in (canaries / "report" / "report.md").read_text(encoding="utf-8")
 
 
-def test_the_report_names_what_a_model_gives_away(canaries, tmp_path: Path) -> None:
-    data, _, trained = canaries
-    [model] = judged(data, tmp_path, trained)["models"]
-    given = model["privacy"]
-    known = {f"@jane{n}" for n in range(10)} & contacts(" ".join(EmbeddingStore.open(data).captions("train")))
+def test_the_loss_of_a_secret_is_that_of_the_model(canaries: Path) -> None:
+    """Guards against ranks by other losses than training's: shifted by one token, or with the padding counted."""
+    model, tokenizer = load_checkpoint(canaries / "trained.pt"), byte_tokenizer()
+    embedding = EmbeddingStore.open(canaries / "data").embeddings("train")[0]
+    prompt, texts = tokenizer.encode("code is").ids, [tokenizer.encode(text).ids for text in (" 123", " 45678", " 9")]
+    with torch.no_grad():
+        each = [model.token_losses(collate([(embedding, prompt, ids)])).sum() for ids in texts]
+    assert torch.allclose(secret_losses(model, embedding, prompt, texts), torch.stack(each), atol=1e-3)
+
+
+def test_the_report_names_what_a_model_gives_away(canaries: Path) -> None:
+    given = read_report(canaries / "report")["models"][1]["privacy"]
+    known = contacts(" ".join(EmbeddingStore.open(canaries / "data").captions("train")))
     assert given["contacts"] and all(entry["contact"] in known for entry in given["contacts"])
     assert given["copy"]["words"] >= 4 and given["copy"]["training_caption"].startswith(("@jane", "the code of"))
-    assert given["contacts"][0]["contact"] in (tmp_path / "report.html").read_text(encoding="utf-8")
+    html = (canaries / "report" / "report.html").read_text(encoding="utf-8")
+    assert given["contacts"][0]["contact"] in html and given["copy"]["training_caption"] in html
 
 
 def test_canaries_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
@@ -286,8 +297,8 @@ def test_canaries_that_cannot_be_planted(tmp_path: Path, count: str, sentence: s
         load_data.main([*source, "--canaries", count, "--output", str(tmp_path / "data")])
 
 
-def test_a_dataset_without_training_captions_has_a_sentence_instead(canaries, tmp_path: Path) -> None:
-    data, fresh, _ = canaries
+def test_a_dataset_without_training_captions_has_a_sentence_instead(canaries: Path, tmp_path: Path) -> None:
+    data, fresh = canaries / "data", canaries / "fresh.pt"
     copy = tmp_path / "data"
     for path in (data / "dataset.json", data / "test" / "data.arrow"):
         (copy / path.relative_to(data)).parent.mkdir(parents=True, exist_ok=True)
@@ -301,8 +312,8 @@ def test_a_dataset_without_training_captions_has_a_sentence_instead(canaries, tm
 
 
 @pytest.mark.parametrize("value", [5, [5], [{"image_id": "a"}], [{"image_id": 1, "opening": "", "secret": ""}]])
-def test_canaries_of_a_stranger_are_one_sentence(canaries, tmp_path: Path, value) -> None:
-    info = json.loads((canaries[0] / "dataset.json").read_text()) | {"canaries": value}
+def test_canaries_of_a_stranger_are_one_sentence(canaries: Path, tmp_path: Path, value) -> None:
+    info = json.loads((canaries / "data" / "dataset.json").read_text()) | {"canaries": value}
     (tmp_path / "dataset.json").write_text(json.dumps(info))
     with pytest.raises(UserError, match="is not of format"):
         EmbeddingStore.open(tmp_path)

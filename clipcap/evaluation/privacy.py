@@ -141,13 +141,13 @@ def _rank(model: ClipCap, tokenizer: Tokenizer, canary: Canary, embedding: np.nd
     secrets = [canary.secret, *(secret(draw) for _ in range(ALTERNATIVES))]
     texts = [encoding.ids for encoding in tokenizer.encode_batch([f" {text}" for text in secrets])]
     parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-    losses = torch.cat([_losses(model, embedding, prompt, part) for part in parts])
+    losses = torch.cat([secret_losses(model, embedding, prompt, part) for part in parts])
     return 1 + int((losses[1:] <= losses[0]).sum())
 
 
 @torch.inference_mode()
-def _losses(model: ClipCap, embedding: np.ndarray, prompt: list[int], texts: list[list[int]]) -> Tensor:
-    """The loss (K,) of each of K continuations of one picture (C) and prompt, which are read once for all of them."""
+def secret_losses(model: ClipCap, embedding: np.ndarray, prompt: list[int], texts: list[list[int]]) -> Tensor:
+    """The loss (K,), in nats, of K continuations of one picture (C) and prompt, which are read once for all of them."""
     longest = max(map(len, texts))
     tokens = torch.tensor([[*ids, *[PADDING] * (longest - len(ids))] for ids in texts], device=model.device)
     prefix = model.prefix(torch.tensor(embedding[None]))
