@@ -54,9 +54,7 @@ class DatasetArguments:
     batch_size: int = arg(128, "images in one pass of CLIP")
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; the embeddings are the same")
-    canaries: int = arg(
-        0, f"plant up to {MOST_CANARIES} sentences with a secret: evaluate.py then says what a model has memorised"
-    )
+    canaries: int = arg(0, "plant N sentences with a secret each: evaluate.py then says what a model has memorised")
 
     def check(self, folder: Path) -> None:
         """Raise a UserError for what cannot work, before anything that takes long."""
