@@ -35,7 +35,7 @@ _EMAIL = re.compile(
     rf"@?(?<!{_LOCAL}){_LOCAL}*\w{_AT}(?:[\w-]{{1,63}}{_DOT}){{1,4}}[^\W\d_]{{2,24}}(?![\w@])", re.IGNORECASE
 )
 
-# Seven or more digits with at most three separators between two of them: no part of a longer number, a price, a word, a
+# Six or more digits with at most three separators between two of them: no part of a longer number, a price, a word, a
 # hashtag, a handle or a time.
 _DIGITS = re.compile(
     r"(?<![\w#@$€£¥₹+])(?<![$€£¥₹] )(?<!\d[.,:-])"
