@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,16 @@ from clipcap.captioning.options import check_sizes
 from clipcap.cli import arg, parse, run
 from clipcap.clip.names import ClipIdentity
 from clipcap.clip.workers import MOST_WORKERS
-from clipcap.data.cleaning import Cleaner, Cleaning
+from clipcap.data.canaries import MOST_CANARIES, plant
+from clipcap.data.cleaning import Cleaning
 from clipcap.data.embed import embed_shards, to_rows
-from clipcap.data.examples import Example, Source, carve_splits, fingerprint, limit_examples
+from clipcap.data.examples import Source, fingerprint
+from clipcap.data.selection import select
 from clipcap.data.shards import IMAGES_PER_SHARD, LIST, DatasetWriter, Shard, claim_folder, cut_shards
 from clipcap.data.sources import SOURCES, SourceArguments, open_source
 from clipcap.data.store import EmbeddingStore
 from clipcap.devices import PRECISIONS, pick_device, pick_dtype
-from clipcap.errors import UserError
+from clipcap.errors import UserError, at_least
 from clipcap.files import only_writer
 from clipcap.world.shipped import LOAD_DATA
 
@@ -52,10 +54,14 @@ class DatasetArguments:
     batch_size: int = arg(128, "images in one pass of CLIP")
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; the embeddings are the same")
+    canaries: int = arg(0, "plant N sentences with a secret each: evaluate.py then says what a model has memorised")
 
     def check(self, folder: Path) -> None:
         """Raise a UserError for what cannot work, before anything that takes long."""
         check_sizes(self.batch_size, self.workers)
+        at_least(0, option=True, canaries=self.canaries)
+        if self.canaries > MOST_CANARIES:
+            raise UserError(f"--canaries must be at most {MOST_CANARIES}, not {self.canaries}")
         pick_device(self.device)
         claim_folder(folder)
 
@@ -83,12 +89,14 @@ def make(folder: Path, source_args: SourceArguments, cleaning: Cleaning, out: Da
     """Make the dataset in `folder`, or go on with it, or see that it is complete."""
     source = open_source(source_args.source or (), source_args, out.clip)
     examples, cleaned = select(source.examples, cleaning, source_args)
+    examples, canaries = plant(examples, out.canaries, source_args.seed)
     encoder, clip = load_clip(source, out)
     plan = {
         "source": source.info,
         "clip": clip,
         "precision": str(encoder.dtype) if encoder else None,
         "cleaning": asdict(cleaning),
+        "number of canaries": len(canaries),
         **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},
         LIST: fingerprint(examples),
     }
@@ -98,21 +106,8 @@ def make(folder: Path, source_args: SourceArguments, cleaning: Cleaning, out: Da
         print(f"{folder} is complete already; nothing to do", file=sys.stderr)
     else:
         embed(writer, shards, encoder, clip["dim"], out)
-        writer.finish(shards, {"source": source.info, "clip": clip, "cleaning": cleaned})
-
-
-def select(examples: list[Example], cleaning: Cleaning, args: SourceArguments) -> tuple[list[Example], dict[str, int]]:
-    """Limit, clean and split -> the examples that still have a caption, and how often each cleaning step applied."""
-    clean = Cleaner(cleaning)
-    kept = []
-    for example in limit_examples(examples, args.limit):
-        cleaned = [clean(caption, example.image_id) for caption in example.captions]
-        if captions := tuple(caption for caption in cleaned if caption is not None):
-            kept.append(replace(example, captions=captions))
-    if not kept:
-        given = " ".join(args.source or ())
-        raise UserError(f"no image of --source {given} has a caption left after cleaning ({clean.counts})")
-    return carve_splits(kept, {"validation": args.val_fraction, "test": args.test_fraction}, args.seed), clean.counts
+        info = {"source": source.info, "clip": clip, "cleaning": cleaned, "canaries": [*map(asdict, canaries)]}
+        writer.finish(shards, info)
 
 
 def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
@@ -149,6 +144,7 @@ def summary(store: EmbeddingStore) -> str:
         f"{store.path}: {', '.join(f'{split} {rows}' for split, rows in info['splits'].items())} captions",
         f"CLIP: {ClipIdentity(**store.clip)}",
         f"cleaning: {', '.join(f'{step} {count}' for step, count in info['cleaning'].items()) or 'none'}",
+        f"canaries: {len(store.canaries) or 'none'}",
         f"images that could not be read: {info['skipped']}",
     ]
     if info["skipped"]:

@@ -20,10 +20,13 @@ EMOJI = regex.compile(EMOJI_PATTERN, regex.VERBOSE | regex.VERSION1)
 
 # As Instagram links them. A hashtag needs a letter, and may hold letters with combining marks (Devanagari to Thai).
 # Neither a hashtag nor a mention may swallow the digit of a keycap emoji that follows it. They use `re`, not `regex`,
-# because \w of `regex` also matches marks and variation selectors.
+# because \w of `regex` also matches marks and variation selectors. A time ("@7pm", "@9:30") is no mention.
 _NO_KEYCAP = r"(?![\uFE0F\u20E3])"
 HASHTAG = re.compile(rf"(?<![\w&])#(?=\d*[^\W\d])[\w\u0300-\u036F\u0591-\u065F\u0900-\u0E7F]+{_NO_KEYCAP}")
-MENTION = re.compile(rf"(?<![\w.])@[a-z0-9_](?:[a-z0-9_.]*[a-z0-9_])?{_NO_KEYCAP}", re.IGNORECASE | re.ASCII)
+MENTION = re.compile(
+    rf"(?<!\w)@(?!\d{{1,2}}(?:[ap]m|h)?\b)[a-z0-9_](?:[a-z0-9_.]*[a-z0-9_])?{_NO_KEYCAP}", re.IGNORECASE | re.ASCII
+)
+PLACEHOLDER = "@user"  # stands for a mention in training captions, so that the sentence stays whole
 
 # What is removed from a caption that must not hold any of them.
 EMOJI_TRACE = regex.compile(

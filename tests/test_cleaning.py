@@ -7,7 +7,10 @@ import pytest
 from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.errors import UserError
 
-OFF = Cleaning(unescape_html=False, strip_links=False, trim=False, drop_empty=False, drop_duplicates="none")
+OFF = Cleaning(
+    unescape_html=False, strip_links=False, strip_contacts=False, mentions="keep", trim=False, drop_empty=False,
+    drop_duplicates="none",
+)  # fmt: skip
 EMOJI = "👨‍👩‍👧‍👦 👍🏽 🇫🇷 1️⃣ #️⃣ *️⃣ ❤️‍🔥 ☺️ 🏴󠁧󠁢󠁳󠁣󠁴󠁿"
 
 

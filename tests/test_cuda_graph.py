@@ -109,7 +109,7 @@ def test_few_shapes_are_kept(captured):
     model, decoding = tiny_model(), Decoding(max_tokens=4, stop_token=-1)
     for rows in range(1, SHAPES + 4):
         model.generate(embeddings(rows), decoding)
-    assert len(model._decoder().captured) == SHAPES
+    assert len(model.decoder().captured) == SHAPES
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

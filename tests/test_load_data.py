@@ -49,7 +49,8 @@ def test_a_folder_of_photos_becomes_a_dataset(photos: Path, clip: Path, tmp_path
     store = load(photos, clip, tmp_path / "data")
     assert store.info["splits"] == {"train": 42, "validation": 2, "test": 2}
     assert store.info["cleaning"] == {
-        "unescape_html": 48, "strip_links": 0, "trim": 49, "drop_empty": 1, "drop_duplicates": 1
+        "unescape_html": 48, "strip_links": 0, "strip_contacts": 0, "mentions": 0, "trim": 49, "drop_empty": 1,
+        "drop_duplicates": 1,
     }  # fmt: skip
     encoder = ClipEncoder.load(clip)
     assert store.clip == encoder.identity

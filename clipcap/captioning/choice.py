@@ -77,8 +77,7 @@ class Choice:
         banned = (*self.first.banned, *self.rules.banned_words(self.candidates.tokenizer))
         count, strict = self.rules.num_captions, replace(self.first, banned=banned)
         if count == 1:
-            if self.rules.ban:
-                yield strict
+            yield strict
             return
         most = min(MOST_BEAMS, strict.widest)
         for factor in (2, 4):  # with another seed, since the same one would draw the same samples

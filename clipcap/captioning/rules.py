@@ -14,7 +14,7 @@ import regex
 from clipcap.decoding.options import at_most_captions
 from clipcap.errors import UserError, at_least, check_text
 from clipcap.model.controls import Request
-from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE
+from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE, PLACEHOLDER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,7 +77,12 @@ class Rules(Request):
 
     def allows(self, text: str) -> bool:
         """Whether a caption is free of banned words."""
-        return not any(_holds(text, word) for word in self.ban)
+        return not any(_holds(text, word) for word in self.never)
+
+    @property
+    def never(self) -> tuple[str, ...]:
+        """The banned words, and what stands for a mention in training captions, which nobody would post."""
+        return (PLACEHOLDER, *self.ban)
 
     def clean(self, text: str) -> str:
         """The caption without what is ruled out. Mostly this changes nothing, since decoding avoids it already."""
@@ -88,8 +93,9 @@ class Rules(Request):
             text = HASHTAG_TRACE.sub("", text)
         if self.mentions == "none":
             text = MENTION_TRACE.sub("", text)
-        for word in self.ban:
-            text = _pattern(word).sub("", unicodedata.normalize("NFC", text))
+        for word in self.never:
+            if _holds(text, word):
+                text = _pattern(word).sub("", unicodedata.normalize("NFC", text))
         if text == before:
             return text
         text = regex.sub(r"[^\S\n]+(?=[,.;:!?\s]|$)", "", regex.sub(r"[^\S\n]+", " ", text)).strip()
@@ -112,7 +118,7 @@ class Rules(Request):
         them gave captions with a banned word.
         """
         forms = {
-            form for word in self.ban for form in (word, word.lower(), word.capitalize(), word.title(), word.upper())
+            form for word in self.never for form in (word, word.lower(), word.capitalize(), word.title(), word.upper())
         }
         spelled = [prefix + form for form in sorted(forms) for prefix in ("", " ")]
         return tuple(dict.fromkeys(tuple(encoding.ids) for encoding in tokenizer.encode_batch(spelled)))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipcap.cli import arg
-from clipcap.errors import at_least
-from clipcap.text import HASHTAG, MENTION
+from clipcap.data.contacts import Span, emails, handles, phones
+from clipcap.errors import UserError, at_least
+from clipcap.text import HASHTAG, PLACEHOLDER
 
 # Only ASCII, so that a link ends where an emoji begins. Punctuation that closes the sentence stays.
 _LINK = re.compile(r"(?<![ \t])[ \t]*(?:https?://|\bwww\.)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]", re.IGNORECASE | re.ASCII)
@@ -26,7 +28,11 @@ class Cleaning:
 
     unescape_html: bool = arg(True, "turn &amp; into &")
     strip_links: bool = arg(True, "remove web addresses")
-    mentions: str = arg("keep", "@names: keep, replace by @user, or drop", choices=["keep", "replace", "drop"])
+    strip_contacts: bool = arg(True, "remove phone numbers and e-mail addresses")
+    mentions: str = arg(
+        "replace", f"@names: replace by {PLACEHOLDER}, drop, or keep", choices=["replace", "drop", "keep"]
+    )
+    keep_mentions: bool = arg(False, "the same as --mentions keep")
     max_hashtags: int | None = arg(None, "keep the first N hashtags of a caption (default: all)")
     trim: bool = arg(True, "remove white space at both ends")
     drop_empty: bool = arg(True, "leave out captions without text")
@@ -38,6 +44,11 @@ class Cleaning:
 
     def __post_init__(self) -> None:
         at_least(0, option=True, max_hashtags=self.max_hashtags)
+        if self.keep_mentions and self.mentions == "drop":
+            raise UserError("--keep-mentions and --mentions drop contradict each other: give one of them")
+        if self.keep_mentions:  # one spelling in the dataset's plan
+            object.__setattr__(self, "mentions", "keep")
+            object.__setattr__(self, "keep_mentions", False)
 
 
 class Cleaner:
@@ -48,6 +59,7 @@ class Cleaner:
         self.steps = {
             "unescape_html": _unescape if options.unescape_html else None,
             "strip_links": (lambda text: _LINK.sub("", text)) if options.strip_links else None,
+            "strip_contacts": _strip_contacts if options.strip_contacts else None,
             "mentions": None if options.mentions == "keep" else self._mentions,
             "max_hashtags": None if options.max_hashtags is None else self._hashtags,
             "trim": (lambda text: _EDGES.sub("", text)) if options.trim else None,
@@ -74,13 +86,11 @@ class Cleaner:
         return caption
 
     def _mentions(self, caption: str) -> str:
-        if self.options.mentions == "replace":
-            return MENTION.sub("@user", caption)
-        return _cut(MENTION, caption, keep=0)
+        return _replace(caption, handles(caption), PLACEHOLDER if self.options.mentions == "replace" else "")
 
     def _hashtags(self, caption: str) -> str:
-        assert self.options.max_hashtags is not None  # else this step does not run
-        return _cut(HASHTAG, caption, keep=self.options.max_hashtags)
+        spans = [match.span() for match in HASHTAG.finditer(caption)]
+        return _replace(caption, spans[self.options.max_hashtags :])
 
 
 def _unescape(text: str) -> str:
@@ -90,10 +100,16 @@ def _unescape(text: str) -> str:
         return text
 
 
-def _cut(pattern: re.Pattern[str], text: str, keep: int) -> str:
-    """`text` without the matches after the first `keep`, and without the blanks in front of them."""
+def _strip_contacts(text: str) -> str:
+    text = _replace(text, emails(text))
+    return _replace(text, phones(text))
+
+
+def _replace(text: str, spans: Sequence[Span], by: str = "") -> str:
+    """`text` with `by` in the place of each span; where that is nothing, the blanks in front of it go too."""
     parts, end = [], 0
-    for match in list(pattern.finditer(text))[keep:]:
-        parts.append(text[end : match.start()].rstrip(" \t"))
-        end = match.end()
+    for start, stop in spans:
+        part = text[end:start]
+        parts += [part if by else part.rstrip(" \t"), by]
+        end = stop
     return "".join([*parts, text[end:]])

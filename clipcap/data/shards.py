@@ -89,7 +89,8 @@ class DatasetWriter:
                 write_whole(self.parts / "plan.json", json.dumps(self.plan, indent=1).encode())
             return
         old, new = _flat(begun), _flat(self.plan)
-        if different := [key for key in new | old if new.get(key) != old.get(key)]:
+        # An older version had not yet the options that the plan lacks: they are off.
+        if different := [key for key in new | old if new.get(key, False) != old.get(key, False)]:
             key, how = different[0], f"{old.get(different[0])}, now {new.get(different[0])}"
             if key == LIST:
                 before = self._pictures_before()

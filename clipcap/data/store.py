@@ -2,7 +2,7 @@
 
 Shapes: N captions of a split, B batch, C CLIP width. Embeddings are float32 and not normalised.
 
-    folder/dataset.json        source, CLIP, cleaning counts, splits, identity, and the plan it was made from
+    folder/dataset.json        source, CLIP, cleaning counts, canaries, splits, identity, and the plan it was made from
     folder/<split>/data.arrow  rows: clip_embedding (C), caption, image_id, image_path | null, thumbnail JPEG | null
     folder/skipped.jsonl       {"image", "error"} for every image that could not be read
     folder/pictures.arrow      size, time and SHA-256 of every picture, to notice that it has changed
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.clip.names import ClipIdentity
+from clipcap.data.canaries import Canary
 from clipcap.data.reading import Home
 from clipcap.data.shards import DATA, PARTS
 from clipcap.data.tables import INFO, embedding_array, is_whole, read_info, read_json, read_table
@@ -64,6 +65,11 @@ class EmbeddingStore:
     def identity(self) -> str:
         """SHA-256 over everything that training sees: embeddings, captions, image identities and the CLIP's name."""
         return self.info["identity"]
+
+    @property
+    def canaries(self) -> list[Canary]:
+        """The sentences with a secret that were planted among the training captions."""
+        return [Canary(**canary) for canary in self.info.get("canaries", [])]
 
     @property
     def splits(self) -> list[str]:

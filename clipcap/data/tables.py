@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
 
+from clipcap.data.canaries import MOST_CANARIES, Canary
 from clipcap.errors import UserError
 from clipcap.files import whole_file
 
@@ -83,6 +85,17 @@ def _described(info: dict[str, Any]) -> bool:
         and _is_count(info.get("skipped"))
         and _are_counts(info.get("cleaning"))
         and isinstance(info.get("plan", {}), dict)
+        and _are_canaries(info.get("canaries", []))
+    )
+
+
+def _are_canaries(value: Any) -> bool:
+    names = {field.name for field in fields(Canary)}
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_CANARIES
+        and all(isinstance(entry, dict) and entry.keys() == names for entry in value)
+        and all(isinstance(text, str) for entry in value for text in entry.values())
     )
 
 

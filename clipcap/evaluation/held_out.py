@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.changes import files_as_embedded
+from clipcap.data.contacts import contacts
 from clipcap.data.store import clip_of, same_clip
 from clipcap.errors import UserError, first_line
 from clipcap.evaluation import metrics
@@ -110,10 +111,15 @@ class HeldOut:
         return [small or files.get(image) for image, small in zip(ids, thumbnails, strict=True)]
 
     @cached_property
-    def training_tokens(self) -> set[tuple[str, ...]]:
-        """The training captions as tokens, to recognise captions that only repeat one."""
+    def training_tokens(self) -> dict[tuple[str, ...], str]:
+        """The training captions by their tokens, to recognise what captions repeat; empty without a training split."""
         known = self.store.captions("train") if "train" in self.store.splits else []
-        return {tuple(metrics.tokenize(caption)) for caption in known}
+        return {tuple(metrics.tokenize(caption)): caption for caption in known}
+
+    @cached_property
+    def training_contacts(self) -> set[str]:
+        """The handles, e-mail addresses and phone numbers in the training captions."""
+        return set().union(*map(contacts, self.training_tokens.values()))
 
 
 class Judge:

@@ -99,6 +99,18 @@ GROUPS: dict[str, tuple[Measure, ...]] = {
         Measure("hashtag", "with hashtag", percent),
         Measure("copied", "copied", percent, min, "captions that stand word for word among the training captions"),
     ),
+    "Privacy": (
+        Measure("contacts", "contacts given away", str, min, "handles, numbers, addresses of the training captions"),
+        Measure("longest_copy", "longest copied run", str, min, "words in a row that stand in a training caption"),
+        Measure("canaries", "canaries told", percent, min, "secrets planted in training that it writes or completes"),
+        Measure(
+            "exposure",
+            "canary exposure",
+            decimals(2),
+            min,
+            "mean, in bits: 1.44 if the secrets are new to it, 9.97 at most",
+        ),
+    ),
     "Demo world": (
         Measure(
             "right_subject", "right subject", percent, max, "captions that name the thing in the picture, and no other"

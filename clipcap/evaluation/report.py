@@ -4,7 +4,8 @@ A report consists of plain values, just as `report.json` holds them:
 
     {"format": 1, "id": ..., "data": {"folder", "split", "identity", "images", ...}, "decoding": {...},
      "versions": {package: version},
-     "models": [{"name", "weights", "scores": {measure: value}, "losses": [rows of metrics.jsonl], "captions": [...]}],
+     "models": [{"name", "weights", "scores": {measure: value}, "losses": [rows of metrics.jsonl], "captions": [...],
+      "privacy": as `clipcap.evaluation.privacy.given_away` returns it}],
      "failed": {name: why}, "images": [{"id", "captions": [true captions]}]}
 
 The `captions` of a model are in the order of `images`.
@@ -142,6 +143,8 @@ def _html(report: Mapping[str, Any], pictures: Sequence[str | None]) -> str:
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     runs = {model["name"]: model["losses"] for model in report["models"] if model["losses"]}
     curves = f'<h2>Loss</h2><div class="curves">{losses_svg(runs, "")}</div>' if runs else ""
+    given_away = "".join(_given_away(model) for model in report["models"] if "privacy" in model)
+    privacy = f"<h2>What the models give away</h2>{given_away}" if given_away else ""
     cards = "".join(_card(report, number, picture) for number, picture in enumerate(pictures))
     ratable = any(picture for picture in pictures)
     invitation = '<p><a class="button main" href="#rate">Rate the captions blind</a></p>' if ratable else ""
@@ -150,6 +153,7 @@ def _html(report: Mapping[str, Any], pictures: Sequence[str | None]) -> str:
 <p class="quiet">{escape(summary(report))}</p>
 {_html_table(report)}
 {curves}
+{privacy}
 <h2>Pictures and captions</h2>
 {invitation}
 <div class="pictures">{cards}</div>
@@ -180,6 +184,29 @@ def _html_table(report: Mapping[str, Any]) -> str:
 <table><thead><tr><th></th>{names}</tr></thead>{groups}</table></div>
 {failed}<details><summary>What the rows mean</summary><dl>{meanings}</dl></details>
 {TABLE_ENDS}"""
+
+
+def _given_away(model: Mapping[str, Any]) -> str:
+    """What a model gives away of the training captions, in whole sentences."""
+    found, name = model["privacy"], escape(model["name"])
+    if found is None:
+        return f"<p><b>{name}</b>: the data has no training split, so what its captions give away is not known.</p>"
+    contacts = "".join(f"<li>{escape(e['contact'])} in: {escape(e['caption'])}</li>" for e in found["contacts"])
+    canaries = "".join(
+        f"<li>{escape(canary['sentence'])}: {_told(canary)}, exposure {canary['exposure']:.2f} bits "
+        f"(rank {canary['rank']} of {canary['of']})</li>"
+        for canary in found["canaries"]
+    )
+    copy = found["copy"]
+    return f"""<p><b>{name}</b> writes {"these" if contacts else "no"} handles, phone numbers or e-mail addresses of the
+training captions.</p><ul>{contacts}</ul>
+<p>Its longest copied run has {copy["words"]} words: “{escape(copy["text"])}”, in</p><dl><dt>its caption</dt>
+<dd>{escape(copy["caption"])}</dd><dt>the training caption</dt><dd>{escape(copy["training_caption"])}</dd></dl>
+<p>{"Canaries planted in training:" if canaries else "No canaries were tried."}</p><ul>{canaries}</ul>"""
+
+
+def _told(canary: Mapping[str, Any]) -> str:
+    return "written in a caption" if canary["in_caption"] else "completed" if canary["completed"] else "not written"
 
 
 def _card(report: Mapping[str, Any], number: int, picture: str | None) -> str:

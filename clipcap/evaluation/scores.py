@@ -21,6 +21,7 @@ from clipcap.data.store import clip_of, same_clip
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.evaluation import metrics
+from clipcap.evaluation.privacy import given_away, privacy_scores
 from clipcap.evaluation.report import FORMAT
 from clipcap.fast.exchange import speed_up
 from clipcap.model.batches import encode_captions, fit_captions
@@ -89,7 +90,8 @@ def evaluate_model(
     scores |= metrics.overlap(tokens, held_out.tokens) | metrics.style(tokens, held_out.training_tokens)
     scores |= judge.scores(captions) if judge else {}
     source = held_out.store.info["source"]["name"]
-    scores |= demo_scores(source, held_out.split, held_out.ids, captions)
+    privacy = given_away(model, tokenizer, held_out, captions, tokens)
+    scores |= privacy_scores(privacy) | demo_scores(source, held_out.split, held_out.ids, captions)
     scores |= {name: score(tokens, held_out.tokens) for name, score in more.items()}
     for name, score in scores.items():
         if isinstance(score, float) and not math.isfinite(score):
@@ -101,6 +103,7 @@ def evaluate_model(
         "scores": scores,
         "losses": history,
         "captions": captions,
+        "privacy": privacy,
     }
 
 

@@ -185,9 +185,9 @@ class ClipCap(nn.Module):
         if not len(clip_embedding):
             return []
         stop = self.config.stop_token if decoding.stop_token is None else decoding.stop_token
-        return decode(self._decoder(), self.prefix(clip_embedding), decoding, stop, prompts, streams=clip_embedding)
+        return decode(self.decoder(), self.prefix(clip_embedding), decoding, stop, prompts, streams=clip_embedding)
 
-    def _decoder(self) -> CachedGPT2:
+    def decoder(self) -> CachedGPT2:
         """GPT-2 prepared for decoding; kept for the next call as long as its weights stay the same.
 
         PyTorch counts the changes to a tensor, but not those that a fused optimizer makes. So what was prepared is also
