@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from clipcap.captioning.options import check_sizes
 from clipcap.cli import arg, parse, run
-from clipcap.clip.names import ClipIdentity
+from clipcap.clip.names import ClipIdentity, pretrained_of
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.data.canaries import MOST_CANARIES, plant
 from clipcap.data.cleaning import Cleaning
@@ -48,7 +48,7 @@ class DatasetArguments:
     clip: str | None = arg(
         None, "CLIP model: an open_clip or OpenAI name, or a folder (default: the source's, or ViT-B/32)"
     )
-    pretrained: str = arg("openai", "which weights of that CLIP model")
+    pretrained: str | None = arg(None, "which weights of that CLIP model (default: openai)")
     device: str = arg("auto", "where CLIP runs: cpu, cuda, ...")
     precision: str = arg("auto", "of CLIP's weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int = arg(128, "images in one pass of CLIP")
@@ -114,12 +114,13 @@ def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None
     """The CLIP that embeds the images (None if the source brings embeddings), and what the dataset records about it."""
     given = source.examples[0].clip_embedding
     if given is not None:
-        return None, {"model": source.clip, "pretrained": out.pretrained, "dim": len(given)}
+        return None, {"model": source.clip, "pretrained": out.pretrained or "openai", "dim": len(given)}
     from clipcap.clip.encoder import ClipEncoder
 
     device = pick_device(out.device)
     name = out.clip or source.clip or "ViT-B/32"
-    encoder = ClipEncoder.load(name, out.pretrained, device, pick_dtype(out.precision, device), not out.no_fast)
+    pretrained = pretrained_of(name, out.pretrained)
+    encoder = ClipEncoder.load(name, pretrained, device, pick_dtype(out.precision, device), not out.no_fast)
     return encoder, encoder.identity
 
 

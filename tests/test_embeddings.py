@@ -412,6 +412,12 @@ def test_what_is_no_picture_is_one_sentence_for_another_clip(
         held_out.embeddings(SimpleNamespace(config=config))
 
 
+def test_the_folder_of_a_dataset_may_have_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    """Guards against a name that is noticed when everything is embedded and is to be joined."""
+    store = build(tmp_path / os.fsdecode(b"caf\xe9"), examples(train=5))
+    assert store.captions("train") == [f"caption {number}" for number in range(5)]
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     store = build(tmp_path, examples())
     file = tmp_path / "train" / "data.arrow"

@@ -224,3 +224,13 @@ def test_demo_only_sets_defaults(clip: Path, tmp_path: Path, monkeypatch) -> Non
         "test": 12,
     }
     assert all("#" in caption for caption in store.captions("train"))
+
+
+@pytest.mark.parametrize("name", ["demo", "hf-hub:owner/name", "ViT-B-32:laion2b_s34b_b79k", "FOLDER"])
+def test_pretrained_weights_that_the_models_name_overrides_are_refused(
+    photos: Path, clip: Path, tmp_path: Path, name: str
+) -> None:
+    """Guards against an option that was ignored: the embeddings were those of other weights."""
+    name = str(clip) if name == "FOLDER" else name
+    with pytest.raises(UserError, match="--pretrained openai has no effect"):
+        load(photos, Path(name), tmp_path / "data", "--pretrained", "openai")

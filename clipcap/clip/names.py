@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
+
+from clipcap.errors import UserError
 
 # OpenAI's models and the width C of their embeddings. A longer name stands before the name that it begins with, so that
 # the first match in a file's name is the right one.
@@ -51,3 +54,14 @@ def file_name(name: str) -> str:
 def open_clip_name(name: str) -> str:
     """A model's name -> open_clip's spelling of it: ViT-L/14@336px -> ViT-L-14-336."""
     return file_name(name).removesuffix("px")
+
+
+def pretrained_of(name: str, pretrained: str | None) -> str:
+    """The weights that the user names beside a model, by default OpenAI's.
+
+    Raises:
+        UserError: the model's name already says which weights it means, so that others would be ignored.
+    """
+    if pretrained and (name == "demo" or ":" in name or Path(name).exists()):
+        raise UserError(f"--pretrained {pretrained} has no effect, since CLIP {name!r} names its weights: leave it out")
+    return pretrained or "openai"

@@ -6,6 +6,7 @@ Shapes: N rows, C CLIP width.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -110,7 +111,7 @@ def _are_counts(value: Any) -> TypeGuard[dict[str, int]]:
 def read_table(path: Path) -> pa.Table:
     """Map an Arrow file into memory. Raises UserError if it is missing or damaged."""
     try:
-        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_stream(pa.memory_map(os.fsencode(path))).read_all()
         table.validate(full=True)  # offsets that lead out of the file would end the process later
         return table
     except Exception as error:  # a damaged file raises anything
