@@ -59,3 +59,13 @@ def test_the_report_survives_what_it_reports(
 def test_device_that_computes_nothing_is_refused(device: str | None):
     with pytest.raises(UserError, match=f"'{device}' cannot be used"):
         devices.pick_device(device)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_auto_is_bf16_on_gpus_that_compute_in_it(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
+    """Guards against bf16 on older GPUs, which only emulate it."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or supported)
+    wanted = torch.bfloat16 if supported else torch.float32
+    assert devices.pick_dtype("auto", torch.device("cuda")) == wanted
