@@ -415,6 +415,9 @@ def test_a_split_of_the_source_is_kept_and_never_added_to() -> None:
     assert [example.image_id for example in carved if example.split == "test"] == ["t"]
     assert sum(example.split == "validation" for example in carved) == 1
     assert carve_splits(given, {"validation": 0.0, "test": 0.0}, seed=0) == given
+    also_tested = [Example(str(image), ("t",), split="test") for image in range(20)]  # the same names, other pictures
+    carved = carve_splits(examples(20) + also_tested, {"validation": 0.2, "test": 0.2}, seed=0)
+    assert sum(example.split == "test" for example in carved) == 20
 
 
 @pytest.mark.parametrize("seed", range(3))
