@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from clipcap.captioning.posts import INSTAGRAM
 from clipcap.captioning.rules import KEEP_OR_NONE, RANKS, Rules
 from clipcap.cli import arg
 from clipcap.decoding.options import METHODS, Decoding
@@ -60,6 +61,18 @@ class CaptionArguments:
     hashtags: str = arg(Rules.hashtags, "#hashtags in captions", choices=list(KEEP_OR_NONE))
     emoji: str = arg(Rules.emoji, "emoji in captions", choices=list(KEEP_OR_NONE))
     mentions: str = arg(Rules.mentions, "@mentions in captions", choices=list(KEEP_OR_NONE))
+    max_hashtags: int | None = arg(None, f"most hashtags in a caption; Instagram allows {INSTAGRAM.hashtags}")
+    max_chars: int | None = arg(
+        None, f"most characters of a caption, an emoji being two or more; Instagram allows {INSTAGRAM.characters:,}"
+    )
+    start_with: str | None = arg(
+        None,
+        "captions go on from it; {folder}: that of the picture, {date}: the day in its EXIF, without which there is no "
+        "caption",
+        metavar="TEXT",
+    )
+    prepend: str | None = arg(None, "stands in front of every caption, {folder} and {date} too", metavar="TEXT")
+    append: str | None = arg(None, "stands behind every caption, {folder} and {date} too", metavar="TEXT")
 
     def __post_init__(self) -> None:
         rules = Rules(**self.given())  # so that a mistake shows at once, before anything is loaded

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from clipcap.cli import arg
 from clipcap.errors import at_least
-from clipcap.text import HASHTAG, MENTION
+from clipcap.text import HASHTAG, MENTION, cut_out
 
 # Only ASCII, so that a link ends where an emoji begins. Punctuation that closes the sentence stays.
 _LINK = re.compile(r"(?<![ \t])[ \t]*(?:https?://|\bwww\.)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]", re.IGNORECASE | re.ASCII)
@@ -92,8 +92,4 @@ def _unescape(text: str) -> str:
 
 def _cut(pattern: re.Pattern[str], text: str, keep: int) -> str:
     """`text` without the matches after the first `keep`, and without the blanks in front of them."""
-    parts, end = [], 0
-    for match in list(pattern.finditer(text))[keep:]:
-        parts.append(text[end : match.start()].rstrip(" \t"))
-        end = match.end()
-    return "".join([*parts, text[end:]])
+    return cut_out(text, [match.span() for match in pattern.finditer(text)][keep:])
