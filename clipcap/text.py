@@ -36,7 +36,7 @@ EMOJI_TRACE = regex.compile(
 )
 # A "#" that stands alone takes the word behind it away too, which was meant to be a hashtag.
 HASHTAG_TRACE = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+[^\S\n]*[\w\p{M}\u200C\u200D]*")
-MENTION_TRACE = regex.compile(r"(?<![\w.])@[\w.]*")
+MENTION_TRACE = regex.compile(r"(?<![\w.])@[\w.]*|@(?![\w-]+\.\w)[\w.]*")  # but no mail address
 
 # Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word.
 COUNTED_HASHTAG = regex.compile(r"[#\uFF03](?!\uFE0F?\u20E3)([\w\p{M}\u200C\u200D]+)")
@@ -48,9 +48,7 @@ def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
     for start, stop in spans:
         kept += text[end:start].rstrip(" \t")
         end = stop
-        if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(
-            r"[\w#@\uFF03\p{Extended_Pictographic}]", text[end:]
-        ):
+        if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(r"[\w#@\uFF03]", text[end:]):
             kept += " "
     return kept + text[end:]
 
