@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 from test_files import file_size_limit
 
-from clipcap.captioning import writers
 from clipcap.captioning.rows import Row, read_name, written_name
-from clipcap.captioning.sidecars import Sidecars
+from clipcap.captioning.sidecars import TEXT, XMP, Sidecars
 from clipcap.captioning.writers import open_writer
 from clipcap.errors import Interrupted, UserError
 
@@ -401,7 +400,7 @@ def test_a_folder_gets_sidecars_from_one_run_at_a_time(tmp_path, monkeypatch):
     folders = [tmp_path / name for name in "abcde"]
     for folder in folders:
         folder.mkdir()
-    monkeypatch.setattr(writers, "HELD", 2)  # more folders than can be held at once
+    monkeypatch.setattr("clipcap.captioning.sidecars.HELD", 2)  # more folders than can be held at once
     sidecars = Sidecars("overwrite")
     for folder in [*folders, folders[0]]:
         assert sidecars.wants(folder / "a.jpg") and sidecars.write(Row(str(folder / "a.jpg"), ["x"])) is None
@@ -497,7 +496,7 @@ def test_folders_are_let_go_of_where_few_files_may_be_open(tmp_path, monkeypatch
         yield
         opened.remove(folder)
 
-    monkeypatch.setattr(writers, "only_writer", few)
+    monkeypatch.setattr("clipcap.captioning.sidecars.only_writer", few)
     sidecars = Sidecars()
     for number in range(10):
         (tmp_path / str(number)).mkdir()

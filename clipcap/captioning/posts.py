@@ -65,7 +65,7 @@ class Frame:
             if tag in seen or (max_hashtags is not None and len(seen) >= max_hashtags):
                 spans.append(found.span())
             seen.add(tag)
-        rest = regex.sub(r"(?:\u200D?\uFFFD|\u200D)?[\s#\uFF03]*$", "", cut_out(rest, spans))
+        rest = regex.sub(r"\s*(?:\u200D?\uFFFD|\u200D)?[\s#\uFF03]*$", "", cut_out(rest, spans))
         rest = rest if self.start else rest.lstrip()
         if max_chars is not None:
             rest = fit(rest, max_chars - self.size)

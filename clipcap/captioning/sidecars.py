@@ -51,8 +51,8 @@ class Sidecars:
 
     Args:
         existing: what to do where there are captions already: "skip" the picture, "overwrite" them, or "append" or
-            "prepend" the new ones. A description inside the picture counts for an .xmp to skip. New captions are not put in front of a text that begins with them, so that a second run
-            changes nothing.
+            "prepend" the new ones. These are not put in front of a text that begins with them, so that a second run
+            changes nothing. An .xmp is also skipped where the picture itself holds a description.
         kinds: which files.
     """
 

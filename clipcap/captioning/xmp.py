@@ -11,10 +11,12 @@ A file that exists is changed in this one place: the rest of it stays as it is, 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 import regex
+from PIL.ImageFile import ImageFile
 from PIL.IptcImagePlugin import getiptcinfo
 
 from clipcap.clip.formats import open_picture
@@ -65,7 +67,7 @@ def embedded_description(picture: Path) -> str:
     try:
         with open_picture(picture) as image:
             packet = image.info.get("xmp") or b""
-            older = (getiptcinfo(image) or {}).get(IPTC_CAPTION) or b""
+            older = (getiptcinfo(cast(ImageFile, image)) or {}).get(IPTC_CAPTION) or b""
         found = description_of(packet.strip(b"\0"))
         return found or (older if isinstance(older, bytes) else older[0]).decode("utf-8", "replace").strip()
     except Exception:  # a picture with broken metadata is still a picture
