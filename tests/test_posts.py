@@ -242,7 +242,7 @@ def test_an_emoji_counts_as_networks_count_it():
 def test_whole_hashtags_go_and_words_do_not_join(ruled_out, text):
     """ "my faceblueturtle": the sign was taken out, and its word was left."""
     cleaned = EMOJI.sub(" ", Rules(**dict.fromkeys(ruled_out, "none")).clean(f"my {text} day")).split()
-    assert cleaned[:1] == ["my"] and cleaned[-1:] == ["day"] and "faceblueturtle" not in "".join(cleaned[1:-1])
+    assert cleaned[:1] == ["my"] and cleaned[-1:] == ["day"] and "faceblueturtle" not in cleaned
     assert "#" not in "".join(cleaned)
 
 
