@@ -39,7 +39,7 @@ HASHTAG_TRACE = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+[^\S\n]*[\w\p{M}\
 MENTION_TRACE = regex.compile(r"(?<![\w.])@[\w.]*|@(?![\w-]+\.\w)[\w.]*")  # but no mail address
 
 # Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word.
-COUNTED_HASHTAG = regex.compile(r"[#\uFF03](?!\uFE0F?\u20E3)([\w\p{M}\u200C\u200D]+)")
+COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C\u200D]+)")
 
 
 def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:

@@ -94,28 +94,16 @@ def test_starts_of_many_lengths_give_what_each_gives_alone(captioner, folders, r
     together = captioner(folders, **rules)
     for path, caption in zip(folders, together, strict=True):
         assert caption.startswith(path.parent.name) and caption.count(path.parent.name) == 1
-        assert caption == captioner([path], **rules)[0]
+        assert caption == captioner([path], **rules)[0] and not caption.removeprefix(path.parent.name)[:1].isalnum()
     assert not set(together) & set(captioner(folders, max_tokens=20))
 
 
 def test_a_caption_goes_on_from_its_start(captioner, folders):
-    """The tokens of the start follow the prefix, so the rest is what the model writes behind them."""
-    [caption] = captioner(folders[:1], start_with="two cats", max_tokens=20)
-    tokens = captioner.tokenizer.encode("two cats").ids
-    rest = captioner.model.generate_all(
-        captioner.encoder.encode_images(folders[:1]),
-        decoding_and_rules(max_tokens=20 - len(tokens), word_parts=word_parts(captioner))[0],
-        [tokens],
-        [0],
-    )[0][0]
-    assert len(rest) <= 20 - len(tokens)
-    assert caption.startswith("two cats") and not regex.match(r"two cats\w", caption)
-
-
-def word_parts(captioner):
-    from clipcap.captioning.vocabulary import word_parts
-
-    return word_parts(captioner.tokenizer)
+    """With a new word, and the tokens of the start count: guards against a start on top of `max_tokens`."""
+    size = len(captioner.tokenizer.encode("two cats").ids)
+    for caption in captioner(folders, start_with=" two cats ", max_tokens=size + 1):
+        assert regex.match(r"two cats(?!\w)", caption)
+        assert len(captioner.tokenizer.encode(caption.removeprefix("two cats")).ids) <= 1
 
 
 def test_what_is_forbidden_is_so_across_the_start(captioner, folders):
@@ -192,6 +180,15 @@ def test_a_start_longer_than_the_room_is_one_sentence(captioner, folders, tmp_pa
     decoding, rules = decoding_and_rules(start_with="{folder}", max_tokens=20)
     rows = list(captioner.rows([tmp_path / ("golden hour " * 12) / "a.jpg", folders[0]], decoding, rules, workers=0))
     assert "takes 35 tokens" in rows[0].error and rows[1].captions
+
+
+def test_a_picture_without_a_caption_says_so(captioner, folders):
+    """Guards against an empty caption, and against one without the texts that were asked for."""
+    for options in ({"max_chars": 1}, {"prepend": "golden", "ban": "golden hour", "start_with": "hour"}):
+        decoding, rules = decoding_and_rules(max_tokens=20, **options)
+        for row in captioner.rows(folders[:2], decoding, rules, workers=0):
+            assert row.error or all(row.captions)
+    assert row.error == "nothing is left of its caption by the limits and the texts that were given"
 
 
 # The text of a caption

@@ -67,8 +67,9 @@ class Choice:
         """B lists of `rules.num_captions` captions, best first; shorter only where no more could be found."""
         ranked = self._rank(self._search())
         chosen = {row: captions[: self.rules.num_captions] for row, captions in ranked.items()}
-        if self.rules.max_chars is not None and not all(captions[0][0] for captions in chosen.values()):
-            raise NoCaption(f"no word of its caption has room in {self.rules.max_chars} characters")
+        for row, [(text, _), *_] in chosen.items():
+            if not text and (self.rules.max_chars is not None or self.frames[row].size):
+                raise NoCaption("nothing is left of its caption by the limits and the texts that were given")
         for word in self.rules.require:
             self._put_in(word, chosen, ranked)
         return [[text for text, _ in chosen[row]] for row in range(len(chosen))]
@@ -173,9 +174,9 @@ class Choice:
         room = self.candidates.room(row, self.decoding.max_tokens)
         stop = self.decoding.stop_token
         stop = self.candidates.model.config.stop_token if stop is None else stop
-        ids = list(ids[:-1] if ids and ids[-1] == stop else ids)
+        ids, start = list(ids[:-1] if ids and ids[-1] == stop else ids), self.frames[row].start
         for place in sorted({round(len(ids) * step / PLACES) for step in range(PLACES + 1)}):
-            opening = ids[:place] + self.candidates.tokenizer.encode(f" {word}" if place else word).ids
+            opening = ids[:place] + self.candidates.tokenizer.encode(f" {word}" if place or start else word).ids
             if len(opening) < room:
                 yield opening
 

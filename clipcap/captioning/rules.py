@@ -137,7 +137,8 @@ class Rules:
         if not text.startswith(frame.start):  # what had to be cut out reaches into it
             rest = self.clean(written.removeprefix(frame.start))
             text = f"{frame.start} {rest}" if self.allows(f"{frame.start} {rest}") else frame.start
-        return frame.around(text.removeprefix(frame.start), self.max_hashtags, self.max_chars)
+        post = frame.around(text.removeprefix(frame.start), self.max_hashtags, self.max_chars)
+        return post if self.allows(post) else ""  # with the texts around it, it may hold a banned phrase
 
     def allows(self, text: str) -> bool:
         """Whether a caption is free of banned words."""
