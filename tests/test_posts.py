@@ -257,9 +257,9 @@ def test_a_word_ends_where_what_would_end_it_is_forbidden():
     decoding = Decoding(banned=((2,),), word_parts=(0,), min_tokens=1)
     constrain = make_constraint(decoding, 3, 4)
     rows, nothing = torch.arange(2), torch.zeros(2, 1, 0, dtype=torch.long)
-    logits = torch.tensor([[[1.0, 0.0, 2.0, 0.5]], [[1.0, 0.0, 0.5, 0.2]]])
+    logits = torch.tensor([[[1.0, 0.0, 2.0, 0.5]], [[3.0, 0.0, 0.5, 0.2]]])
     found = constrain(logits, nothing, rows, beginnings=[[], []]).tolist()
-    assert found == [[[-np.inf, 0.0, -np.inf, -np.inf]], [[1.0, 0.0, -np.inf, -np.inf]]]
+    assert found == [[[-np.inf, 0.0, -np.inf, -np.inf]], [[3.0, 0.0, -np.inf, -np.inf]]]
 
 
 def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():

@@ -67,8 +67,7 @@ class CaptionArguments:
     )
     start_with: str | None = arg(
         None,
-        "captions go on from it; {folder}: that of the picture, {date}: the day in its EXIF, without which there is no "
-        "caption",
+        "captions go on from it, with {folder} of the picture and {date} in its EXIF, or there is none",
         metavar="TEXT",
     )
     prepend: str | None = arg(None, "stands in front of every caption, {folder} and {date} too", metavar="TEXT")

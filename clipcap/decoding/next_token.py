@@ -5,6 +5,7 @@ Shapes: B images, K continuations of each, T tokens, V vocabulary, R rows.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -89,14 +90,17 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
     signs = frozenset(token for token in decoding.hashtag_signs if token < vocabulary)
     most = decoding.most_hashtags
 
-    def without(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-        """Logits (..., V) in which tokens are forbidden; and going on with a word too, where it is less likely."""
-        if len(word_parts):
-            going_on = logits[..., word_parts]
-            ended = logits[..., tokens].float().logsumexp(-1) > going_on.float().logsumexp(-1)
-            logits[..., word_parts] = going_on.masked_fill(ended[..., None], float("-inf"))
-        logits[..., tokens] = float("-inf")
-        return logits
+    guards = len(word_parts) > 0 and bool(always or signs or decoding.min_tokens)
+    is_sign = torch.zeros(vocabulary, dtype=torch.bool)
+    is_sign[sorted(signs)] = True
+
+    def end_words(logits: Tensor, tokens: Tensor) -> None:
+        """Forbid to go on with a word where that is less likely than not, but for the word of a hashtag."""
+        going_on = logits[..., word_parts]
+        ended = going_on.float().logsumexp(-1) < logits.float().logsumexp(-1) - math.log(2)
+        if tokens.shape[-1]:
+            ended &= ~is_sign.to(tokens.device)[tokens[..., -1]]
+        logits[..., word_parts] = going_on.masked_fill(ended[..., None], float("-inf"))
 
     def forbidden(history: list[int]) -> list[int]:
         """Tokens that would complete a banned sequence or repeat an n-gram or a hashtag."""
@@ -115,24 +119,21 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
         if not (always or looks_back or decoding.min_tokens or (step == 0 and any(beginnings))):
             return logits
         logits = logits.clone()
-        if always:
-            without(logits, always)
+        if guards:
+            end_words(logits, tokens)
+        logits[..., always] = float("-inf")
         begun = [beginnings[row] for row in rows.tolist()]
         short = [image for image, beginning in enumerate(begun) if len(beginning) + step < decoding.min_tokens]
         if short and 0 <= stop_token < vocabulary:
-            logits[short] = without(logits[short], [stop_token])
+            logits[short, :, stop_token] = float("-inf")
         if looks_back:
-            full = []
             for image, (beginning, histories) in enumerate(zip(begun, tokens.tolist(), strict=True)):
                 for k, history in enumerate([*beginning, *history] for history in histories):
                     logits[image, k, forbidden(history)] = float("-inf")
                     if most is not None and sum(token in signs for token in history) >= most:
-                        full.append((image, k))
-            if full and signs:
-                images, ks = zip(*full, strict=True)
-                logits[images, ks] = without(logits[images, ks], sorted(signs))
+                        logits[image, k, is_sign] = float("-inf")
         if step == 0:  # a beginning ends with a whole word
-            for image in (image for image, beginning in enumerate(begun) if beginning):
+            for image in (image for image, beginning in enumerate(begun) if beginning and beginning[-1] not in signs):
                 logits[image, :, word_parts] = float("-inf")
         return logits
 

@@ -39,8 +39,8 @@ class Decoding:
         return_all: return every sample or beam, best first, instead of only the best.
         no_repeat_ngram: no sequence of this many tokens may occur twice; 0 sets no limit.
         banned: token sequences that must not occur.
-        word_parts: the tokens that go on with a word. None of them comes where the model would rather have ended the
-            word with a token that is forbidden, so that words do not join, or right behind a caption's beginning.
+        word_parts: the tokens that go on with a word. None of them comes right behind a caption's beginning or, where
+            tokens are forbidden, against the model's wish: else words would join that a forbidden token keeps apart.
         hashtag_signs: the tokens that hold "#". They are followed by one of `word_parts`, and never twice by the same.
         most_hashtags: how many of `hashtag_signs` a caption may have; None sets no limit.
 

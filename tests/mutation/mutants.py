@@ -112,7 +112,7 @@ MUTANTS = [
         ("options", "return max(self.beams, self.num_captions)", "return self.beams"),
         ("next_token", "len(beginning) + step < decoding.min_tokens", "len(beginning) + step <= decoding.min_tokens"),
         ("next_token", "[*beginning, *history] for history", "history for history", "test_posts"),
-        ("next_token", "ended = logits[..., tokens]", "ended = -logits[..., tokens]", "test_posts"),
+        ("next_token", "- math.log(2)", "- 100", "test_posts"),
         ("next_token", "after.setdefault(tuple(context), []).append(last)", "after[tuple(context)] = [last]"),
         ("next_token", "context = history[len(history) - size + 1 :]", "context = history[len(history) - size :]"),
         ("next_token", "zlib.crc32(signs.tobytes())", "0"),
