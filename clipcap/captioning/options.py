@@ -52,7 +52,7 @@ class CaptionArguments:
     _argument_group_name = "captions to choose from"
 
     num_captions: int = arg(
-        Rules.num_captions, "captions per picture, all distinct, best first; above 1, greedy becomes nucleus"
+        Rules.num_captions, "captions per picture, distinct, best first; above 1, greedy becomes nucleus"
     )
     rank: str = arg(Rules.rank, "what is best: for the model, or for CLIP", choices=list(RANKS))
     ban: str | None = arg(None, "no caption holds this word; may be repeated", action="append", metavar="WORD")
@@ -67,7 +67,7 @@ class CaptionArguments:
     )
     start_with: str | None = arg(
         None,
-        "captions go on from it, with {folder} of the picture and {date} in its EXIF, or there is none",
+        "captions go on from it; {folder}, {date} (EXIF): only of pictures that have them",
         metavar="TEXT",
     )
     prepend: str | None = arg(None, "stands in front of every caption, {folder} and {date} too", metavar="TEXT")

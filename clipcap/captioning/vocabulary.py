@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # One emoji of each block. A token with the first two UTF-8 bytes of one begins an emoji, or a sign that few captions
 # would need.
-EMOJI_LEADS = "😀☀⚡✨❤⭐⌚⏰⬅➡\ufe0f\u20e3"
+EMOJI_LEADS = "😀☀♥⚡⛺✨❤⭐⌚⏰⬅➡\ufe0f\u20e3"
 
 
 @lru_cache(maxsize=8)
