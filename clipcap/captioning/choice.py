@@ -90,13 +90,14 @@ class Choice:
     def _attempts(self) -> Iterator[Decoding]:
         """The search asked for, then wider ones for the pictures that have too few captions after it.
 
-        What is ruled out is cut out of the captions of the first search. The later ones do not write it: that costs
-        harmless captions too, so it is not done where it is not needed.
+        What is ruled out is cut out of the captions of the first search. Then banned words are not written, and at last
+        nothing that is ruled out is: that costs harmless captions too, and makes others worse.
         """
         yield self.first
-        banned = (*self.strict.banned, *self.rules.banned_words(self.candidates.tokenizer))
-        strict = replace(self.strict, banned=banned)
-        count = self.rules.num_captions
+        tokenizer, count = self.candidates.tokenizer, self.rules.num_captions
+        words = self.rules.banned_words(tokenizer)
+        wider = replace(self.first, banned=(*self.first.banned, *words), word_parts=word_parts(tokenizer))
+        strict = replace(self.strict, banned=(*self.strict.banned, *words))
         if count == 1:
             if strict.banned != self.first.banned:
                 yield strict
@@ -104,7 +105,7 @@ class Choice:
         most = min(MOST_BEAMS, strict.widest)
         for factor in (2, 4):  # with another seed, since the same one would draw the same samples
             width = min(most, factor * strict.width)
-            yield replace(strict, num_captions=width, seed=None if strict.seed is None else strict.seed + factor)
+            yield replace(wider, num_captions=width, seed=None if wider.seed is None else wider.seed + factor)
         beams = min(most, 8 * count)
         yield replace(strict, method="beam", beams=beams, num_captions=beams)  # beams always differ
 

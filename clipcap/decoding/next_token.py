@@ -90,7 +90,7 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
     signs = frozenset(token for token in decoding.hashtag_signs if token < vocabulary)
     most = decoding.most_hashtags
 
-    guards = len(word_parts) > 0 and bool(always or signs or decoding.min_tokens)
+    guards = len(word_parts) > 0 and bool(banned or signs or decoding.min_tokens)
     is_sign = torch.zeros(vocabulary, dtype=torch.bool)
     is_sign[sorted(signs)] = True
 
