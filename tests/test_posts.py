@@ -273,7 +273,7 @@ def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():
 
     assert allowed([2, 0, 3, 2]) == [1]
     assert allowed([3, 2], (2, 1)) == [0]
-    assert allowed([2, 0, 3]) == [0, 1, 2, 3]
+    assert allowed([2, 0, 3]) == [1, 2, 3]
     assert 2 not in allowed([2, 1, 3], (2, 0))
 
 

@@ -109,8 +109,9 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
             context = history[len(history) - size + 1 :]
             starts = range(len(history) - size + 1)
             found += [history[i + size - 1] for i in starts if history[i : i + size - 1] == context]
+        found += [token for sign, token in zip(history, history[1:], strict=False) if sign in signs]
         if history and history[-1] in signs:
-            found += no_parts + [token for sign, token in zip(history, history[1:], strict=False) if sign in signs]
+            found += no_parts
         return found
 
     def constrain(logits: Tensor, tokens: Tensor, rows: Tensor, beginnings: Sequence[Sequence[int]]) -> Tensor:

@@ -41,7 +41,7 @@ class Decoding:
         banned: token sequences that must not occur.
         word_parts: the tokens that go on with a word. None of them comes right behind a caption's beginning or, where
             tokens are forbidden, against the model's wish: else words would join that a forbidden token keeps apart.
-        hashtag_signs: the tokens that hold "#". They are followed by one of `word_parts`, and never twice by the same.
+        hashtag_signs: the tokens that hold "#". They are followed by one of `word_parts`, which does not come again.
         most_hashtags: how many of `hashtag_signs` a caption may have; None sets no limit.
 
     Raises:
