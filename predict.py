@@ -18,7 +18,8 @@ from pathlib import Path
 from clipcap.captioning.console import write_out
 from clipcap.captioning.options import CaptionArguments, DecodingArguments, check_sizes, chosen
 from clipcap.captioning.rows import Writer
-from clipcap.captioning.writers import EXISTING, Sidecars, open_writer
+from clipcap.captioning.sidecars import EXISTING, TEXT, XMP, Sidecars
+from clipcap.captioning.writers import open_writer
 from clipcap.cli import arg, parse, run
 from clipcap.clip.images import find_images
 from clipcap.clip.workers import MOST_WORKERS
@@ -36,7 +37,10 @@ class OutputArguments:
 
     output: str | None = arg(None, "file to write, by its ending: .jsonl, .csv, .html (picture book)", metavar="FILE")
     sidecar: bool = arg(False, "write a .txt beside each picture: a.txt, or a.jpg.txt and a.png.txt if both exist")
-    existing: str = arg("skip", "what to do with a picture that has a .txt", choices=list(EXISTING))
+    xmp: bool = arg(False, "write an .xmp beside each picture, named likewise, with the caption as its description")
+    existing: str = arg(
+        "skip", "what to do where there is a .txt, or a description in the .xmp, already", choices=list(EXISTING)
+    )
     show_literal: bool = arg(False, "also give the literal caption that a prompted model starts from")
 
 
@@ -73,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("give weights and pictures, like: python predict.py --weights coco photos/")
     check_sizes(model_args.batch_size, model_args.workers)
     searched = chosen(decoding_args, caption_args)
-    if output_args.existing != "skip" and not output_args.sidecar:
-        raise UserError(f"--existing {output_args.existing} has an effect only with --sidecar")
+    if output_args.existing != "skip" and not (output_args.sidecar or output_args.xmp):
+        raise UserError(f"--existing {output_args.existing} has an effect only with --sidecar or --xmp")
     with ExitStack() as stack:
         outputs = [stack.enter_context(closing(output)) for output in open_outputs(output_args)]
         found, todo = count(given.images, outputs)
@@ -98,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def open_outputs(args: OutputArguments) -> list[Writer | Sidecars]:
     """The outputs that were asked for; perhaps none. Raises UserError for one that cannot be written."""
-    outputs = [open_writer(args.output)] if args.output else []
-    return outputs + ([Sidecars(args.existing)] if args.sidecar else [])
+    outputs: list[Writer | Sidecars] = [open_writer(args.output)] if args.output else []
+    kinds = [kind for kind, asked in ((TEXT, args.sidecar), (XMP, args.xmp)) if asked]
+    return [*outputs, Sidecars(args.existing, kinds)] if kinds else outputs
 
 
 def wanted(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""What counts as an emoji, a hashtag, a mention.
+"""What counts as an emoji, a hashtag, a mention; and texts with fields to fill in.
 
 Each has two definitions, since they serve two purposes. What counts or keeps them needs whole ones, as a person sees
 them: an emoji with its skin tone, a hashtag that Instagram would link. What removes them from a caption needs every
@@ -8,8 +8,12 @@ trace (`*_TRACE`), even of half-written ones: a lone "#", or a variation selecto
 from __future__ import annotations
 
 import re
+import string
+from collections.abc import Iterable
 
 import regex
+
+from clipcap.errors import UserError
 
 # One whole emoji (a flag, a keycap, or pictograms with modifiers and joiners), for use inside a VERBOSE pattern.
 # The signs © ® ™ are pictograms in Unicode, but readers take them for text.
@@ -33,5 +37,44 @@ EMOJI_TRACE = regex.compile(
     r"(?:[0-9#*]\uFE0F?\u20E3|[\p{Extended_Pictographic}\p{Regional_Indicator}\p{Emoji_Modifier}\uFE0F])"
     r"[\uFE0E\uFE0F\u200D\u20E3\p{Emoji_Modifier}\U000E0020-\U000E007F]*"
 )
-HASHTAG_TRACE = regex.compile(r"[#\uFF03](?!\uFE0F?\u20E3)[\w\p{M}\u200C\u200D]*")
-MENTION_TRACE = regex.compile(r"(?<![\w.])@[\w.]*")
+# A "#" that stands alone takes the word behind it away too, which was meant to be a hashtag.
+HASHTAG_TRACE = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+[^\S\n]*[\w\p{M}\u200C\u200D]*")
+MENTION_TRACE = regex.compile(r"(?<![\w.])@[\w.]*|@(?![\w-]+\.\w)[\w.]*")  # but no mail address
+
+# Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word.
+COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C\u200D]+)")
+
+
+def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join."""
+    kept, end = "", 0
+    for start, stop in spans:
+        kept += text[end:start].rstrip(" \t")
+        end = stop
+        if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(r"[\w#@\uFF03]", text[end:]):
+            kept += " "
+    return kept + text[end:]
+
+
+def check_fields(what: str, template: str, fields: Iterable[str]) -> None:
+    """Raise a UserError unless the only braces of a text are "{field}" for these fields, or doubled ones."""
+    try:
+        template.encode()
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(f"{what} {template!r} cannot be read ({error}); write {{{{ for a brace") from None
+    found = [(name, spec, conversion) for _, name, spec, conversion in parsed if name is not None]
+    unknown = sorted({name for name, _, _ in found} - set(fields))
+    known = [f"{{{name}}}" for name in fields]
+    if unknown:
+        shown = ", ".join("{" + name + "}" for name in unknown)
+        told = f"the only field is {known[0]}" if len(known) == 1 else f"the only fields are {', '.join(known)}"
+        raise UserError(f"{what} {template!r} holds {shown}; {told}")
+    for name, spec, conversion in found:
+        if spec or conversion:
+            raise UserError(f"{what} {template!r} gives {{{name}}} a format; write plain {{{name}}}")
+
+
+def has_field(template: str, field: str) -> bool:
+    """Whether a text holds "{field}"."""
+    return any(name == field for _, name, _, _ in string.Formatter().parse(template))

@@ -47,11 +47,16 @@ def test_pictures_and_paths_become_captions(captioner, pictures, tmp_path):
     assert captioner([]) == [] and captioner(pictures[0], **SHORT) == captions[:1]
 
 
+def said(captioner, ids):
+    """Token ids as a caption, without what is left of an emoji that was cut at its end."""
+    return captioner.tokenizer.decode(ids).strip().removesuffix("\ufffd").strip()
+
+
 def test_captions_are_the_models_own(captioner, pictures):
     """What comes out is what `generate` decodes: no stop token, nothing else cut."""
     embeddings = captioner.encoder.encode_images(pictures)
     ids = captioner.model.generate(embeddings, Decoding(**SHORT))
-    assert captioner(pictures, **SHORT) == [captioner.tokenizer.decode(row).strip() for row in ids]
+    assert captioner(pictures, **SHORT) == [said(captioner, row) for row in ids]
     assert captioner.caption_embeddings(embeddings, **SHORT) == [[caption] for caption in captioner(pictures, **SHORT)]
 
 
@@ -162,7 +167,7 @@ def test_prompted_weights_start_from_their_literal_caption(tmp_path, pictures):
     assert [row.literal for row in rows] == literals
     prompts = [captioner.tokenizer.encode(f" it is {text.removesuffix('.')}: ").ids for text in literals]
     ids = captioner.model.generate(embeddings, Decoding(**SHORT), prompts)
-    assert [row.captions[0] for row in rows] == [captioner.tokenizer.decode(row).strip() for row in ids]
+    assert [row.captions[0] for row in rows] == [said(captioner, row) for row in ids]
     several = captioner(pictures[:2], num_captions=3, require="dog", **SHORT)
     assert all(len(captions) == 3 for captions in several)
 
@@ -201,7 +206,11 @@ def test_required_words_keep_to_the_rule_against_repetition(captioner, pictures,
     """Guards against a word that is put in where the caption already has its tokens."""
     ids_of, text = {}, Candidates.text
     monkeypatch.setattr(
-        Candidates, "text", lambda self, ids: ids_of.setdefault(text(self, ids), list(ids)) and text(self, ids)
+        Candidates,
+        "text",
+        lambda self, row, ids: (
+            ids_of.setdefault(text(self, row, ids).removesuffix("\ufffd").strip(), list(ids)) and text(self, row, ids)
+        ),
     )
     put_in = 0
     for size in (1, 2):

@@ -12,7 +12,28 @@ from clipcap.captioning.rules import Rules
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 
-EMOJI = ["😀", "❤", "❤️", "☀️", "✨", "👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇫🇷", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "1️⃣", "#️⃣", "👩🏿‍🚀", "⛱", "🫠", "©️", "‼️", "🅰️"]
+EMOJI = [
+    "😀",
+    "❤",
+    "❤️",
+    "☀️",
+    "✨",
+    "👍🏽",
+    "👩‍👩‍👧‍👦",
+    "🏳️‍🌈",
+    "🇫🇷",
+    "🏴󠁧󠁢󠁳󠁣󠁴󠁿",
+    "1️⃣",
+    "#️⃣",
+    "👩🏿‍🚀",
+    "⛱",
+    "🫠",
+    "⛵",
+    "♥",
+    "©️",
+    "‼️",
+    "🅰️",
+]
 
 
 @pytest.mark.parametrize("emoji", EMOJI)
@@ -201,3 +222,14 @@ def test_predict_says_at_once_which_option_cannot_be(options, told):
 def test_words_that_are_no_text_are_refused(option):
     with pytest.raises(UserError, match="is not UTF-8 text"):
         Rules(**{option: ["\udcff"]})
+
+
+def test_words_of_thousands_of_characters_are_refused():
+    """A word of a megabyte took half a minute, for each caption."""
+    with pytest.raises(UserError, match="may have 1000 characters, and 'aaaa.*has more"):
+        Rules(ban=["a" * 1001])
+
+
+def test_a_file_of_words_is_a_path():
+    with pytest.raises(UserError, match="file of banned words '5' cannot be read"):
+        Rules(ban_file=5)

@@ -26,9 +26,9 @@ EMOJI = "👨‍👩‍👧‍👦 👍🏽 🇫🇷 1️⃣ #️⃣ *️⃣ ❤
         ({"strip_links": True}, "awww.so cute, KylieSkin.com 5/22", "awww.so cute, KylieSkin.com 5/22"),
         ({"mentions": "replace"}, "with @a.b_c, me@home.org and (@d)!", "with @user, me@home.org and (@user)!"),
         ({"mentions": "drop"}, "with @a.b. and 💛@c 💚", "with. and 💛 💚"),
-        ({"mentions": "drop"}, "top @me1️⃣", "top1️⃣"),
+        ({"mentions": "drop"}, "top @me1️⃣", "top 1️⃣"),
         ({"max_hashtags": 1}, "#one two #three #four❤️ five", "#one two❤️ five"),
-        ({"max_hashtags": 0}, "we're #1 #été #नमस्ते #love1️⃣ a#b &#39;", "we're #11️⃣ a#b &#39;"),
+        ({"max_hashtags": 0}, "we're #1 #été #नमस्ते #love1️⃣ a#b &#39;", "we're #1 1️⃣ a#b &#39;"),
     ],
 )
 def test_a_step_does_its_work_and_is_counted_once(options: dict, caption: str, cleaned: str) -> None:

@@ -8,14 +8,15 @@ import subprocess
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 from test_files import file_size_limit
 
-from clipcap.captioning import writers
 from clipcap.captioning.rows import Row, read_name, written_name
-from clipcap.captioning.writers import Sidecars, open_writer
+from clipcap.captioning.sidecars import TEXT, XMP, Sidecars
+from clipcap.captioning.writers import open_writer
 from clipcap.errors import Interrupted, UserError
 
 CAPTIONS = ["sun & <b>sea</b> ☀️", 'two "lines"\nhere\r\nand there', "=HYPERLINK(1)", "@bob -1", "a,b;c\t'd'", "\u2028x"]
@@ -399,7 +400,7 @@ def test_a_folder_gets_sidecars_from_one_run_at_a_time(tmp_path, monkeypatch):
     folders = [tmp_path / name for name in "abcde"]
     for folder in folders:
         folder.mkdir()
-    monkeypatch.setattr(writers, "HELD", 2)  # more folders than can be held at once
+    monkeypatch.setattr("clipcap.captioning.sidecars.HELD", 2)  # more folders than can be held at once
     sidecars = Sidecars("overwrite")
     for folder in [*folders, folders[0]]:
         assert sidecars.wants(folder / "a.jpg") and sidecars.write(Row(str(folder / "a.jpg"), ["x"])) is None
@@ -495,7 +496,7 @@ def test_folders_are_let_go_of_where_few_files_may_be_open(tmp_path, monkeypatch
         yield
         opened.remove(folder)
 
-    monkeypatch.setattr(writers, "only_writer", few)
+    monkeypatch.setattr("clipcap.captioning.sidecars.only_writer", few)
     sidecars = Sidecars()
     for number in range(10):
         (tmp_path / str(number)).mkdir()
@@ -516,3 +517,127 @@ def test_lines_of_something_else_are_not_dropped(tmp_path):
 def test_a_sidecar_that_cannot_be_written_says_why(tmp_path):
     (tmp_path / "a.txt").mkdir()
     assert "cannot be written" in Sidecars("overwrite").write(Row(str(tmp_path / "a.jpg"), ["x"]))
+
+
+def test_captions_are_put_in_front_once(tmp_path):
+    """A second run would put the same caption in front again; one that another only begins with is another."""
+    row, text = Row(str(tmp_path / "a.jpg"), ["a dog"]), tmp_path / "a.txt"
+    for before, after in (
+        ("", "a dog\n"),
+        ("by me", "a dog\nby me"),
+        ("a dogma\n", "a dog\na dogma\n"),
+        ("a dog\nold\n",) * 2,
+        ("a dog",) * 2,
+    ):
+        text.write_text(before)
+        for _ in range(2):
+            sidecars = Sidecars("prepend")
+            assert sidecars.wants(row.image) and sidecars.write(row) is None
+            sidecars.close()
+            assert text.read_text() == after
+
+
+OTHERS = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="some program">
+ <r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <r:Description r:about="uuid:7" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating='5'><!-- mine -->
+   <d:subject xmlns:d="http://purl.org/dc/elements/1.1/"><r:Bag><r:li>söme</r:li></r:Bag></d:subject>{}
+  </r:Description>
+ </r:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
+NEW = '<d:description xmlns:d="http://purl.org/dc/elements/1.1/"><r:Alt>{}</r:Alt></d:description>'
+DEFAULT, GERMAN = '<r:li xml:lang="x-default">{}</r:li>', "<r:li xml:lang='de-DE'>ein Hund</r:li>"
+
+
+def description(path):
+    """The description in an .xmp as another reader of XML finds it, without its place in the tree."""
+    tree = ElementTree.parse(path)
+    items = tree.findall(".//{http://purl.org/dc/elements/1.1/}description//{*}li")
+    return {item.get("{http://www.w3.org/XML/1998/namespace}lang"): item.text for item in items}
+
+
+def test_xmp_beside_a_picture(tmp_path):
+    """The best caption is the description; and `--sidecar` shares the folder."""
+    row = Row(str(tmp_path / "a.jpg"), ['<a> & "b" 🐢\nline\x00', "second"], asked=2)
+    both = Sidecars(kinds=(TEXT, XMP))
+    assert both.wants(row.image) and both.write(row) is None and not both.wants(row.image)
+    both.close()
+    assert description(tmp_path / "a.xmp") == {"x-default": '<a> & "b" 🐢\nline'}
+    assert (tmp_path / "a.txt").read_text().splitlines()[1] == "second"
+    (tmp_path / "a.txt").unlink()
+    before = (tmp_path / "a.xmp").read_bytes()
+    assert both.wants(row.image) and both.write(Row(row.image, ["other"])) is None  # only the .txt
+    both.close()
+    assert (tmp_path / "a.xmp").read_bytes() == before and (tmp_path / "a.txt").read_text() == "other\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", None),
+        (NEW.format(DEFAULT.format("old")), NEW.format(DEFAULT.format("new"))),
+        (NEW.format(GERMAN + DEFAULT.format("old")), NEW.format(GERMAN + DEFAULT.format("new"))),
+        (NEW.format(GERMAN), NEW.format(DEFAULT.format("new") + GERMAN)),
+        (NEW.format('<r:li xml:lang="x-default"/>'), NEW.format(DEFAULT.format("new"))),
+        (NEW.format(""), None),
+        ('<d:description xmlns:d="http://purl.org/dc/elements/1.1/"/>', None),
+    ],
+    ids=["none", "one", "two languages", "another language", "an empty one", "no item", "an empty element"],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_rest_of_an_xmp_stays_as_it_is(tmp_path, before, after, mark):
+    """Guards against a file that is read and written anew, without its comments, prefixes and packet."""
+    path, row = tmp_path / "a.xmp", Row(str(tmp_path / "a.jpg"), ["new"])
+    path.write_text(mark + OTHERS.format(before), encoding="utf-8")
+    for _ in range(2):
+        assert Sidecars("overwrite", [XMP]).write(row) is None
+        assert description(path)["x-default"] == "new"
+        if after is not None:
+            assert path.read_text(encoding="utf-8") == mark + OTHERS.format(after)
+    content = path.read_text(encoding="utf-8")
+    for kept in (
+        "<!-- mine -->",
+        "xmp:Rating='5'",
+        "<r:li>söme</r:li>",
+        'x:xmptk="some program"',
+        '<?xpacket end="w"?>',
+    ):
+        assert kept in content
+
+
+def test_a_description_is_respected(tmp_path):
+    path, row = tmp_path / "a.xmp", Row(str(tmp_path / "a.jpg"), ["new"])
+    path.write_text(OTHERS.format(NEW.format(DEFAULT.format("old"))), encoding="utf-8")
+    assert not Sidecars("skip", [XMP]).wants(row.image)
+    for existing, told in (("prepend", "new\nold"), ("append", "new\nold\nnew")):
+        assert Sidecars(existing, [XMP]).write(row) is None
+        assert description(path)["x-default"] == told
+    path.write_text(OTHERS.format(""), encoding="utf-8")
+    assert Sidecars("skip", [XMP]).wants(row.image)
+    path.unlink()
+    Image.new("RGB", (8, 8)).save(row.image, xmp=OTHERS.format(NEW.format(GERMAN)).encode())
+    assert not Sidecars("skip", [XMP]).wants(row.image) and Sidecars("overwrite", [XMP]).wants(row.image)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>', "XML with a document type"),
+        (b"<x/>", "XML, but not XMP"),
+        (b"<x>", "not XML"),
+        (b"\xff\xfe<\0", "not UTF-8 text"),
+        (b'<?xml version="1.0" encoding="iso-8859-1"?><x/>', "not UTF-8 text"),
+        (OTHERS.format('<d:description xmlns:d="http://purl.org/dc/elements/1.1/"/>' * 2).encode(), "two descriptions"),
+        (b" " * (17 << 20), "larger than 16 MB"),
+    ],
+    ids=["document type", "no xmp", "cut", "utf-16", "latin-1", "two", "large"],
+)
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "prepend"])
+def test_an_xmp_that_cannot_be_changed_is_left(tmp_path, content, told, existing):
+    (tmp_path / "a.xmp").write_bytes(content)
+    sidecars = Sidecars(existing, [XMP])
+    assert sidecars.wants(tmp_path / "a.jpg")
+    assert told in sidecars.write(Row(str(tmp_path / "a.jpg"), ["new"]))
+    sidecars.close()
+    assert (tmp_path / "a.xmp").read_bytes() == content

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from clipcap.decoding.options import Decoding
+from clipcap.decoding.search import NoCaption
 from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
@@ -31,6 +32,7 @@ class Candidates:
         clip_embedding: (B, C).
         prompts: B lists of token ids between picture and caption, or None.
         rank: "likelihood" or "clip", see `clipcap.captioning.rules.Rules`.
+        starts: B texts, or "", that the captions go on from.
     """
 
     def __init__(
@@ -41,17 +43,27 @@ class Candidates:
         clip_embedding: Tensor,
         prompts: Sequence[Sequence[int]] | None,
         rank: str,
+        starts: Sequence[str],
     ) -> None:
         self.model, self.tokenizer, self.encode_texts = model, tokenizer, encode_texts
-        self.clip_embedding, self.prompts, self.rank = clip_embedding, prompts, rank
+        self.clip_embedding, self.rank, self.starts = clip_embedding, rank, starts
+        self.begun = [len(tokens_of(tokenizer, start)) for start in starts]
+        before = prompts or [()] * len(clip_embedding)
+        self.prompts = [[*prompt, *tokens_of(tokenizer, start)] for prompt, start in zip(before, starts, strict=True)]
         self.end = end_of_text(tokenizer)
 
     def __len__(self) -> int:
         return len(self.clip_embedding)
 
-    def room(self, row: int) -> int:
-        """How many tokens GPT-2 has room for behind a picture's prompt."""
-        return self.model.room - (len(self.prompts[row]) if self.prompts else 0)
+    def room(self, row: int, max_tokens: int) -> int:
+        """How many tokens the caption of a picture may have behind its start."""
+        return min(max_tokens - self.begun[row], self.model.room - len(self.prompts[row]))
+
+    def check_room(self, max_tokens: int) -> None:
+        """Raise NoCaption for the first start that leaves no room for a caption."""
+        for row, start in enumerate(self.starts):
+            if start:
+                check_start(start, self.begun[row], self.begun[row] + self.room(row, max_tokens))
 
     def generate(
         self, rows: Sequence[int], decoding: Decoding, extra: Sequence[Sequence[int]] | None = None
@@ -61,23 +73,22 @@ class Candidates:
         Args:
             rows: which pictures, by their number in the batch; a number may occur several times.
             decoding: how to search.
-            extra: for each row, tokens that follow its prompt as the beginning of the caption. The result does not
-                repeat them.
+            extra: for each row, tokens that follow its start as the beginning of the caption. The result repeats
+                neither.
 
         Returns:
             For each row its captions, best first.
         """
-        prompts = [
-            [*(self.prompts[row] if self.prompts else ()), *more]
-            for row, more in zip(rows, extra or [()] * len(rows), strict=True)
-        ]
+        extra = extra or [()] * len(rows)
+        prompts = [[*self.prompts[row], *more] for row, more in zip(rows, extra, strict=True)]
+        begun = [self.begun[row] + len(more) for row, more in zip(rows, extra, strict=True)]
         batch = self.clip_embedding[list(rows)]
-        return self.model.generate_all(batch, decoding, prompts if any(prompts) else None)
+        return self.model.generate_all(batch, decoding, prompts if any(prompts) else None, begun)
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Token ids -> the caption, without end-of-text."""
+    def text(self, row: int, ids: Sequence[int]) -> str:
+        """A picture's start and token ids -> the caption, without end-of-text."""
         ids = ids[:-1] if ids and ids[-1] == self.end else ids
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False).strip()
+        return (self.starts[row] + self.tokenizer.decode(list(ids), skip_special_tokens=False)).strip()
 
     def sort(self, captions: Mapping[int, list[Caption]]) -> dict[int, list[Caption]]:
         """Row -> its captions in any order -> the same, best first. Equal scores keep the order given."""
@@ -99,8 +110,20 @@ class Candidates:
             if not similar.isfinite().all():
                 raise UserError("CLIP's embeddings of captions are not finite: rank captions by likelihood instead")
             return similar.tolist()
-        prompts = [self.prompts[row] if self.prompts else () for row in rows]
-        return likelihoods(self.model, embeddings, prompts, [ids for _, ids in captions])
+        return likelihoods(self.model, embeddings, [self.prompts[row] for row in rows], [ids for _, ids in captions])
+
+
+def tokens_of(tokenizer: Tokenizer, start: str) -> list[int]:
+    """The token ids of a text that captions go on from."""
+    return tokenizer.encode(start).ids if start else []
+
+
+def check_start(start: str, tokens: int, room: int) -> None:
+    """Raise NoCaption unless a start of some tokens leaves room in a caption that may have `room` of them."""
+    if tokens >= room:
+        raise NoCaption(
+            f"the start text {start!r:.60} takes {tokens} tokens, and a caption may have {room}: shorten it"
+        )
 
 
 @torch.inference_mode()

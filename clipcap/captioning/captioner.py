@@ -16,11 +16,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from clipcap.captioning.candidates import Candidates
+from clipcap.captioning.candidates import Candidates, check_start, tokens_of
 from clipcap.captioning.choice import Choice
 from clipcap.captioning.options import check_sizes, decoding_and_rules
+from clipcap.captioning.posts import Frame
 from clipcap.captioning.rows import Row
-from clipcap.captioning.rules import Rules
+from clipcap.captioning.rules import Rules, framed
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import UnreadableImage
 from clipcap.clip.workers import pixel_batches
@@ -158,12 +159,17 @@ class Captioner:
             UserError: a batch is too large, or the options do not fit these weights.
         """
         check_sizes(batch_size, workers)
+        start = rules.frame().start
+        if start:
+            check_start(start, len(tokens_of(self.tokenizer, start)), min(decoding.max_tokens, self.model.room))
         size = batch_size or max(8, SEQUENCES // replace(decoding, num_captions=rules.num_captions).width)
         first = batch_size or min(FIRST, size)
         for batch in pixel_batches(sources, self.encoder.preprocessing, size, workers, first):
-            pixels = [decoded for _, decoded in batch if not isinstance(decoded, UnreadableImage)]
-            captioned = self._caption(pixels, decoding, rules) if pixels else iter(())
-            for source, decoded in batch:
+            pictures = [(source, *framed(source, decoded, rules)) for source, decoded in batch]
+            pixels = [decoded for _, decoded, _ in pictures if not isinstance(decoded, UnreadableImage)]
+            frames = [frame for _, decoded, frame in pictures if not isinstance(decoded, UnreadableImage)]
+            captioned = self._caption(pixels, frames, decoding, rules) if pixels else iter(())
+            for source, decoded, _ in pictures:
                 image = str(source) if isinstance(source, str | Path) else "picture"
                 if isinstance(decoded, UnreadableImage):
                     yield Row(image, error=decoded.reason)
@@ -177,18 +183,25 @@ class Captioner:
         self, clip_embedding: Tensor, decoding: Decoding | None = None, **options: Any
     ) -> list[list[str]]:
         """CLIP embeddings (B, C), as the encoder makes them -> B lists of captions, best first."""
-        return [captions for captions, _ in self._choose(clip_embedding, *decoding_and_rules(decoding, **options))]
+        decoding, rules = decoding_and_rules(decoding, **options)
+        if rules.has_fields:
+            raise UserError("an embedding has neither folder nor date: leave {folder} and {date} out")
+        frames = [rules.frame()] * len(clip_embedding)
+        return [captions for captions, _ in self._choose(clip_embedding, frames, decoding, rules)]
 
-    def _caption(self, pixels: list[np.ndarray], decoding: Decoding, rules: Rules) -> Iterator[Captioned | NoCaption]:
-        """Pixels (H, W, 3) of B pictures -> what `_choose` gives for each of them, or why it gives nothing."""
+    def _caption(
+        self, pixels: list[np.ndarray], frames: list[Frame], decoding: Decoding, rules: Rules
+    ) -> Iterator[Captioned | NoCaption]:
+        """Pixels (H, W, 3) of B pictures, and their frames -> what `_choose` gives for each, or why nothing."""
         starts = range(0, len(pixels), CLIP_BATCH)
         try:
             parts = [self.encoder.encode_pixels(np.stack(pixels[start : start + CLIP_BATCH])) for start in starts]
             embeddings = torch.cat(parts)
             try:
-                return iter(self._choose(embeddings, decoding, rules))
+                return iter(self._choose(embeddings, frames, decoding, rules))
             except NoCaption:  # of one picture, which must not take the others' captions away
-                return iter([self._alone(embedding, decoding, rules) for embedding in embeddings])
+                each = zip(embeddings, frames, strict=True)
+                return iter([self._alone(embedding, frame, decoding, rules) for embedding, frame in each])
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -197,20 +210,21 @@ class Captioner:
                 "take a smaller one (--batch-size), or fewer beams or captions"
             ) from None
 
-    def _alone(self, embedding: Tensor, decoding: Decoding, rules: Rules) -> Captioned | NoCaption:
+    def _alone(self, embedding: Tensor, frame: Frame, decoding: Decoding, rules: Rules) -> Captioned | NoCaption:
         """The same for one picture's embedding (C,)."""
         try:
-            return self._choose(embedding[None], decoding, rules)[0]
+            return self._choose(embedding[None], [frame], decoding, rules)[0]
         except NoCaption as error:
             return error
 
-    def _choose(self, clip_embedding: Tensor, decoding: Decoding, rules: Rules) -> list[Captioned]:
-        """(B, C) -> for each picture its captions, and the literal caption in its prompt, if any."""
+    def _choose(self, clip_embedding: Tensor, frames: list[Frame], decoding: Decoding, rules: Rules) -> list[Captioned]:
+        """(B, C) and B frames -> for each picture its captions, and the literal caption in its prompt, if any."""
         literals = literal_captions(self.model, clip_embedding, batch_size=SEQUENCES)
         prompts = prompts_for(self.model, self.tokenizer, len(clip_embedding), literals, rules)
         encode_texts = self.encoder.encode_texts
-        candidates = Candidates(self.model, self.tokenizer, encode_texts, clip_embedding, prompts, rules.rank)
-        captions = Choice(candidates, decoding, rules).choose()
+        starts = [frame.start for frame in frames]
+        candidates = Candidates(self.model, self.tokenizer, encode_texts, clip_embedding, prompts, rules.rank, starts)
+        captions = Choice(candidates, decoding, rules, frames).choose()
         prompted_by: Sequence[str | None] = literals or [None] * len(clip_embedding)
         return list(zip(captions, prompted_by, strict=True))
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from clipcap.captioning.candidates import Candidates, Caption
+from clipcap.captioning.posts import Frame
 from clipcap.captioning.rules import Rules
+from clipcap.captioning.vocabulary import word_parts
 from clipcap.decoding.options import Decoding
+from clipcap.decoding.search import NoCaption
 
 MOST_BEAMS = 64
 PLACES = 12  # steps along a caption at which a required word is tried
@@ -39,17 +43,33 @@ class Choice:
         candidates: where captions come from.
         decoding: the search that was asked for.
         rules: the rules that every caption must keep.
+        frames: B texts that stand around the captions.
+
+    Raises:
+        NoCaption: the start of a picture leaves no room for a caption.
     """
 
-    def __init__(self, candidates: Candidates, decoding: Decoding, rules: Rules) -> None:
-        self.candidates, self.decoding, self.rules = candidates, decoding, rules
-        banned = (*decoding.banned, *rules.banned_tokens(candidates.tokenizer))
-        self.first = replace(decoding, num_captions=rules.num_captions, banned=banned)
+    def __init__(self, candidates: Candidates, decoding: Decoding, rules: Rules, frames: Sequence[Frame]) -> None:
+        self.candidates, self.decoding, self.rules, self.frames = candidates, decoding, rules, frames
+        candidates.check_room(decoding.max_tokens)
+        self.first = replace(decoding, num_captions=rules.num_captions)
+        if decoding.min_tokens:  # what is cut out afterwards would be missing
+            self.first = self.strict
+        elif rules.start_with:
+            self.first = replace(self.first, word_parts=word_parts(candidates.tokenizer))
+
+    @cached_property
+    def strict(self) -> Decoding:
+        """The search that does not write what is ruled out, but for banned words."""
+        return self.rules.kept_to(self.first, self.candidates.tokenizer)
 
     def choose(self) -> list[list[str]]:
         """B lists of `rules.num_captions` captions, best first; shorter only where no more could be found."""
         ranked = self._rank(self._search())
         chosen = {row: captions[: self.rules.num_captions] for row, captions in ranked.items()}
+        for row, [(text, _), *_] in chosen.items():
+            if not text and (self.rules.max_chars is not None or self.frames[row].size):
+                raise NoCaption("nothing is left of its caption by the limits and the texts that were given")
         for word in self.rules.require:
             self._put_in(word, chosen, ranked)
         return [[text for text, _ in chosen[row]] for row in range(len(chosen))]
@@ -64,38 +84,40 @@ class Choice:
             for row, captions in zip(short, self.candidates.generate(short, decoding), strict=True):
                 found[row].searches += 1
                 for ids in captions:
-                    self._add(found[row], ids)
+                    self._add(row, found[row], ids)
         return found
 
     def _attempts(self) -> Iterator[Decoding]:
         """The search asked for, then wider ones for the pictures that have too few captions after it.
 
-        The first search bans only the single tokens that begin what is ruled out. The later ones also ban the usual
-        spellings of banned words: that costs some harmless captions, so it is not done where it is not needed.
+        What is ruled out is cut out of the captions of the first search. Then banned words are not written, and at last
+        nothing that is ruled out is: that costs harmless captions too, and makes others worse.
         """
         yield self.first
-        banned = (*self.first.banned, *self.rules.banned_words(self.candidates.tokenizer))
-        count, strict = self.rules.num_captions, replace(self.first, banned=banned)
+        tokenizer, count = self.candidates.tokenizer, self.rules.num_captions
+        words = self.rules.banned_words(tokenizer)
+        wider = replace(self.first, banned=(*self.first.banned, *words), word_parts=word_parts(tokenizer))
+        strict = replace(self.strict, banned=(*self.strict.banned, *words))
         if count == 1:
             yield strict
             return
         most = min(MOST_BEAMS, strict.widest)
         for factor in (2, 4):  # with another seed, since the same one would draw the same samples
             width = min(most, factor * strict.width)
-            yield replace(strict, num_captions=width, seed=None if strict.seed is None else strict.seed + factor)
+            yield replace(wider, num_captions=width, seed=None if wider.seed is None else wider.seed + factor)
         beams = min(most, 8 * count)
         yield replace(strict, method="beam", beams=beams, num_captions=beams)  # beams always differ
 
-    def _add(self, found: Found, ids: list[int]) -> None:
+    def _add(self, row: int, found: Found, ids: list[int]) -> None:
         """Keep a caption unless it is empty or differs from a known one only in case."""
-        raw = self.candidates.text(ids)
-        text = self.rules.clean(raw)
+        raw = self.candidates.text(row, ids)
+        text = self.rules.post(raw, self.frames[row])
         known = {caption.casefold() for caption in found.good}
         if text and text.casefold() not in known:
             (found.good if self.rules.allows(raw) else found.spoiled).setdefault(text, ids)
 
     def _rank(self, found: list[Found]) -> dict[int, list[Caption]]:
-        """Row -> its captions, best first."""
+        """Row -> its captions, best first. At least one each, which may be empty."""
         ranked: dict[int, list[Caption]] = {}
         unsorted: dict[int, list[Caption]] = {}
         for row, has in enumerate(found):
@@ -137,24 +159,24 @@ class Choice:
     def _with_word(self, word: str, bases: dict[int, list[int]]) -> dict[int, list[Caption]]:
         """For each row, captions that begin like the one in `bases` (token ids) and then hold the word."""
         jobs = [(row, opening) for row, ids in bases.items() for opening in self._openings(row, ids, word)]
-        greedy = replace(self.first, method="greedy", num_captions=1)
+        greedy = replace(self.strict, method="greedy", num_captions=1)
         rests = self.candidates.generate([row for row, _ in jobs], greedy, [opening for _, opening in jobs])
         made: dict[int, list[Caption]] = {row: [] for row in bases}
         for (row, opening), [rest] in zip(jobs, rests, strict=True):
-            ids = [*opening, *rest][: self.decoding.max_tokens]
-            text = self.candidates.text(ids)
-            if self.rules.clean(text) == text and not _repeats(ids, self.decoding.no_repeat_ngram):
-                made[row].append((text, ids))
+            ids = [*opening, *rest]
+            raw = self.candidates.text(row, ids)
+            if self.rules.clean(raw) == raw and not _repeats(ids, self.decoding.no_repeat_ngram):
+                made[row].append((self.rules.post(raw, self.frames[row]), ids))
         return made
 
     def _openings(self, row: int, ids: Sequence[int], word: str) -> Iterator[list[int]]:
         """Beginnings of a caption, from none to all of it, each followed by the word, that leave room for the rest."""
-        room = min(self.decoding.max_tokens, self.candidates.room(row) - self.decoding.min_tokens)
+        room = self.candidates.room(row, self.decoding.max_tokens)
         stop = self.decoding.stop_token
         stop = self.candidates.model.config.stop_token if stop is None else stop
-        ids = list(ids[:-1] if ids and ids[-1] == stop else ids)
+        ids, start = list(ids[:-1] if ids and ids[-1] == stop else ids), self.frames[row].start
         for place in sorted({round(len(ids) * step / PLACES) for step in range(PLACES + 1)}):
-            opening = ids[:place] + self.candidates.tokenizer.encode(f" {word}" if place else word).ids
+            opening = ids[:place] + self.candidates.tokenizer.encode(f" {word}" if place or start else word).ids
             if len(opening) < room:
                 yield opening
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from clipcap.captioning.posts import INSTAGRAM
 from clipcap.captioning.rules import KEEP_OR_NONE, RANKS, Rules
 from clipcap.cli import arg
 from clipcap.decoding.options import METHODS, Decoding
@@ -52,7 +53,7 @@ class CaptionArguments:
     _argument_group_name = "captions to choose from"
 
     num_captions: int = arg(
-        Rules.num_captions, "captions per picture, all distinct, best first; above 1, greedy becomes nucleus"
+        Rules.num_captions, "captions per picture, distinct, best first; above 1, greedy becomes nucleus"
     )
     rank: str = arg(Rules.rank, "what is best: for the model, or for CLIP", choices=list(RANKS))
     ban: str | None = arg(None, "no caption holds this word; may be repeated", action="append", metavar="WORD")
@@ -61,6 +62,17 @@ class CaptionArguments:
     hashtags: str = arg(Rules.hashtags, "#hashtags in captions", choices=list(KEEP_OR_NONE))
     emoji: str = arg(Rules.emoji, "emoji in captions", choices=list(KEEP_OR_NONE))
     mentions: str = arg(Rules.mentions, "@mentions in captions", choices=list(KEEP_OR_NONE))
+    max_hashtags: int | None = arg(None, f"most hashtags in a caption; Instagram allows {INSTAGRAM.hashtags}")
+    max_chars: int | None = arg(
+        None, f"most characters of a caption, an emoji being two or more; Instagram allows {INSTAGRAM.characters:,}"
+    )
+    start_with: str | None = arg(
+        None,
+        "captions go on from it; {folder}, {date} (EXIF): only of pictures that have them",
+        metavar="TEXT",
+    )
+    prepend: str | None = arg(None, "stands in front of every caption, {folder} and {date} too", metavar="TEXT")
+    append: str | None = arg(None, "stands behind every caption, {folder} and {date} too", metavar="TEXT")
     length: str | None = arg(None, "ask weights trained with --controls length for it", choices=list(LENGTHS))
     emoji_count: int | None = arg(None, "ask weights trained with --controls emoji for N of them", metavar="N")
     hashtag_count: int | None = arg(None, "ask weights trained with --controls hashtags for N", metavar="N")

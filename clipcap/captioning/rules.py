@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import regex
 
-from clipcap.decoding.options import at_most_captions
+from clipcap.captioning.posts import FIELDS, Frame, fill, hashtags_of
+from clipcap.captioning.vocabulary import EMOJI_LEADS, tokens_with, word_parts
+from clipcap.captioning.words import holds, lines_of, pattern_of, without, words_of
+from clipcap.clip.images import ImageSource, UnreadableImage
+from clipcap.decoding.options import Decoding, at_most_captions
 from clipcap.errors import UserError, at_least, check_text
 from clipcap.model.controls import Request
-from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE, PLACEHOLDER
+from clipcap.text import EMOJI_TRACE, HASHTAG_TRACE, MENTION_TRACE, PLACEHOLDER, check_fields, has_field
 
 if TYPE_CHECKING:
+    import numpy as np
     from tokenizers import Tokenizer
 
 RANKS = ("likelihood", "clip")
 KEEP_OR_NONE = ("keep", "none")
 MOST_BANNED = 4096  # words: each caption is searched for each of them
 MOST_REQUIRED = 64  # words: each picture is captioned a dozen times more for each of them
-MOST_BYTES = 1 << 20  # of a file of words
-# One emoji of each block. A token with the first two UTF-8 bytes of one begins an emoji, or a sign that few captions
-# would need.
-EMOJI_LEADS = "😀☀⚡✨❤⭐⌚⏰⬅➡\ufe0f\u20e3"
+AROUND = ("start_with", "prepend", "append")  # the texts that a caption is given
+LONGEST = 4000  # characters of each of them
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,15 @@ class Rules(Request):
         require: words, at most 64, of which each must be in one of the captions, where that can be achieved at all.
         hashtags, emoji, mentions: "keep" or "none".
         length, emoji_count, hashtag_count: what the weights are asked for, see `Request`.
+        max_hashtags: how many hashtags a caption may have; None sets no limit. Each comes at most once anyway.
+        max_chars: how many characters (see `clipcap.captioning.posts.size_of`) a caption may have; None sets no limit.
+        start_with: what captions go on from; blanks at its ends are left out.
+        prepend, append: what stands in front of captions and behind them, with a blank between unless they bring one.
+            These and `start_with` count for the limits. In all three, {folder} stands for the name of the picture's
+            folder and {date} for the day in its EXIF, as 2025-12-31; a picture that lacks it gets no caption.
 
     Raises:
-        UserError: a value is impossible, or a required word is ruled out.
+        UserError: a value is impossible, or a required word or a given text is ruled out.
     """
 
     num_captions: int = 1
@@ -54,6 +63,11 @@ class Rules(Request):
     hashtags: str = "keep"
     emoji: str = "keep"
     mentions: str = "keep"
+    max_hashtags: int | None = None
+    max_chars: int | None = None
+    start_with: str = ""
+    prepend: str = ""
+    append: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +79,13 @@ class Rules(Request):
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
         at_least(1, num_captions=self.num_captions)
         at_most_captions(num_captions=self.num_captions)
-        ban, require = _words(self.ban), _words(self.require)
-        object.__setattr__(self, "ban", ban + _words(_lines(self.ban_file)) if self.ban_file else ban)
+        for name in ("max_hashtags", "max_chars"):
+            if not isinstance(getattr(self, name), Integral | None):
+                raise UserError(f"{name} must be a whole number, not {getattr(self, name)!r}")
+        at_least(0, max_hashtags=self.max_hashtags)
+        at_least(1, max_chars=self.max_chars)
+        ban, require = words_of(self.ban), words_of(self.require)
+        object.__setattr__(self, "ban", ban + words_of(lines_of(self.ban_file)) if self.ban_file else ban)
         object.__setattr__(self, "require", require)
         for name, most in (("ban", MOST_BANNED), ("require", MOST_REQUIRED)):
             if len(getattr(self, name)) > most:
@@ -74,10 +93,61 @@ class Rules(Request):
         for word in self.require:
             if self.clean(word) != word:
                 raise UserError(f"{word!r} is required, and ruled out at the same time; drop one of the two")
+            if self.max_hashtags is not None and len(hashtags_of(word)) > self.max_hashtags:
+                raise UserError(f"{word!r} is required, and has more hashtags than max_hashtags ({self.max_hashtags})")
+        for name in AROUND:
+            text = getattr(self, name)
+            if not isinstance(text, str) or len(text) > LONGEST:
+                raise UserError(f"{name} must be a text of at most {LONGEST} characters, not {text!r:.60}")
+            check_text(**{name: text})
+            check_fields(name, text, FIELDS)
+        self.frame()
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether a text is to be filled in for each picture."""
+        return any(has_field(getattr(self, name), field) for name in AROUND for field in FIELDS)
+
+    def frame(self, source: ImageSource | None = None) -> Frame:
+        """The texts around the captions of a picture; for None, with nothing in place of the fields.
+
+        Raises:
+            UnreadableImage: the picture lacks what a field asks for, or what it has makes the texts break a rule.
+            UserError: it is not from a file, and so has no folder.
+        """
+        error = UserError if source is None else UnreadableImage
+        texts = {name: fill(getattr(self, name), source) for name in AROUND}
+        for name, text in texts.items():
+            if self.clean(text) != text:
+                raise error(f"{name} is {text!r}, and holds what is ruled out; drop one of the two")
+        start, before, after = (texts[name] for name in AROUND)
+        before += " " * bool(before and not before[-1].isspace())
+        after = " " * bool(after and not after[0].isspace()) + after
+        frame = Frame(start.strip(), before, after)
+        tags, most = frame.hashtags, self.max_hashtags
+        if twice := next((tag for tag in tags if tags.count(tag) > 1), None):
+            raise error(f"the texts given for captions hold #{twice} twice, and a hashtag comes at most once")
+        if most is not None and len(tags) > most:
+            raise error(f"the texts given for captions hold {len(tags)} hashtags, and max_hashtags is {most}")
+        if self.max_chars is not None and frame.size + (not frame.start) > self.max_chars:
+            raise error(
+                f"the texts given for captions have {frame.size} characters, and max_chars is {self.max_chars}: "
+                "no room is left for a caption"
+            )
+        return frame
+
+    def post(self, written: str, frame: Frame) -> str:
+        """What the model has written, from the start text on -> the caption as it is posted; "" if nothing is left."""
+        text = self.clean(written)
+        if not text.startswith(frame.start):  # what had to be cut out reaches into it
+            rest = self.clean(written.removeprefix(frame.start))
+            text = f"{frame.start} {rest}" if self.allows(f"{frame.start} {rest}") else frame.start
+        post = frame.around(text.removeprefix(frame.start), self.max_hashtags, self.max_chars)
+        return post if self.allows(post) else ""  # with the texts around it, it may hold a banned phrase
 
     def allows(self, text: str) -> bool:
         """Whether a caption is free of banned words."""
-        return not any(_holds(text, word) for word in self.never)
+        return not any(holds(text, word) for word in self.never)
 
     @property
     def never(self) -> tuple[str, ...]:
@@ -85,17 +155,17 @@ class Rules(Request):
         return (PLACEHOLDER, *self.ban)
 
     def clean(self, text: str) -> str:
-        """The caption without what is ruled out. Mostly this changes nothing, since decoding avoids it already."""
+        """A text without what is ruled out."""
         before = text
         if self.emoji == "none":
-            text = EMOJI_TRACE.sub("", text)
+            text = without(EMOJI_TRACE, text)
         if self.hashtags == "none":
-            text = HASHTAG_TRACE.sub("", text)
+            text = without(HASHTAG_TRACE, text)
         if self.mentions == "none":
-            text = MENTION_TRACE.sub("", text)
+            text = without(MENTION_TRACE, text)
         for word in self.never:
-            if _holds(text, word):
-                text = _pattern(word).sub("", unicodedata.normalize("NFC", text))
+            if holds(text, word):
+                text = without(pattern_of(word), unicodedata.normalize("NFC", text))
         if text == before:
             return text
         text = regex.sub(r"[^\S\n]+(?=[,.;:!?\s]|$)", "", regex.sub(r"[^\S\n]+", " ", text)).strip()
@@ -103,13 +173,24 @@ class Rules(Request):
 
     def missing(self, captions: Sequence[str]) -> list[str]:
         """The required words that none of the captions holds."""
-        return [word for word in self.require if not any(_holds(caption, word) for caption in captions)]
+        return [word for word in self.require if not any(holds(caption, word) for caption in captions)]
 
     def banned_tokens(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
         """The tokens that begin ruled-out emoji, hashtags and mentions, for `Decoding.banned`."""
         parts = ["#"] * (self.hashtags == "none") + ["@"] * (self.mentions == "none")
         parts += EMOJI_LEADS if self.emoji == "none" else ()
-        return tuple((token,) for token in _tokens_with(tokenizer, tuple(parts))) if parts else ()
+        return tuple((token,) for token in tokens_with(tokenizer, tuple(parts))) if parts else ()
+
+    def kept_to(self, decoding: Decoding, tokenizer: Tokenizer) -> Decoding:
+        """A search whose captions have nothing that would have to be cut out of them, but for banned words."""
+        given = hashtags_of(f"{self.prepend} {self.append}")
+        return replace(
+            decoding,
+            banned=(*decoding.banned, *self.banned_tokens(tokenizer)),
+            word_parts=word_parts(tokenizer),
+            hashtag_signs=tokens_with(tokenizer, ("#",)),
+            most_hashtags=None if self.max_hashtags is None else max(0, self.max_hashtags - len(given)),
+        )
 
     def banned_words(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
         """The usual spellings of the banned words as token sequences, for `Decoding.banned`.
@@ -124,46 +205,13 @@ class Rules(Request):
         return tuple(dict.fromkeys(tuple(encoding.ids) for encoding in tokenizer.encode_batch(spelled)))
 
 
-def _words(words: str | Sequence[str]) -> tuple[str, ...]:
-    words = [words] if isinstance(words, str) else words
-    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-        raise UserError(f"words to ban or to require must be texts, not {words!r}")
-    for word in words:
-        check_text(word=word)
-    return tuple(dict.fromkeys(unicodedata.normalize("NFC", word.strip()) for word in words if word.strip()))
-
-
-def _lines(path: str | Path) -> list[str]:
+def framed(
+    source: ImageSource, decoded: np.ndarray | UnreadableImage, rules: Rules
+) -> tuple[np.ndarray | UnreadableImage, Frame]:
+    """A picture's pixels, or why there are none or none can be captioned, and the texts around its captions."""
+    if isinstance(decoded, UnreadableImage):
+        return decoded, Frame()
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MOST_BYTES + 1)  # a device may have no end
-        if len(content) > MOST_BYTES:
-            raise UserError(f"the file of banned words {str(path)!r} has more than {MOST_BYTES >> 20} MB: shorten it")
-        return content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"the file of banned words {str(path)!r} cannot be read ({reason})") from None
-
-
-def _holds(text: str, word: str) -> bool:
-    return _pattern(word).search(unicodedata.normalize("NFC", text)) is not None
-
-
-@lru_cache(maxsize=MOST_BANNED + MOST_REQUIRED)
-def _pattern(word: str) -> regex.Pattern:
-    """Matches the whole word in any case, together with a "#" or "@" in front of it and a "'s" behind it."""
-    body = r"\s+".join(regex.escape(part) for part in word.split())
-    start = r"[#@]?(?<!\w)" if regex.match(r"\w", word) else ""
-    end = r"(?!\w)(?:['’]s\b)?" if regex.search(r"\w$", word) else ""
-    return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE)
-
-
-@lru_cache(maxsize=8)
-def _tokens_with(tokenizer: Tokenizer, parts: tuple[str, ...]) -> tuple[int, ...]:
-    """Tokens that hold one of these ASCII characters, or the first two UTF-8 bytes of one of the others."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    spell = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str  # bytes as GPT-2's letters
-    leads = {spell(part)[0][0][: 1 if part.isascii() else 2] for part in parts}
-    vocabulary = tokenizer.get_vocab().items()
-    return tuple(sorted(index for token, index in vocabulary if any(lead in token for lead in leads)))
+        return decoded, rules.frame(source)
+    except UnreadableImage as error:
+        return error, Frame()

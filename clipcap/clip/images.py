@@ -9,6 +9,8 @@ import errno
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -122,6 +124,22 @@ def load_pixels(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixel
         return preprocessing.pixels(image, box)
     except (ValueError, MemoryError) as error:
         raise UnreadableImage(_reason(error)) from error
+
+
+EXIF, DATE_TIME_ORIGINAL = 0x8769, 0x9003
+
+
+def date_taken(source: ImageSource) -> str | None:
+    """The day on which a picture was taken, as 2025-12-31, by EXIF's DateTimeOriginal; None where there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            source = source() if callable(source) else source
+            with nullcontext(source) if isinstance(source, Image.Image) else _open(source) as image:
+                taken = str(image.getexif().get_ifd(EXIF)[DATE_TIME_ORIGINAL])
+        return datetime.strptime(taken[:10], "%Y:%m:%d").date().isoformat()
+    except Exception:  # a picture with broken metadata is still a picture
+        return None
 
 
 def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box | None]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipcap.cli import arg
-from clipcap.data.contacts import Span, emails, handles, phones
+from clipcap.data.contacts import emails, handles, phones
 from clipcap.errors import UserError, at_least
-from clipcap.text import HASHTAG, PLACEHOLDER
+from clipcap.text import HASHTAG, PLACEHOLDER, cut_out
 
 # Only ASCII, so that a link ends where an emoji begins. Punctuation that closes the sentence stays.
 _LINK = re.compile(r"(?<![ \t])[ \t]*(?:https?://|\bwww\.)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]", re.IGNORECASE | re.ASCII)
@@ -86,11 +85,16 @@ class Cleaner:
         return caption
 
     def _mentions(self, caption: str) -> str:
-        return _replace(caption, handles(caption), PLACEHOLDER if self.options.mentions == "replace" else "")
+        spans = handles(caption)
+        if self.options.mentions == "drop":
+            return cut_out(caption, spans)
+        starts = [0, *(stop for _, stop in spans)]
+        ends = [*(start for start, _ in spans), len(caption)]
+        return PLACEHOLDER.join(caption[start:end] for start, end in zip(starts, ends, strict=True))
 
     def _hashtags(self, caption: str) -> str:
         spans = [match.span() for match in HASHTAG.finditer(caption)]
-        return _replace(caption, spans[self.options.max_hashtags :])
+        return cut_out(caption, spans[self.options.max_hashtags :])
 
 
 def _unescape(text: str) -> str:
@@ -101,15 +105,5 @@ def _unescape(text: str) -> str:
 
 
 def _strip_contacts(text: str) -> str:
-    text = _replace(text, emails(text))
-    return _replace(text, phones(text))
-
-
-def _replace(text: str, spans: Sequence[Span], by: str = "") -> str:
-    """`text` with `by` in the place of each span; where that is nothing, the blanks in front of it go too."""
-    parts, end = [], 0
-    for start, stop in spans:
-        part = text[end:start]
-        parts += [part if by else part.rstrip(" \t"), by]
-        end = stop
-    return "".join([*parts, text[end:]])
+    text = cut_out(text, emails(text))
+    return cut_out(text, phones(text))

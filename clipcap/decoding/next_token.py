@@ -6,7 +6,7 @@ Shapes: B images, K continuations of each, T tokens, V vocabulary, R rows.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from clipcap.decoding.options import Decoding
 from clipcap.fast.nucleus import UNIFORMS, sample_nucleus
 
-Constraint = Callable[[Tensor, Tensor], Tensor]  # logits (B, K, V), tokens so far (B, K, t) -> logits
+# Logits (B', K, V), tokens so far (B', K, t), and which of the B images these are (B',) -> logits.
+Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 CPU_ROWS = 32  # rows of logits for which a CPU chooses a token at a time
 
@@ -70,10 +71,11 @@ def random_numbers(streams: Tensor, seed: int | None, width: int, steps: int) ->
     return torch.stack(rows)
 
 
-def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Constraint:
-    """A function (logits (B, K, V), tokens so far (B, K, t)) -> logits in which forbidden tokens are -inf.
+def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Callable[..., Tensor]:
+    """A `Constraint` that makes forbidden tokens -inf, once it is given `beginnings`.
 
-    A tokenizer may know more tokens than the model, which has `vocabulary` of them: the others never come.
+    A beginning is what an image's captions start with, in front of the tokens so far: what is forbidden holds over
+    both. A tokenizer may know more tokens than the model, which has `vocabulary` of them: the others never come.
     """
     banned = [sequence for sequence in decoding.banned if all(0 <= token < vocabulary for token in sequence)]
     always = [sequence[0] for sequence in banned if len(sequence) == 1]
@@ -82,27 +84,60 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Con
         after.setdefault(tuple(context), []).append(last)
     lengths = sorted({len(context) for context in after})
     size = decoding.no_repeat_ngram
-    if not (always or after or size or decoding.min_tokens):
-        return lambda logits, tokens: logits
+    signs = frozenset(token for token in decoding.hashtag_signs if token < vocabulary)
+    most = decoding.most_hashtags
+    is_part, is_sign = (_among(tokens, vocabulary) for tokens in (decoding.word_parts, signs))
+    guards = bool(decoding.word_parts) and bool(banned or signs or decoding.min_tokens)
+
+    def end_words(logits: Tensor, tokens: Tensor) -> None:
+        """Forbid to go on with a word where that is less likely than not, but for the word of a hashtag."""
+        device = logits.device
+        ended = logits.float().softmax(-1) @ is_part.to(device, torch.float32) < 0.5
+        if tokens.shape[-1]:
+            ended &= ~is_sign.to(device)[tokens[..., -1]]
+        logits.masked_fill_(ended[..., None] & is_part.to(device), float("-inf"))
 
     def forbidden(history: list[int]) -> list[int]:
-        """Tokens that would complete a banned sequence or repeat an n-gram."""
+        """Tokens that would complete a banned sequence or repeat an n-gram or a hashtag."""
         found = [last for length in lengths for last in after.get(tuple(history[-length:]), ())]
         if size and len(history) >= size - 1:
             context = history[len(history) - size + 1 :]
             starts = range(len(history) - size + 1)
             found += [history[i + size - 1] for i in starts if history[i : i + size - 1] == context]
+        found += [token for sign, token in zip(history, history[1:], strict=False) if sign in signs]
         return found
 
-    def constrain(logits: Tensor, tokens: Tensor) -> Tensor:
+    def constrain(logits: Tensor, tokens: Tensor, rows: Tensor, beginnings: Sequence[Sequence[int]]) -> Tensor:
+        step = tokens.shape[-1]
+        looks_back = after or size or signs
+        if not (always or looks_back or decoding.min_tokens or (step == 0 and any(beginnings))):
+            return logits
         logits = logits.clone()
+        if guards:
+            end_words(logits, tokens)
         logits[..., always] = float("-inf")
-        if tokens.shape[-1] < decoding.min_tokens and 0 <= stop_token < vocabulary:
-            logits[..., stop_token] = float("-inf")
-        if after or size:
-            for image, histories in enumerate(tokens.tolist()):
-                for k, history in enumerate(histories):
+        begun = [beginnings[row] for row in rows.tolist()]
+        short = [image for image, beginning in enumerate(begun) if len(beginning) + step < decoding.min_tokens]
+        if short and 0 <= stop_token < vocabulary:
+            logits[short, :, stop_token] = float("-inf")
+        if looks_back:
+            for image, (beginning, histories) in enumerate(zip(begun, tokens.tolist(), strict=True)):
+                for k, history in enumerate([*beginning, *history] for history in histories):
                     logits[image, k, forbidden(history)] = float("-inf")
+                    if history and history[-1] in signs:
+                        logits[image, k, ~is_part] = float("-inf")
+                    if most is not None and sum(token in signs for token in history) >= most:
+                        logits[image, k, is_sign] = float("-inf")
+        if step == 0:  # a beginning ends with a whole word
+            for image in (image for image, beginning in enumerate(begun) if beginning and beginning[-1] not in signs):
+                logits[image, :, is_part] = float("-inf")
         return logits
 
     return constrain
+
+
+def _among(tokens: Iterable[int], vocabulary: int) -> Tensor:
+    """Which of the vocabulary's tokens are these: bool (V)."""
+    among = torch.zeros(vocabulary, dtype=torch.bool)
+    among[[token for token in tokens if token < vocabulary]] = True
+    return among

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ def decode(
     stop_token: int,
     prompts: Sequence[Sequence[int]] | None,
     streams: Tensor,
+    begun: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """Captions of a batch of images.
 
@@ -79,6 +81,8 @@ def decode(
         stop_token: the id that ends a caption, -1 for none.
         prompts: B lists of token ids between prefix and caption, or None.
         streams: (B, anything), from which each image's random numbers derive.
+        begun: how many tokens at the end of each image's prompt are the beginning of its caption. The result does not
+            repeat them, but they count as the caption's, for its length and for what is forbidden in it.
 
     Returns:
         B lists of captions, best first; a caption is a list of ids and keeps its stop token. There are fewer than were
@@ -94,10 +98,12 @@ def decode(
     if decoding.method == "beam" and width > vocabulary:
         raise UserError(f"beams must be at most {vocabulary}, the number of tokens of these weights, not {width}")
     given = prompts or [()] * len(prefix)
+    begun = begun or [0] * len(prefix)
+    beginnings = [prompt[len(prompt) - count :] for prompt, count in zip(given, begun, strict=True)]
     # An image's captions must not depend on the prompts of others, so each gets the room that its own prompt leaves.
     alike: dict[int, list[int]] = {}
     for row, prompt in enumerate(given):
-        alike.setdefault(_steps(gpt, prefix.shape[1] + len(prompt), decoding), []).append(row)
+        alike.setdefault(_steps(gpt, prefix.shape[1] + len(prompt), decoding, begun[row]), []).append(row)
     constrain = make_constraint(decoding, stop_token, vocabulary)
     search = SEARCHES[decoding.method]
     captions: dict[int, list[list[int]]] = {}
@@ -107,26 +113,27 @@ def decode(
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
-            found = search(session, decoding, steps, stop_token, constrain, streams[part])
+            constrain_part = partial(constrain, beginnings=[beginnings[row] for row in part])
+            found = search(session, decoding, steps, stop_token, constrain_part, streams[part])
             captions |= zip(part, found.as_lists(decoding.num_captions), strict=True)
     if not all(captions.values()):
         raise NoCaption("every token of its caption is forbidden, or the logits of the weights are not finite")
     return [captions[row] for row in range(len(prefix))]
 
 
-def _steps(gpt: CachedGPT2, before: int, decoding: Decoding) -> int:
-    """The most tokens that a caption may have behind `before` positions of prefix and prompt. Raises UserError."""
+def _steps(gpt: CachedGPT2, before: int, decoding: Decoding, begun: int) -> int:
+    """The most tokens for a caption of which `begun` are there, behind `before` positions. Raises UserError."""
     room = len(gpt.position) + 1 - before
     if room < 1:
         raise UserError(
             f"prefix and prompt take {before} positions, and GPT-2 has {len(gpt.position)}: shorten the prompt"
         )
-    if decoding.min_tokens >= room:
+    if decoding.min_tokens >= room + begun:
         raise UserError(
-            f"min_tokens must be below {room}, the tokens that GPT-2's {len(gpt.position)} positions have room for "
-            f"behind prefix and prompt, not {decoding.min_tokens}"
+            f"min_tokens must be below {room + begun}, the tokens that GPT-2's {len(gpt.position)} positions have room "
+            f"for behind prefix and prompt, not {decoding.min_tokens}"
         )
-    return min(decoding.max_tokens, room)
+    return min(decoding.max_tokens - begun, room)
 
 
 def _sample(
@@ -155,7 +162,7 @@ def _sample(
     logits = session.logits[:, None].expand(-1, width, -1)
     for step in range(steps):
         rows = live.rows
-        logits = constrain(logits, tokens[rows, :, :step])
+        logits = constrain(logits, tokens[rows, :, :step], rows)
         token = argmax(logits) if numbers is None else draw(logits, numbers[rows, :, step], decoding, session.gpt.fast)
         if width > 1:
             gained = logits.float().log_softmax(-1).gather(-1, token[..., None])[..., 0]
@@ -198,7 +205,7 @@ def _beam(
     live = Finished(session, batch, device)
     # All beams of an image begin as the same text, so their first K tokens come from a single row of logits: the best
     # K children of K equal rows would be K copies of one beam.
-    logits = constrain(session.logits[:, None], tokens[:, :1, :0])[:, 0]
+    logits = constrain(session.logits[:, None], tokens[:, :1, :0], live.rows)[:, 0]
     scores, token = most_probable(logits, width)  # summed log-probabilities (B, K)
     tokens[:, :, 0] = token
     finished = token == stop_token
@@ -210,7 +217,7 @@ def _beam(
             if not len(going):
                 break
         rows = live.rows
-        logits = constrain(session.step(token), tokens[rows, :, :step])
+        logits = constrain(session.step(token), tokens[rows, :, :step], rows)
         # Children of one beam rank by their own log-probability, so only its best K can be among the next K beams.
         gained, token = most_probable(logits, width)  # (B, K, K)
         gained[finished] = float("-inf")  # a finished beam has no children but the first

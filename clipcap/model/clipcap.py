@@ -179,13 +179,21 @@ class ClipCap(nn.Module):
 
     @torch.inference_mode()
     def generate_all(
-        self, clip_embedding: Tensor, decoding: Decoding, prompts: Sequence[Sequence[int]] | None = None
+        self,
+        clip_embedding: Tensor,
+        decoding: Decoding,
+        prompts: Sequence[Sequence[int]] | None = None,
+        begun: Sequence[int] | None = None,
     ) -> list[list[list[int]]]:
-        """As `generate`, but always every caption that the search kept: B lists of lists of ids, best first."""
+        """As `generate`, but always every caption that the search kept: B lists of lists of ids, best first.
+
+        `begun` says how many tokens at the end of each prompt are the beginning of its caption, see `decode`.
+        """
         if not len(clip_embedding):
             return []
         stop = self.config.stop_token if decoding.stop_token is None else decoding.stop_token
-        return decode(self.decoder(), self.prefix(clip_embedding), decoding, stop, prompts, streams=clip_embedding)
+        prefix = self.prefix(clip_embedding)
+        return decode(self.decoder(), prefix, decoding, stop, prompts, clip_embedding, begun)
 
     def decoder(self) -> CachedGPT2:
         """GPT-2 prepared for decoding; kept for the next call as long as its weights stay the same.

@@ -9,7 +9,6 @@ Shapes: N images, C CLIP width.
 
 from __future__ import annotations
 
-import string
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.controls import Request, ask
 from clipcap.model.gpt2 import tokenizer_of
+from clipcap.text import check_fields, has_field
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,23 +45,12 @@ def check_template(template: str) -> None:
         raise UserError(
             f"the prompt template has {len(template):,} characters, and GPT-2 has no room for over {LONGEST}"
         )
-    try:
-        template.encode()
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f"the prompt template {template!r} cannot be read ({error}); write {{{{ for a brace") from None
-    fields = [(name, spec, conversion) for _, name, spec, conversion in parsed if name is not None]
-    unknown = sorted({name for name, _, _ in fields} - {"literal"})
-    if unknown:
-        shown = ", ".join("{" + name + "}" for name in unknown)
-        raise UserError(f"the prompt template {template!r} holds {shown}; the only field is {{literal}}")
-    if any(spec or conversion for _, spec, conversion in fields):
-        raise UserError(f"the prompt template {template!r} gives {{literal}} a format; write plain {{literal}}")
+    check_fields("the prompt template", template, ["literal"])
 
 
 def needs_literal(template: str | None) -> bool:
     """Whether the template must be filled with a literal caption."""
-    return template is not None and any(name == "literal" for _, name, _, _ in string.Formatter().parse(template))
+    return template is not None and has_field(template, "literal")
 
 
 def encode_prompts(tokenizer: Tokenizer, template: str, literals: Sequence[str]) -> list[list[int]]:

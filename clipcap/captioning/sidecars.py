@@ -1,0 +1,167 @@
+"""The files beside pictures that their captions are written to: a .txt, and XMP for photo programs."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from clipcap.captioning.rows import Row
+from clipcap.captioning.xmp import LeftAlone, described, description_of, embedded_description
+from clipcap.clip.images import EXTENSIONS
+from clipcap.errors import UserError
+from clipcap.files import NO_ROOM, only_writer, write_whole
+
+EXISTING = ("skip", "overwrite", "append", "prepend")
+LARGEST = 16 << 20  # bytes of a file that is read
+HELD = 64  # folders locked at a time: each takes a file handle, and systems allow 256
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What stands in a file beside a picture.
+
+    Attributes:
+        ending: that of the file.
+        read: its content -> the text in it.
+        change: its content and another text -> its new content.
+        mixed: whether other things stand in it too. Then it holds the best caption; else all of them, a line each.
+    """
+
+    ending: str
+    read: Callable[[bytes], str]
+    change: Callable[[bytes, str], bytes]
+    mixed: bool
+
+
+TEXT = Kind(".txt", bytes.decode, lambda _, text: text.encode("utf-8", "backslashreplace"), mixed=False)
+XMP = Kind(".xmp", description_of, described, mixed=True)
+
+
+class Sidecars:
+    """A file beside each picture that holds its captions: a.txt or a.xmp for a.jpg.
+
+    Where a folder holds a.jpg and a.png, nobody could tell whose a.txt is: then they are a.jpg.txt and a.png.txt. No
+    other run writes into the same folders meanwhile.
+
+    Args:
+        existing: what to do where there are captions already: "skip" the picture, "overwrite" them, or "append" or
+            "prepend" the new ones. These are not put in front of a text that begins with them, so that a second run
+            changes nothing. An .xmp is also skipped where the picture itself holds a description.
+        kinds: which files.
+    """
+
+    def __init__(self, existing: str = "skip", kinds: Sequence[Kind] = (TEXT,)) -> None:
+        self.existing, self.kinds = existing, kinds
+        self._names = lru_cache(HELD)(_names)
+        self._held: dict[str, ExitStack] = {}  # by folder; the one not used for longest comes first
+
+    def wants(self, image: str | Path) -> bool:
+        """Whether a caption of this picture is to be written. Raises UserError if another run writes to its folder."""
+        if not any(self._wants(Path(image), kind) for kind in self.kinds):
+            return False
+        with suppress(OSError):  # `write` will say so
+            self._hold(os.path.realpath(Path(image).parent))
+        return True
+
+    def _wants(self, image: Path, kind: Kind) -> bool:
+        if self.existing != "skip":
+            return True
+        file = self._file(image, kind.ending)
+        if not (os.path.exists(file) and os.stat(file).st_size):  # an empty one is no caption
+            return not (kind.mixed and embedded_description(image))
+        with suppress(OSError, LeftAlone):  # `write` will say so
+            return kind.mixed and not kind.read(_content(file))
+        return True
+
+    def write(self, row: Row) -> str | None:
+        """Write a picture's files, each whole or not at all. Raises UserError when the disk is full.
+
+        Returns:
+            None, or why one could not be written. That is no error of the run: other folders may be writable.
+        """
+        if row.error is not None:
+            return None
+        wanted = [kind for kind in self.kinds if self._wants(Path(row.image), kind)]
+        return "; ".join(filter(None, [self._write(row, kind) for kind in wanted])) or None
+
+    def _write(self, row: Row, kind: Kind) -> str | None:
+        file = self._file(Path(row.image), kind.ending)
+        if file.is_symlink():  # folders of strangers bring links, and these would say where captions are written
+            return f"its {kind.ending} is a link, which is left as it is"
+        captions = [" ".join(caption.splitlines()) for caption in row.captions] if row.asked > 1 else row.captions
+        text = "\n".join(captions) + "\n" if not kind.mixed else (row.captions or [""])[0]
+        try:
+            self._hold(os.path.realpath(Path(row.image).parent))
+            content = _content(file) if kind.mixed or self.existing in ("append", "prepend") else b""
+            if self.existing in ("append", "prepend") and (before := kind.read(content)):
+                text = _together(before, text, self.existing)
+            write_whole(file, kind.change(content, text))
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise UserError(f"{str(file)!r} could not be written ({error.strerror}); run again to go on") from None
+            return f"its {kind.ending} cannot be written ({error.strerror})"
+        except UnicodeDecodeError:
+            return f"its {kind.ending} is not UTF-8 text"
+        except LeftAlone as error:
+            return f"its {kind.ending} is {error}, and is left as it is"
+        return None
+
+    def close(self) -> None:
+        """Let go of the folders; every .txt is closed already."""
+        while self._held:
+            self._held.popitem()[1].close()
+
+    def _hold(self, folder: str) -> None:
+        """Keep other runs out of a folder until this run ends, or has written to many others since. Raises OSError."""
+        if (held := self._held.pop(folder, None)) is None:
+            if len(self._held) == HELD:
+                self._held.pop(next(iter(self._held))).close()
+            held = ExitStack()
+            try:
+                held.enter_context(only_writer(Path(folder)))
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._held:
+                    raise
+                self.close()  # a system that allows few open files
+                held.enter_context(only_writer(Path(folder)))
+        self._held[folder] = held
+
+    def _file(self, image: Path, ending: str) -> Path:
+        known = self._names(str(image.parent))
+        alone = image.suffix.lower() in EXTENSIONS and known[image.stem.casefold()] <= 1
+        if alone and not image.with_suffix("").is_file():  # that one's would be a.txt
+            return image.with_suffix(ending)
+        return image.with_name(image.name + ending)
+
+
+def _names(folder: str) -> Counter[str]:
+    """How often a name in a folder is that of a picture, or of a picture without its ending."""
+    try:
+        files = [name.casefold() for name in os.listdir(folder)]
+    except OSError:
+        files = []
+    pictures = [os.path.splitext(name) for name in files]
+    return Counter(text for stem, ending in pictures if ending in EXTENSIONS for text in (stem, stem + ending))
+
+
+def _content(file: Path) -> bytes:
+    """What is in a file; nothing if there is none. Raises OSError, and LeftAlone for one that nobody wrote by hand."""
+    if not file.is_file():
+        return b""
+    if file.stat().st_size > LARGEST:
+        raise LeftAlone(f"larger than {LARGEST >> 20} MB")
+    return file.read_bytes()
+
+
+def _together(before: str, text: str, existing: str) -> str:
+    """The text that is there and the new one, with a line end between."""
+    if existing == "append":
+        return before + "\n" * (not before.endswith("\n")) + text
+    text = text.rstrip("\n")
+    return before if f"{before}\n".startswith(f"{text}\n") else f"{text}\n{before}"

@@ -1,0 +1,60 @@
+"""Words that captions must hold, or must not: how they are read, found and cut out."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import regex
+
+from clipcap.errors import UserError, check_text
+from clipcap.text import cut_out
+
+LONGEST = 1000  # characters of a word or phrase: each is searched for in each caption
+MOST_BYTES = 1 << 20  # of a file of words
+
+
+def words_of(words: str | Sequence[str]) -> tuple[str, ...]:
+    """Words or phrases as they are looked for, each once. Raises UserError for what is no text, or too long."""
+    words = [words] if isinstance(words, str) else words
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"words to ban or to require must be texts, not {words!r}")
+    for word in words:
+        check_text(word=word)
+        if len(word) > LONGEST:
+            raise UserError(f"a word to ban or to require may have {LONGEST} characters, and {word[:40]!r}... has more")
+    return tuple(dict.fromkeys(unicodedata.normalize("NFC", word.strip()) for word in words if word.strip()))
+
+
+def lines_of(path: str | Path) -> list[str]:
+    """The lines of a file of words. Raises UserError if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)  # a device may have no end
+        if len(content) > MOST_BYTES:
+            raise UserError(f"the file of banned words {str(path)!r} has more than {MOST_BYTES >> 20} MB: shorten it")
+        return content.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"the file of banned words {str(path)!r} cannot be read ({reason})") from None
+
+
+def holds(text: str, word: str) -> bool:
+    """Whether a text holds a word or phrase, see `pattern_of`."""
+    return pattern_of(word).search(unicodedata.normalize("NFC", text)) is not None
+
+
+def without(pattern: regex.Pattern, text: str) -> str:
+    """A text without the matches of a pattern. The words on both sides of one do not join."""
+    return cut_out(text, [found.span() for found in pattern.finditer(text)])
+
+
+@lru_cache(maxsize=8192)
+def pattern_of(word: str) -> regex.Pattern:
+    """Matches the whole word in any case, together with a "#" or "@" in front of it and a "'s" behind it."""
+    body = r"\s+".join(regex.escape(part) for part in word.split())
+    start = r"[#@]?(?<!\w)" if regex.match(r"\w", word) else ""
+    end = r"(?!\w)(?:['’]s\b)?" if regex.search(r"\w$", word) else ""
+    return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE)

@@ -1,0 +1,312 @@
+"""Guards captions that are ready to post: limits, given texts and hashtags hold on every caption."""
+
+import shutil
+
+import numpy as np
+import pytest
+import regex
+import torch
+from PIL import Image
+from tiny import save_tiny_weights
+
+import predict
+from clipcap import Captioner
+from clipcap.captioning.options import decoding_and_rules
+from clipcap.captioning.posts import INSTAGRAM, Frame, fit, hashtags_of, size_of
+from clipcap.captioning.rules import Rules
+from clipcap.clip.images import UnreadableImage
+from clipcap.decoding.next_token import make_constraint
+from clipcap.decoding.options import Decoding
+from clipcap.errors import UserError
+from clipcap.text import EMOJI
+
+POST = "my face 💙🌼 #blueturtle #springtime and more #BlueTurtle 👨‍👩‍👧 end"
+SAMPLED = {"method": "nucleus", "num_captions": 6, "max_tokens": 20, "temperature": 1.5}
+EACH = [
+    {"max_hashtags": 0},
+    {"max_hashtags": 1},
+    {"max_chars": 25},
+    {"start_with": "two cats"},
+    {"prepend": "TOK", "append": "\n#mine ✨"},
+    {"min_tokens": 12},
+    {"emoji": "none", "hashtags": "none", "mentions": "none", "ban": ["dog", "lake"]},
+]
+ALL = {"start_with": "my #Dog", "prepend": "TOK", "append": "#mine", "max_hashtags": 3, "max_chars": 40}
+TOGETHER = [ALL, {**ALL, "min_tokens": 9, "emoji": "none", "mentions": "none", "ban": ["the"]}]
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    return Captioner.load(save_tiny_weights(tmp_path_factory.mktemp("weights")), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Pictures in folders of their own, of which the second was taken in 2024."""
+    root, random = tmp_path_factory.mktemp("trips"), np.random.default_rng(0)
+    paths = []
+    for name in ("a dog", "two cats in the sun", "lake", "x"):
+        (root / name).mkdir()
+        paths.append(root / name / "1.jpg")
+        exif = Image.Exif()
+        if name.startswith("two"):
+            exif.get_ifd(0x8769)[0x9003] = "2024:05:17 12:00:00"
+        Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(paths[-1], exif=exif)
+    return paths
+
+
+def check(caption: str, options: dict) -> None:
+    """That a caption keeps to every option."""
+    rules = Rules(**{name: value for name, value in options.items() if name in vars(Rules())})
+    frame = rules.frame()
+    tags = hashtags_of(caption)
+    assert len(set(tags)) == len(tags), caption
+    assert rules.max_hashtags is None or len(tags) <= rules.max_hashtags, caption
+    assert rules.max_chars is None or size_of(caption) <= rules.max_chars, caption
+    assert caption.startswith(frame.before + frame.start) and caption.endswith(frame.after), caption
+    assert rules.allows(caption) and rules.clean(caption) == caption, caption
+
+
+@pytest.mark.parametrize("options", [*EACH, *TOGETHER], ids=str)
+def test_every_sampled_caption_keeps_to_its_options(captioner, options):
+    """Alone and together, in batches of every size, on the odd bytes that a model with random weights writes."""
+    embeddings = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+    found = captioner.caption_embeddings(embeddings, **SAMPLED, **options)
+    assert sum(map(len, found)) > 100
+    for caption in sum(found, []):
+        check(caption, options)
+    alone = [captioner.caption_embeddings(embedding[None], **SAMPLED, **options)[0] for embedding in embeddings[:3]]
+    assert alone == found[:3]
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+@pytest.mark.parametrize("options", TOGETHER, ids=str)
+def test_options_hold_in_other_searches(captioner, method, options):
+    embeddings = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
+    for [caption] in captioner.caption_embeddings(embeddings, method=method, max_tokens=20, **options):
+        check(caption, options)
+
+
+@pytest.mark.parametrize("rules", [{}, {"require": ["golden"]}, {"no_repeat_ngram": 1}, {"max_chars": 30}], ids=str)
+def test_starts_of_many_lengths_give_what_each_gives_alone(captioner, folders, rules):
+    """Guards against a start that moves the captions of others, and against one that is written twice or not at all."""
+    rules |= {"start_with": "{folder}", "max_tokens": 20}
+    together = captioner(folders, **rules)
+    for path, caption in zip(folders, together, strict=True):
+        assert caption.startswith(path.parent.name) and caption.count(path.parent.name) == 1
+        assert caption == captioner([path], **rules)[0] and not caption.removeprefix(path.parent.name)[:1].isalnum()
+    assert not set(together) & set(captioner(folders, max_tokens=20))
+
+
+def test_a_caption_goes_on_from_its_start(captioner, folders):
+    """With a new word, and the tokens of the start count: guards against a start on top of `max_tokens`."""
+    size = len(captioner.tokenizer.encode("two cats").ids)
+    for caption in captioner(folders, start_with=" two cats ", max_tokens=size + 1):
+        assert regex.match(r"two cats(?!\w)", caption)
+        assert len(captioner.tokenizer.encode(caption.removeprefix("two cats")).ids) <= 1
+
+
+def test_what_is_forbidden_is_so_across_the_start(captioner, folders):
+    """Guards against a search that knows only what it wrote itself: the start said "dog" already."""
+    begun = captioner.tokenizer.encode("a dog").ids
+    for caption in captioner(folders, start_with="a dog", no_repeat_ngram=1, max_tokens=14):
+        rest = captioner.tokenizer.encode(caption.removeprefix("a dog")).ids
+        assert caption.startswith("a dog") and rest[0] not in begun
+    for caption in captioner(folders, start_with="golden", ban=["golden hour"], max_tokens=14):
+        assert caption.startswith("golden") and Rules(ban=("golden hour",)).allows(caption)
+
+
+def test_fields_are_filled_for_each_picture(captioner, folders):
+    caption = captioner([folders[1]], prepend="{folder}, {date}:", append="{{{date}}}", max_tokens=9)[0]
+    assert caption.startswith("two cats in the sun, 2024-05-17: ") and caption.endswith(" {2024-05-17}")
+    decoding, rules = decoding_and_rules(start_with="on {date}", max_tokens=20)
+    rows = list(captioner.rows(folders, decoding, rules, workers=0))
+    assert [row.error for row in rows if row.error] == ["its EXIF holds no date that {date} could stand for"] * 3
+    assert rows[1].captions[0].startswith("on 2024-05-17")
+    with pytest.raises(UserError, match="no folder"):
+        captioner([Image.new("RGB", (40, 40))], start_with="{folder}")
+    with pytest.raises(UserError, match="an embedding has neither"):
+        captioner.caption_embeddings(torch.randn(1, 16), append="{date}")
+
+
+@pytest.mark.parametrize("taken", ["0000:00:00 00:00:00", "yesterday", ""])
+def test_a_broken_date_is_none(tmp_path, taken):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = taken
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(UnreadableImage, match="no date"):
+        Rules(append="{date}").frame(tmp_path / "a.jpg")
+
+
+def test_a_folder_that_breaks_a_rule_costs_its_pictures_only(captioner, folders):
+    decoding, rules = decoding_and_rules(start_with="{folder}", ban="lake", max_tokens=20)
+    rows = list(captioner.rows(folders, decoding, rules, workers=0))
+    assert [bool(row.captions) for row in rows] == [True, True, False, True]
+    assert rows[2].error == "start_with is 'lake', and holds what is ruled out; drop one of the two"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_hashtags": -1}, "max_hashtags must be at least 0, not -1"),
+        ({"max_hashtags": 1.5}, "max_hashtags must be a whole number"),
+        ({"max_chars": 0}, "max_chars must be at least 1, not 0"),
+        ({"start_with": "{place}"}, "holds {place}; the only fields are {folder}, {date}"),
+        ({"prepend": "{date:%Y}"}, "prepend '{date:%Y}' gives {date} a format"),
+        ({"append": "{"}, "append '{' cannot be read"),
+        ({"append": "\udcff"}, "is not UTF-8 text"),
+        ({"append": 5}, "append must be a text"),
+        ({"append": "#a", "hashtags": "none"}, "append is '#a', and holds what is ruled out"),
+        ({"start_with": "the dog", "ban": "Dog"}, "start_with is 'the dog', and holds what is ruled out"),
+        ({"append": "#a #b", "max_hashtags": 1}, "hold 2 hashtags, and max_hashtags is 1"),
+        ({"prepend": "#a", "append": "#A"}, "hold #a twice"),
+        ({"prepend": "x" * 40, "max_chars": 40}, "have 41 characters, and max_chars is 40"),
+        ({"require": "#sun", "max_hashtags": 0}, "more hashtags than max_hashtags"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(options, told):
+    with pytest.raises(UserError, match=regex.escape(told)):
+        Rules(**options)
+
+
+def test_a_start_longer_than_the_room_is_one_sentence(captioner, folders, tmp_path):
+    with pytest.raises(UserError, match="takes .* tokens, and a caption may have 20: shorten it"):
+        captioner(folders, start_with="golden hour " * 20, max_tokens=20)
+    with pytest.raises(UserError, match="and a caption may have 253"):  # the positions of GPT-2
+        captioner(folders, start_with="golden hour " * 200, max_tokens=900)
+    (tmp_path / ("golden hour " * 12)).mkdir()
+    shutil.copy(folders[0], tmp_path / ("golden hour " * 12) / "a.jpg")
+    decoding, rules = decoding_and_rules(start_with="{folder}", max_tokens=20)
+    rows = list(captioner.rows([tmp_path / ("golden hour " * 12) / "a.jpg", folders[0]], decoding, rules, workers=0))
+    assert "takes 35 tokens" in rows[0].error and rows[1].captions
+
+
+def test_a_picture_without_a_caption_says_so(captioner, folders):
+    """Guards against an empty caption, and against one without the texts that were asked for."""
+    for options in ({"max_chars": 1}, {"prepend": "golden", "ban": "golden hour", "start_with": "hour"}):
+        decoding, rules = decoding_and_rules(max_tokens=20, **options)
+        for row in captioner.rows(folders[:2], decoding, rules, workers=0):
+            assert row.error or all(row.captions)
+    assert row.error == "nothing is left of its caption by the limits and the texts that were given"
+
+
+# The text of a caption
+
+
+def test_a_hashtag_comes_once_and_no_more_than_allowed():
+    frame = Frame(start="", before="", after=" #Mine")
+    assert frame.around(POST, 9, None) == "my face 💙🌼 #blueturtle #springtime and more 👨‍👩‍👧 end #Mine"
+    assert frame.around(POST + " #mine", 2, None) == "my face 💙🌼 #blueturtle and more 👨‍👩‍👧 end #Mine"
+    assert Frame().around("we are #1 #2024", 1, None) == "we are #1"
+    assert Frame().around("a#b#c d", 1, None) == "a#b d"
+
+
+@pytest.mark.parametrize("left", ["\ufffd", " 👩\u200d\ufffd", " #", "\n", " \ufffd #"])
+def test_half_an_emoji_or_hashtag_at_the_end_goes(left):
+    assert Frame().around(f"at the lake{left}", None, None) in ("at the lake", "at the lake 👩")
+
+
+def test_no_word_emoji_or_hashtag_is_cut():
+    """Every length of a caption with joined emoji, a flag, keycaps and a script without blanks."""
+    text = "one, two 👨‍👩‍👧‍👦🏴󠁧󠁢󠁳󠁣󠁴󠁿🇫🇷👍🏽1️⃣ #three_four naïve 東京で #東京 end"
+    whole = {"", *regex.findall(r"\X", text), "one", "two", "naïve", "end", "#three_four", "#東京"}
+    for room in range(size_of(text) + 2):
+        kept = fit(text, room)
+        assert size_of(kept) <= room and text.startswith(kept)
+        rest = text[len(kept) :]
+        last = regex.search(r"#?\w*$", kept)[0] or regex.findall(r"\X|^", kept)[-1]
+        assert last in whole or last in ("東京", "東京で", "東"), (room, kept)
+        assert regex.findall(r"\X", kept) + regex.findall(r"\X", rest) == regex.findall(r"\X", text)
+    assert fit(text, size_of(text)) == text and fit(text, -5) == ""
+
+
+def test_a_cut_caption_ends_with_a_sentence_where_it_can():
+    assert fit("so hot and so worth it! this red turtle just made", 40) == "so hot and so worth it!"
+    assert fit("hi! this red turtle just made my whole week", 30) == "hi! this red turtle just made"
+    assert fit("a red turtle. let it snow #one #two", 31) == "a red turtle. let it snow #one"
+
+
+def test_an_emoji_counts_as_networks_count_it():
+    assert size_of("a") == 1 and size_of("🐢") == 2 and size_of("👨‍👩‍👧") == 8
+    assert (INSTAGRAM.hashtags, INSTAGRAM.characters) == (5, 2200)
+
+
+@pytest.mark.parametrize("ruled_out", [("emoji", "hashtags"), ("emoji", "hashtags", "mentions"), ("hashtags",)])
+@pytest.mark.parametrize(
+    "text", ["face🐢#blueturtle", "face 🐢 # blueturtle", "face#🐢blueturtle", "face ##blueturtle"]
+)
+def test_whole_hashtags_go_and_words_do_not_join(ruled_out, text):
+    """ "my faceblueturtle": the sign was taken out, and its word was left."""
+    cleaned = EMOJI.sub(" ", Rules(**dict.fromkeys(ruled_out, "none")).clean(f"my {text} day")).split()
+    assert cleaned[:1] == ["my"] and cleaned[-1:] == ["day"] and "faceblueturtle" not in cleaned
+    assert "#" not in "".join(cleaned)
+
+
+def test_words_do_not_join_where_something_goes():
+    assert Rules(emoji="none").clean("sun🐢day") == "sun day"
+    assert Rules(ban=("-",)).clean("well-known") == "well known"
+    assert Rules(mentions="none").clean("hi@bob there a@b.org I@ home") == "hi there a@b.org I home"
+
+
+# The search
+
+
+def test_a_word_ends_where_what_would_end_it_is_forbidden():
+    """Tokens: 0 goes on with a word, 1 is another word, 2 is "#", 3 the end. The model wants "#"; and then a word."""
+    decoding = Decoding(banned=((2,),), word_parts=(0,), min_tokens=1)
+    constrain = make_constraint(decoding, 3, 4)
+    rows, nothing = torch.arange(2), torch.zeros(2, 1, 0, dtype=torch.long)
+    logits = torch.tensor([[[1.0, 0.0, 2.0, 0.5]], [[3.0, 0.0, 0.5, 0.2]]])
+    found = constrain(logits, nothing, rows, beginnings=[[], []]).tolist()
+    assert found == [[[-np.inf, 0.0, -np.inf, -np.inf]], [[3.0, 0.0, -np.inf, -np.inf]]]
+
+
+def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():
+    """Tokens: 0 and 1 begin tags, 2 is "#", 3 a blank. What stands in a caption's beginning counts too."""
+    decoding = Decoding(word_parts=(0, 1), hashtag_signs=(2,), most_hashtags=2)
+    constrain = make_constraint(decoding, -1, 4)
+
+    def allowed(history: list[int], beginning: tuple[int, ...] = ()) -> list[int]:
+        found = constrain(torch.zeros(1, 1, 4), torch.tensor([[history]]), torch.arange(1), beginnings=[beginning])
+        return found[0, 0].isfinite().nonzero()[:, 0].tolist()
+
+    assert allowed([2, 0, 3, 2]) == [1]
+    assert allowed([3, 2], (2, 1)) == [0]
+    assert allowed([2, 0, 3]) == [1, 2, 3]
+    assert 2 not in allowed([2, 1, 3], (2, 0))
+
+
+def test_padding_repeats_no_hashtag(captioner):
+    """`--min-tokens` filled captions up with one hashtag, eight times."""
+    embeddings = torch.randn(12, 16, generator=torch.Generator().manual_seed(3))
+    for [caption] in captioner.caption_embeddings(embeddings, start_with="#dog", min_tokens=30, max_tokens=40):
+        check(caption, {"start_with": "#dog"})
+        assert caption.casefold().count("#dog") == 1 or regex.search(r"#dog\w", caption, regex.IGNORECASE)
+
+
+# predict.py
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--max-hashtags", "-1"], "max_hashtags must be at least 0, not -1"),
+        (["--start-with", "{where}"], "the only fields are"),
+        (["--existing", "prepend"], "has an effect only with --sidecar or --xmp"),
+    ],
+    ids=" ".join,
+)
+def test_predict_says_at_once_what_cannot_be(options, told):
+    with pytest.raises(UserError, match=told):
+        predict.main(["--weights", "nowhere.pt", "photos", *options])
+
+
+def test_predict_writes_posts(captioner, folders, tmp_path, capsys):
+    weights = save_tiny_weights(tmp_path)
+    texts = ["--start-with", "{folder}", "--append", "#mine", "--max-hashtags", "1", "--max-chars", "60"]
+    paths = [str(path) for path in folders]
+    assert predict.main(["--weights", str(weights), *paths, *texts, "--workers", "0"]) == 0
+    for line, path in zip(capsys.readouterr().out.splitlines(), folders, strict=True):
+        caption = line.split("\t")[1]
+        assert caption.startswith(path.parent.name) and caption.endswith(" #mine") and caption.count("#") == 1
