@@ -38,9 +38,7 @@ class OutputArguments:
     output: str | None = arg(None, "file to write, by its ending: .jsonl, .csv, .html (picture book)", metavar="FILE")
     sidecar: bool = arg(False, "write a .txt beside each picture: a.txt, or a.jpg.txt and a.png.txt if both exist")
     xmp: bool = arg(False, "write an .xmp beside each picture, named likewise, with the caption as its description")
-    existing: str = arg(
-        "skip", "what to do where there is a .txt, or a description in the .xmp, already", choices=list(EXISTING)
-    )
+    existing: str = arg("skip", "where there is a .txt, or a description in the .xmp, already", choices=list(EXISTING))
     show_literal: bool = arg(False, "also give the literal caption that a prompted model starts from")
 
 

@@ -41,7 +41,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows one spelling of each option and its default, so that a script's help fits on two screens."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=120)
+        super().__init__(prog, max_help_position=34, width=120)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:

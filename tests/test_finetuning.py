@@ -236,7 +236,7 @@ def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
     save_checkpoint(load_checkpoint(world / "literal.pt", prefix_length=4, stop_token=1), tmp_path / "other.pt")
     with pytest.raises(UserError, match="has SHA-256"):
         load_checkpoint(tmp_path / "lora.pt", base=str(tmp_path / "other.pt"))
-    with pytest.raises(UserError, match="holds no adapters, so it has no base: leave out .*moved.pt"):
+    with pytest.raises(UserError, match="holds no adapters and so has no base: leave out .*moved.pt"):
         load_checkpoint(tmp_path / "other.pt", base=str(tmp_path / "moved.pt"))
 
 

@@ -53,7 +53,7 @@ class CaptionArguments:
     _argument_group_name = "captions to choose from"
 
     num_captions: int = arg(
-        Rules.num_captions, "captions per picture, distinct, best first; above 1, greedy becomes nucleus"
+        Rules.num_captions, "captions per picture, distinct, best first; above 1, greedy turns nucleus"
     )
     rank: str = arg(Rules.rank, "what is best: for the model, or for CLIP", choices=list(RANKS))
     ban: str | None = arg(None, "no caption holds this word; may be repeated", action="append", metavar="WORD")

@@ -68,8 +68,6 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
     overrides = {name: value for name, value in overrides.items() if value is not None}
     file = resolve_weights(path)
     content = read(file)
-    if "base" in overrides and "base" not in content:
-        raise UserError(f"{file} holds no adapters, so it has no base: leave out {overrides['base']} (--base)")
     most_bytes = 2 * file.stat().st_size  # a tied head is stored once and has two names
     try:
         if content.get("format") != FORMAT:
@@ -87,6 +85,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
                 model = lora.load_adapters(content, base, overrides)
             else:
                 model = _from_own(content, overrides)
+        if "base" in overrides and "base" not in content:
+            raise UserError(f"it holds no adapters and so has no base: leave out {overrides['base']} (--base)")
         if "language_model" not in overrides:
             check_language_model_place(model.config, file)
         if model.literal_captioner is not None:
