@@ -43,7 +43,20 @@ def at_least(least: int, *, option: bool = False, **values: float | None) -> Non
     for name, value in values.items():
         if value is not None and not value >= least:  # written so that it refuses nan too
             spelled = f"--{name.replace('_', '-')}" if option else name
-            raise UserError(f"{spelled} must be at least {least}, not {value}")
+            raise UserError(f"{spelled} must be at least {least}, not {shown(value)}")
+
+
+def shown(value: object, most: int = 40) -> str:
+    """A value for a message, in at most about `most` characters and without any that a terminal would obey.
+
+    It may come from a stranger's file: lists and dictionaries are named only, since one that holds itself many times
+    over would take for ever to write out.
+    """
+    if isinstance(value, str):
+        return repr(value[:most])
+    if isinstance(value, int) and abs(value) >= 10**most:
+        return f"a number of more than {most} digits"
+    return repr(value) if isinstance(value, int | float | None) else f"a {type(value).__name__}"
 
 
 def check_text(**texts: str) -> None:

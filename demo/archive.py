@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from clipcap.cli import run
-from clipcap.errors import UserError
+from clipcap.errors import UserError, at_least
 from clipcap.files import whole_file
 from clipcap.world.author import own_post
 from clipcap.world.scenes import Scene, scenes
@@ -59,11 +59,14 @@ def _post(archive: zipfile.ZipFile, scene: Scene, time: int, number: int) -> dic
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the archive that is named, or that of the demo. Raises UserError."""
     words = [*(argv or ())]
+    if len(words) > 2 or any(word.startswith("-") for word in words):
+        raise UserError("give a file and a number of posts, or neither: python -m demo.archive export.zip 200")
     file = Path(words[0] if words else ARCHIVE)
     try:
         count = int(words[1]) if words[1:] else POSTS
     except ValueError:
         raise UserError(f"the number of posts must be a number, not {words[1]!r}") from None
+    at_least(1, posts=count)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_archive(file, list(tqdm(scenes("train", count), "drawing", count, unit="post", file=sys.stderr)))

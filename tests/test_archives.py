@@ -235,8 +235,8 @@ HTML = {"start_here.html": b"<html>", "your_instagram_activity/media/posts_1.htm
         ({"connections/followers_1.json": []}, "no Instagram export with posts: it has no posts_1.json .*ask for one"),
         ({"logged_information/past_instagram_insights/posts.json": []}, "no Instagram export with posts"),
         ({}, "no Instagram export with posts"),
-        ({POSTS: []}, "lists 0 posts with 0 pictures and 0 videos, and holds none"),
-        ({POSTS: [alone("1.mp4")], "1.mp4": b""}, "1 posts with 0 pictures and 1 videos, and holds none"),
+        ({POSTS: []}, "lists 0 posts with 0 videos and no picture"),
+        ({POSTS: [alone("1.mp4")], "1.mp4": b""}, "1 posts with 1 videos and no picture"),
         ({POSTS: [alone("1.jpg")]}, "1 posts with 1 pictures .*several parts, put all of their ZIPs into one folder"),
         ({POSTS: b"[{"}, "posts_1.json' is not JSON that can be read"),
         ({POSTS: b"[" * 100_000}, "posts_1.json' is not JSON that can be read .*deep"),
@@ -372,3 +372,37 @@ def test_an_archive_that_changed_is_noticed(tmp_path: Path, clip: str, capsys: p
     pack(tmp_path / "a.zip", files | {"2.jpg": picture("blue")})
     with pytest.raises(UserError, match=r"stale: 1 of its pictures changed .*\('2.jpg'\)"):
         load(str(tmp_path / "a.zip"), tmp_path / "data", clip)
+
+
+def test_a_part_that_is_a_link_leads_nowhere_outside(tmp_path: Path) -> None:
+    """Guards against a stranger's folder whose part of the export is a ZIP elsewhere on this computer."""
+    pack(tmp_path / "private.zip", {POSTS: [alone("1.jpg")], "1.jpg": b"x"})
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "part.zip").symlink_to(tmp_path / "private.zip")
+    with pytest.raises(UserError, match="leads outside .*--allow-outside"):
+        listed(str(tmp_path / "export"))
+
+
+@pytest.mark.parametrize("name", ["content/posts_{}.json", "media_{}.json"])
+def test_a_list_numbered_by_thousands_of_digits_is_none(tmp_path: Path, name: str) -> None:
+    """Python refuses to read such a number, which was a fault of the program."""
+    with pytest.raises(UserError, match="no Instagram export"):
+        listed(pack(tmp_path / "it.zip", {name.format("9" * 5000): []}))
+
+
+def test_a_post_without_media_costs_nothing_but_itself(tmp_path: Path) -> None:
+    content = {POSTS: [alone("1.jpg"), {"media": None, "title": "words alone"}], "1.jpg": b"x"}
+    assert list(listed(pack(tmp_path / "it.zip", content))) == ["1.jpg"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["a.zip", "-5"], ["a.zip", "0"], ["a.zip", "5", "more"], ["a.zip", "x"]])
+def test_the_archive_of_the_demo_needs_a_file_and_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """Guards against 200 posts that are drawn into a file called --help."""
+    from demo import archive
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        archive.main(words)
+    assert not list(tmp_path.iterdir())

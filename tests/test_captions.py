@@ -2,12 +2,15 @@
 
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 from tiny import tiny_tokenizer
 
 import predict
+from clipcap.captioning.choice import Choice, Found
 from clipcap.captioning.options import CaptionArguments, DecodingArguments, chosen, decoding_and_rules
+from clipcap.captioning.posts import Frame
 from clipcap.captioning.rules import Rules
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
@@ -233,3 +236,23 @@ def test_words_of_thousands_of_characters_are_refused():
 def test_a_file_of_words_is_a_path():
     with pytest.raises(UserError, match="file of banned words '5' cannot be read"):
         Rules(ban_file=5)
+
+
+def test_captions_that_differ_in_case_alone_are_one():
+    choice = object.__new__(Choice)
+    choice.rules, choice.frames = Rules(), [Frame()]
+    choice.candidates = SimpleNamespace(text=lambda row, ids: "".join(map(chr, ids)))
+    found = Found()
+    for text in ("A dog", "a Dog", "a cat"):
+        choice._add(0, found, list(map(ord, text)))
+    assert list(found.good) == ["A dog", "a cat"]
+
+
+@pytest.mark.parametrize(("opening", "kept"), [([1, 2, 1], 0), ([1, 2, 4], 1)])
+def test_a_word_that_repeats_what_stands_before_it_is_not_put_in(opening, kept):
+    """The search looks for repetition in what it writes itself, and not in the beginning that it is given."""
+    choice = object.__new__(Choice)
+    choice.rules, choice.frames, choice.decoding = Rules(), [Frame()], Decoding(no_repeat_ngram=1)
+    choice.strict, choice._openings = choice.decoding, lambda row, ids, word: iter([opening])
+    choice.candidates = SimpleNamespace(generate=lambda rows, decoding, extra: [[[3]]], text=lambda row, ids: "a dog")
+    assert len(choice._with_word("dog", {0: opening})[0]) == kept

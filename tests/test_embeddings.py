@@ -487,3 +487,14 @@ def test_training_with_another_clip_is_refused(tmp_path: Path, changes: dict, se
     else:
         with pytest.raises(UserError, match=sentence):
             check_clip(store, config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("dim", 2**31), ("model", "\ud800"), ("model", "\x1b[31m")])
+def test_a_clip_that_cannot_be_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    """A width beyond 32 bits and half a character were faults of the program, found when the report was written."""
+    build(tmp_path, examples())
+    info = json.loads((tmp_path / "dataset.json").read_text())
+    info["clip"][name] = value
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="is not of format 1"):
+        EmbeddingStore.open(tmp_path)

@@ -1,5 +1,6 @@
 """Weights from strangers: nothing in a file runs, leads anywhere, or makes the machine work; each gets one sentence."""
 
+import copy
 import json
 import os
 import re
@@ -507,3 +508,26 @@ def test_a_tokenizer_in_a_file_cannot_pad_or_cut():
     config = tiny_config(tokenizer=tokenizer.to_str())
     config.gpt2["vocab_size"] = 257
     assert len(tokenizer_of(config).encode("four").ids) == 4
+
+
+@pytest.mark.parametrize("place", ["version", "activation_function", "layer_norm_epsilon", "attn_pdrop", "n_layer"])
+def test_a_value_that_takes_for_ever_to_write_out_is_not_written_out(tmp_path, contents, place):
+    """A list that holds itself 2^60 times over is a file of 2 KB; a message that shows it would never end."""
+    content, endless = copy.deepcopy(contents["mlp"]), ["a"]
+    for _ in range(60):
+        endless = [endless, endless]
+    if place == "version":
+        content["version"] = endless
+    else:
+        content["config"]["gpt2"][place] = endless
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="a list") as refused:
+        load_checkpoint(tmp_path / "weights.pt")
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_message_holds_no_signs_that_a_terminal_obeys(tmp_path, contents):
+    torch.save(contents["mlp"] | {"version": "\x1b]0;new title\x07\nerror: "}, tmp_path / "weights.pt")
+    with pytest.raises(UserError) as refused:
+        load_checkpoint(tmp_path / "weights.pt")
+    assert str(refused.value).isprintable()

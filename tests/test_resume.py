@@ -391,6 +391,15 @@ def test_a_run_whose_best_weights_are_gone_is_not_resumed(run: Path) -> None:
     assert (run / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("record", [None, {}, {"losses": {"validation": 99.0}}, {"losses": 1}])
+def test_best_weights_of_another_run_are_not_taken_for_its_own(run: Path, record: Any) -> None:
+    """It ended with success and named a file that it had not written."""
+    content = torch.load(run / "weights.pt", weights_only=True)
+    torch.save(content | {"record": record}, run / "weights.pt")
+    with pytest.raises(UserError, match=r"weights\.pt.* is the file of another run: put the file back"):
+        trainer(run, epochs=1, resume=True).run()
+
+
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("name", ["state", "state.old", "state.new"])
 @pytest.mark.parametrize("kind", ["link", "broken link", "file"])

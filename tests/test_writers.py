@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from test_files import file_size_limit
 
+from clipcap.captioning import xmp
 from clipcap.captioning.rows import Row, read_name, written_name
 from clipcap.captioning.sidecars import TEXT, XMP, Sidecars
 from clipcap.captioning.writers import open_writer
@@ -641,3 +642,24 @@ def test_an_xmp_that_cannot_be_changed_is_left(tmp_path, content, told, existing
     assert told in sidecars.write(Row(str(tmp_path / "a.jpg"), ["new"]))
     sidecars.close()
     assert (tmp_path / "a.xmp").read_bytes() == content
+
+
+def test_a_description_of_a_million_lines_is_read(tmp_path):
+    """Each line was copied once more for each one behind it: 4 MB took minutes."""
+    lines = b"a\n" * 1_000_000
+    description = (
+        b"<r:Description><d:description><r:Alt><r:li>" + lines + b"</r:li></r:Alt></d:description></r:Description>"
+    )
+    names = f'xmlns:x="adobe:ns:meta/" xmlns:r="{xmp.RDF}" xmlns:d="{xmp.DC}"'.encode()
+    content = b"<x:xmpmeta " + names + b"><r:RDF>" + description + b"</r:RDF></x:xmpmeta>"
+    assert xmp.description_of(content).encode() == lines.strip()
+
+
+def test_a_table_with_long_captions_is_continued(tmp_path):
+    """Python's reader of tables stops at 131,072 characters in a cell, which 40 long captions have."""
+    path = tmp_path / "out.csv"
+    write(path, [Row("a.jpg", [f"{number} {'x' * 4000}" for number in range(40)])])
+    before = path.read_bytes()
+    with closing(open_writer(path)) as writer:
+        assert not writer.wants("a.jpg")
+    assert path.read_bytes() == before

@@ -14,6 +14,8 @@ from clipcap.captioning.picture_book import PictureBook
 from clipcap.captioning.rows import Row, Writer, read_name, written_name
 from clipcap.errors import UserError
 
+MOST_CELL = 1 << 24  # characters: 256 captions of any length
+
 
 class JsonLines(Writer):
     """One object per line: {"image", "caption"}, and "captions" if several were asked for; or {"image", "error"}."""
@@ -79,6 +81,7 @@ class Csv(Writer):
         if len(header) > 200 or tuple(next(csv.reader([header]), ())) != self.COLUMNS:
             raise UserError(f"{str(self.path)!r} is another kind of table; choose another output")
         rows, number = csv.reader(lines(), strict=True), 1  # the line that a row ends in
+        before = csv.field_size_limit(MOST_CELL)
         try:
             for cells in rows:
                 if len(cells) == len(self.COLUMNS):
@@ -91,6 +94,8 @@ class Csv(Writer):
             # An earlier run was cut short within quotes, or else a quote too many has swallowed the rows below it.
             if last.endswith("\n") or next(file, None) is not None:
                 raise self._odd(number + 1) from None
+        finally:
+            csv.field_size_limit(before)
 
     def _odd(self, number: int) -> UserError:
         return UserError(f"{str(self.path)!r} has a broken row in line {number}; mend it, or choose another output")

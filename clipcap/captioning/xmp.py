@@ -80,7 +80,7 @@ class _Packet:
     def __init__(self, content: bytes) -> None:
         self.content, self.path = content, list[str]()
         self.about = ""  # what the properties are about, which is the same for all of them and mostly empty
-        self.texts: dict[str, str] = {}  # language -> description
+        self.texts: dict[str, list[str]] = {}  # language -> description, in pieces
         self.language = ""
         self.bare = False  # whether nothing has come since an element began
         self.bottom = -1  # the end of RDF
@@ -102,7 +102,7 @@ class _Packet:
     @property
     def description(self) -> str:
         """In the default language, or else in the first; "" if there is none."""
-        spoken = {language: text.strip() for language, text in self.texts.items() if text.strip()}
+        spoken = {language: text for language, pieces in self.texts.items() if (text := "".join(pieces).strip())}
         return spoken.get("x-default") or next(iter(spoken.values()), "")
 
     def with_description(self, text: str) -> bytes:
@@ -165,4 +165,4 @@ class _Packet:
     def _text(self, text: str) -> None:
         self.bare = False
         if self.element[0] >= 0 > self.element[1]:
-            self.texts[self.language] = self.texts.get(self.language, "") + text
+            self.texts.setdefault(self.language, []).append(text)

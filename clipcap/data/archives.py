@@ -34,7 +34,7 @@ from clipcap.data.reading import Home, legible, needed_text, parse_json, read_ca
 from clipcap.errors import UserError, first_line
 
 LISTS = re.compile(  # of posts; the whole may lie in one more folder
-    r"(?:[^/]+/)?(?:(?:your_instagram_activity/)?(?:media|content)/posts_(?P<posts>\d+)|media(?:_(?P<media>\d+))?)\.json"
+    r"(?:[^/]+/)?(?:(?:your_instagram_activity/)?(?:media|content)/posts_(?P<posts>\d{1,9})|media(?:_(?P<media>\d{1,9}))?)\.json"
 )
 VIDEOS = (".mp4", ".mov", ".m4v", ".webm")
 MOST_LIST = 200_000_000  # bytes of a list of posts; a compressed one could be endless
@@ -84,7 +84,8 @@ def instagram_archive(path: str, allow_outside: bool = False) -> Source:
             picture, or a picture is a link to outside and `allow_outside` is not set.
     """
     root = existing(path)
-    files = _files(root, path)
+    home = Home(root, allow_outside=allow_outside)
+    files = _files(root, path, home)
     lists = sorted((found for found in map(_list_of, files) if found), key=lambda found: found[0])
     if not lists:
         raise UserError(_what_it_is(path, [name for name, _ in files]))
@@ -93,9 +94,12 @@ def instagram_archive(path: str, allow_outside: bool = False) -> Source:
         pictures.setdefault(name, file)
     for name, file in files:
         pictures.setdefault(name.partition("/")[2], file)
-    home = Home(root, allow_outside=allow_outside)
     posts = [post for _, name, file in lists for post in _posts(home, name, file, path)]
     examples, videos = _examples(posts, pictures, home)
+    if not examples:
+        raise UserError(
+            f"{path!r} lists {len(posts)} posts with {videos} videos and no picture: there is none to learn"
+        )
     there = sum(not isinstance(e.image, Deferred) or e.origin is not None for e in examples)
     if not there:
         raise UserError(
@@ -125,7 +129,7 @@ def repaired(text: str) -> str:
         return text
 
 
-def _files(root: Path, path: str) -> list[tuple[str, File]]:
+def _files(root: Path, path: str, home: Home) -> list[tuple[str, File]]:
     """Every file of the archive by its name in there, which is no path on this machine."""
     if not root.is_dir():
         return _members(root, path)
@@ -135,7 +139,9 @@ def _files(root: Path, path: str) -> list[tuple[str, File]]:
         found += [((place / name).relative_to(root).as_posix(), place / name) for name in sorted(names)]
     if not any(map(_list_of, found)):
         parts = [file for name, file in found if "/" not in name and name.lower().endswith(".zip")]
-        found += [member for part in parts if isinstance(part, Path) for member in _members(part, str(part))]
+        found += [
+            member for part in parts if isinstance(part, Path) for member in _members(home.check(part, path), str(part))
+        ]
     return found
 
 
@@ -181,7 +187,7 @@ def _posts(home: Home, name: str, file: File, path: str) -> Iterator[Post]:
     if isinstance(content, dict) and "photos" in content:
         content = _grouped([*_listed(content["photos"], where), *_listed(content.get("videos", []), where)])
     for number, post in enumerate(_listed([content] if isinstance(content, dict) else content, where), 1):
-        media = _listed(post.get("media", []), f"{where}, post {number}")
+        media = _listed(post.get("media") or [], f"{where}, post {number}")
         names = [needed_text(one.get("uri"), f"{where}, post {number}: uri") for one in media]
         title = post.get("title") or next((one["title"] for one in media if one.get("title")), None)
         captions = read_captions(title, f"{where}, post {number}")

@@ -74,9 +74,11 @@ def _described(info: dict[str, Any]) -> bool:
     return (
         isinstance(clip, dict)
         and clip.keys() == {"model", "pretrained", "dim"}
-        and all(isinstance(clip[key], str | None) for key in ("model", "pretrained"))
+        and all(
+            isinstance(clip[key], str | None) and (clip[key] or "").isprintable() for key in ("model", "pretrained")
+        )
         and _is_count(clip["dim"])
-        and clip["dim"] > 0
+        and 0 < clip["dim"] < 2**31
         and _are_counts(splits)
         and all(name == Path(name).name != ".." for name in splits)
         and isinstance(source, dict)

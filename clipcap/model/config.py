@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipcap.errors import UserError, at_least
+from clipcap.errors import UserError, at_least, shown
 from clipcap.model.controls import check_bounds
 
 # What GPT2Config may be told, and with which values: everything that determines the network, and nothing else.
@@ -78,8 +78,7 @@ class ClipCapConfig:
 
 def _check_type(name: str, value: object, kind: type) -> None:
     if type(value) is not kind:  # a bool is an int to isinstance
-        shown = repr(value)[:40] if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
-        raise UserError(f"{name} must be of type {kind.__name__}, not {shown}")
+        raise UserError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
 
 
 def _check_number(name: str, value: Any, least: int = 1) -> None:
@@ -91,14 +90,14 @@ def _check_number(name: str, value: Any, least: int = 1) -> None:
 
 def _check_gpt2(name: Any, value: Any) -> None:
     if name not in GPT2_FIELDS:
-        raise UserError(f"{str(name)[:40]!r} is no setting of GPT-2 here; known are {', '.join(GPT2_FIELDS)}")
+        raise UserError(f"{shown(name)} is no setting of GPT-2 here; known are {', '.join(GPT2_FIELDS)}")
     if name in GPT2_SIZES or (name == "n_inner" and value is not None):
         _check_number(name, value)
     elif name in GPT2_SWITCHES:
         _check_type(name, value, bool)
     elif name == "activation_function" and value not in ACTIVATIONS:
-        raise UserError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {str(value)[:40]!r}")
+        raise UserError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {shown(value)}")
     elif name == "layer_norm_epsilon" and not (type(value) in (int, float) and 0 < value < 1):
-        raise UserError(f"{name} must be a number above 0 and below 1, not {str(value)[:40]!r}")
+        raise UserError(f"{name} must be a number above 0 and below 1, not {shown(value)}")
     elif name in GPT2_SHARES and not (type(value) in (int, float) and 0 <= value < 1):
-        raise UserError(f"{name} must be a number of at least 0 and below 1, not {str(value)[:40]!r}")
+        raise UserError(f"{name} must be a number of at least 0 and below 1, not {shown(value)}")

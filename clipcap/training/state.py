@@ -26,6 +26,7 @@ from clipcap.files import write_whole
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.progress import Progress
 from clipcap.training.whole import Whole
+from clipcap.weights.format import read
 
 RUN = "run.json"  # the file in a state that says what must be the same for a run to be resumed from it
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
@@ -55,15 +56,12 @@ class State:
         """Restore the last state, or delete that of an earlier run. A half-written one goes in any case.
 
         Raises:
-            UserError: the state cannot be used, or `weights`, the best ones of its run so far, are gone.
+            UserError: the state cannot be used, or `weights`, the best ones of its run so far, are gone or not its own.
         """
         if resume:
             self.load()
-            if self.accelerator.is_main_process and self.whole.progress.best < math.inf and not weights.is_file():
-                raise UserError(
-                    f"{weights}, the best weights of the run to resume, is gone: put the file back, "
-                    "or start anew without --resume"
-                )
+            if self.accelerator.is_main_process and self.whole.progress.best < math.inf:
+                _check_best(weights, self.whole.progress.best)
         if self.accelerator.is_main_process:
             for name in ("state.new",) if resume else ("state", "state.old", "state.new"):
                 remove(self.folder / name)
@@ -159,6 +157,22 @@ class State:
                 f"{', '.join(unsaid)}",
                 file=sys.stderr,
             )
+
+
+def _check_best(weights: Path, best: float) -> None:
+    """Raise a UserError unless these are weights of a run that has reached this validation loss, or a lower one."""
+    if not weights.is_file():
+        how = "is gone"
+    else:  # a run that was killed between weights and state has weights that are better than its state says
+        record = read(weights).get("record")
+        losses = record.get("losses") if isinstance(record, dict) else None
+        loss = losses.get("validation") if isinstance(losses, dict) else None
+        if isinstance(loss, float) and loss <= best:
+            return
+        how = "is the file of another run"
+    raise UserError(
+        f"{weights}, the best weights of the run to resume, {how}: put the file back, or start anew without --resume"
+    )
 
 
 def remove(path: Path) -> None:

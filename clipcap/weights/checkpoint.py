@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipcap.clip.tensors import check_finite, check_plain
-from clipcap.errors import UserError
+from clipcap.errors import UserError, shown
 from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
 from clipcap.model.prompts import PROMPTS
 from clipcap.weights import convert, lora
@@ -75,7 +75,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
             model = _from_published(content, overrides)
         elif type(content.get("version")) is not int or content["version"] != VERSION:
             raise UserError(
-                f"it has version {content.get('version')} of the format, and this release reads version {VERSION}: "
+                f"it has version {shown(content.get('version'))} of the format, and this release reads {VERSION}: "
                 "use the release that wrote it, or update the project"
             )
         else:
