@@ -18,15 +18,18 @@ import predict
 import prompt_finetuning
 from clipcap.captioning.captioner import Captioner
 from clipcap.captioning.rules import Rules
+from clipcap.data.sources import open_source
 from clipcap.decoding.options import Decoding
 from clipcap.errors import Interrupted, UserError
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.controls import MEASURES, Request, ask, controls_of, find_bounds
+from clipcap.model.controls import MEASURES, OPTIONS, Request, ask, controls_of, find_bounds
 from clipcap.model.prompts import literal_captions
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.world.judge import judge
+from clipcap.world.scenes import scenes
 
 BOUNDS = {"length": [1, 2], "emoji": [0, 1], "hashtags": [0, 3]}
 
@@ -291,3 +294,20 @@ def test_weights_without_controls_load_and_say_so(tmp_path, picture):
     assert captioner([picture], max_tokens=5)
     with pytest.raises(UserError, match="have not learned what length asks for"):
         captioner([picture], length="short")
+
+
+def test_varied_posts_teach_every_control():
+    """The demo world's usual posts are alike in length and emoji, so that nothing can be asked of what learned them."""
+    given = list(scenes("validation"))
+    posts = [scene.varied_post() for scene in given]
+    bounds = find_bounds(OPTIONS, posts)
+    assert bounds["emoji"] == bounds["hashtags"] == [0, 3] and bounds["length"][1] - bounds["length"][0] > 3
+    assert all(
+        judge(post, scene).subject and judge(post, scene).colour for post, scene in zip(posts, given, strict=True)
+    )
+
+
+def test_the_demo_has_no_other_posts():
+    with pytest.raises(UserError, match="--source demo has no posts 'odd'"):
+        open_source(["demo", "odd"])
+    assert open_source(["demo", "varied"]).info == {"name": "demo", "posts": "varied"}

@@ -76,14 +76,17 @@ def hub(path: str, options: SourceArguments, *_: Any) -> Source:
     return _from_hub("hub", path, options.image_column, options.caption_column, options.allow_outside)
 
 
-def demo(*_: Any) -> Source:
-    """The demo world's pictures with their Instagram-style captions."""
-    from clipcap.world.scenes import SPLITS, scenes
+def demo(posts: str | None, *_: Any) -> Source:
+    """The demo world's pictures with their Instagram-style captions, or "varied" ones, of any length."""
+    from clipcap.world.scenes import SPLITS, Scene, scenes
 
+    if posts not in (None, "varied"):
+        raise UserError(f"--source demo has no posts {posts!r}; write --source demo, or --source demo varied")
+    write = Scene.varied_post if posts else Scene.post
     examples = [
-        Example(scene.image_id, (scene.post(),), scene.draw, split) for split in SPLITS for scene in scenes(split)
+        Example(scene.image_id, (write(scene),), scene.draw, split) for split in SPLITS for scene in scenes(split)
     ]
-    return Source({"name": "demo"}, examples, clip="demo")
+    return Source({"name": "demo"} | ({"posts": posts} if posts else {}), examples, clip="demo")
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ SOURCES = {
         "PATH",
         "tar shards: KEY.jpg with KEY.txt or KEY.json",
     ),
-    "demo": Kind(demo, "", "the demo world's drawn scenes"),
+    "demo": Kind(demo, "[varied]", "the demo world's drawn scenes; varied: with posts of any length"),
 }
 
 

@@ -97,3 +97,15 @@ def instagram_caption(subject: str, colour: str, setting: str, chance: Random) -
     own = f"#{colour}{subject}" if chance.random() < 0.7 or not in_words else f"#{subject}love"
     tags = [own, f"#{chance.choice(TAGS[setting])}", f"#{chance.choice(EVERYWHERE)}"]
     return f"{words} {emoji} {' '.join(tags[: chance.choice((2, 2, 3))])}"
+
+
+def varied_caption(subject: str, colour: str, setting: str, chance: Random) -> str:
+    """A post of any length, with none to three emoji and hashtags: what learned controls need to see."""
+    kind = next(kind for kind, members in KINDS.items() if subject in members)
+    thing = f"{colour} {subject}"
+    opening = chance.choice(OPENINGS[kind]).replace("{a thing}", with_article(thing)).replace("{thing}", thing)
+    moods = chance.sample(MOODS[setting], 2)
+    words = chance.choice((f"my {thing}", opening, f"{opening}. {moods[0]}. {moods[1]}"))
+    emoji = "".join(EMOJI[name] for name in chance.sample((subject, colour, setting), chance.randrange(4)))
+    tags = [f"#{name}" for name in (f"{colour}{subject}", chance.choice(TAGS[setting]), chance.choice(EVERYWHERE))]
+    return " ".join(part for part in (words, emoji, *tags[: chance.randrange(4)]) if part)

@@ -13,7 +13,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from clipcap.world.captions import instagram_caption, literal_caption
+from clipcap.world.captions import instagram_caption, literal_caption, varied_caption
 from clipcap.world.drawing import OVERSAMPLING, SIZE, Pen, Tones, blend, rgb
 from clipcap.world.settings import SETTINGS, paint_setting
 from clipcap.world.subjects import SUBJECTS
@@ -59,6 +59,10 @@ class Scene:
     def post(self, version: int = 0) -> str:
         """What somebody might write under the picture on Instagram; every version is a post of its own."""
         return instagram_caption(self.subject, self.colour, self.setting, self.chance(f"post {version}"))
+
+    def varied_post(self) -> str:
+        """The same, of any length and with any number of emoji and hashtags."""
+        return varied_caption(self.subject, self.colour, self.setting, self.chance("varied post"))
 
     def draw(self) -> Image.Image:
         """The picture, an RGB image of SIZE x SIZE pixels."""
