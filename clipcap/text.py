@@ -25,10 +25,16 @@ EMOJI = regex.compile(EMOJI_PATTERN, regex.VERBOSE | regex.VERSION1)
 # As Instagram links them. A hashtag needs a letter, and may hold letters with combining marks (Devanagari to Thai).
 # Neither a hashtag nor a mention may swallow the digit of a keycap emoji that follows it. They use `re`, not `regex`,
 # because \w of `regex` also matches marks and variation selectors. A time ("@7pm", "@9:30") is no mention.
+# Instagram's names are ASCII; people also write other Latin, Greek and Cyrillic letters, and then the whole word goes.
+# Right behind a word only a longer name counts ("by@jane", not "tod@s").
 _NO_KEYCAP = r"(?![\uFE0F\u20E3])"
 HASHTAG = re.compile(rf"(?<![\w&])#(?=\d*[^\W\d])[\w\u0300-\u036F\u0591-\u065F\u0900-\u0E7F]+{_NO_KEYCAP}")
+_OF_NAME = r"a-z0-9_\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u0373\u0386\u0388-\u052F\u1E00-\u1EFF"
+NAME = rf"[{_OF_NAME}](?:[{_OF_NAME}.]*[{_OF_NAME}])?{_NO_KEYCAP}"
+LONGER_NAME = rf"(?=\d*[^\W\d][{_OF_NAME}.]{{2}}){NAME}"  # with a letter; to be used where a short word is none
 MENTION = re.compile(
-    rf"(?<!\w)@(?!\d{{1,2}}(?:[ap]m|h)?\b)[a-z0-9_](?:[a-z0-9_.]*[a-z0-9_])?{_NO_KEYCAP}", re.IGNORECASE | re.ASCII
+    rf"(?<![{_OF_NAME}])@(?!\d{{1,2}}(?:[ap]m|h)?(?![{_OF_NAME}])){NAME}|(?<=[{_OF_NAME}]{{2}})@{LONGER_NAME}",
+    re.IGNORECASE,
 )
 PLACEHOLDER = "@user"  # stands for a mention in training captions, so that the sentence stays whole
 

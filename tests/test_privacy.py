@@ -29,7 +29,8 @@ PHONES = [
     "+49 151 2345678", "(555) 123-4567", "555.123.4567", "555-123-4567", "07700 900123", "0812-3456-7890",
     "+1 (212) 555-0187", "+44 (0)20 7946 0958", "+91 98765 43210", "98765 43210", "9876543210", "081234567890",
     "(11) 91234-5678", "06 12 34 56 78", "06.12.34.56.79", "030/1234567", "0049 151 2345679", "8 (912) 345-67-89",
-    "612 345 678", "1-800-555-0199",
+    "612 345 678", "1-800-555-0199", "555-123-4567/8", "555\u202f123\u202f4567", "555\u2009123\u20094567",
+    "555·123·4567", "5️⃣5️⃣5️⃣1️⃣2️⃣3️⃣4️⃣5️⃣6️⃣7️⃣",
 ]  # fmt: skip
 EMAILS = [
     "jane@doe.com", "jane.d+x@mail.example.co.uk", "JANE_DOE@GMAIL.COM", "müller@bücher.de", "почта@домен.рф",
@@ -40,7 +41,17 @@ EMAILS = [
 HANDLES = [
     "@jane.doe", "@_under_score_", "@JANE99", "@j", "@2pac_official", "＠fullwidth", "@\u200bzero", "@ze\u200bro2",
     "@ｗｉｄｅ", "@a.b.c.d", "@thirty_letters_of_a_handle_1234", "@a1", "@x__x", "@insta.gram", "@000000", "@mum",
-    "@dad.of.3", "@t_t", "@Foo.Bar_Baz", "@𝐛𝐨𝐥𝐝",
+    "@dad.of.3", "@t_t", "@Foo.Bar_Baz", "@𝐛𝐨𝐥𝐝", "@müller", "@mu\u0308ller", "@ümit", "@иван",
+]  # fmt: skip
+IN_A_ROW = [
+    "{}555-123-4567{},{}555-765-4321{}", "{}(555)123-4567{}{}(555)765-4321{}", "{}0171 1234567{} / {}0172 7654321{}",
+    "{}0171-1234567{}/{}0172-7654321{}", "{}0171 1234567{} {}0172 7654321{}", "{}555-123-4567{} | {}555-765-4321{}",
+    "{}555-123-4567{};{}555-765-4321{}", "{}555-123-4567{}&{}555-765-4321{}", "{}9876543210{} {}9123456780{}",
+    "{}06.12.34.56.78{}/{}06.12.34.56.79{}", "{}+49 151 2345678{}{}+49 151 2345679{}",
+    *(f"{{}}jane@mail.com{{}}{sign}{{}}bob@mail.com{{}}" for sign in "/|&-,;_+."),
+    "{}a@b.com{}/{}c@d.com{}|{}e@f.com{}, {}g@h.com{}", "{}_jane@mail.com{}_", "{}jane@mail.com{}2024",
+    "phone number is {}555 0199{}", "Thanks{}@jane_doe{}", "by{}@jane{}", "{}@jane{}{}@kim_x{}", "と{}@jane{}さんと",
+    "instagram.com/{}jane.doe{}/", "ig: {}jane_doe{}", "IG: {}@jane{}", "insta:{}jane{}!",
 ]  # fmt: skip
 AROUND = ["with {} today", "cc:{}", "🔥{} 🔥", "({})", "love it. {}!", "{}"]
 NO_PHONES = """New drop 12/25/2023 🎄|out on 2023-12-25|25.12.2023|12-14.05.2023|01-02.05.2023|01.05.2023-03.05.2023
@@ -52,7 +63,10 @@ $1,299.99|€1.299,00|Rp 1.250.000|Rp1250000|for 250000 IDR|₦150,000|+10000 fo
 km 42.195|3x12 100kg|60 80 100 120 kg|10 20 30 40 50|1 2 3 4 5 6 7 8 9 10|100 200 300 400|5 6 7 8|1/500 f2.8 iso 100
 1/2000 ISO 3200|40.7128° N, 74.0060° W|48.858370|99.99%|3.14159265|192.168.0.1|v2.10.3|1 1/2 cup|350°F for 25-30 min
 ISBN 978-3-16-148410-0|ISBN 9783161484100|call me in 2024|phone 12 pro max|text 3 friends|4 8 15 16 23 42|S03E12
-flight LH 4567|1 Corinthians 13:4-8|5000-10000 steps|3️⃣2️⃣1️⃣""".replace("\n", "|").split("|")
+flight LH 4567|1 Corinthians 13:4-8|5000-10000 steps|3️⃣2️⃣1️⃣
+52.520008,13.404954|135 155 175 185 205 225|135/155/175/185/205/225|123+456+789|1234567890,50|1️⃣2️⃣3️⃣4️⃣5️⃣ 6️⃣7️⃣8️⃣""".replace(
+    "\n", "|"
+).split("|")
 NO_HANDLES = [
     "dinner @7pm",
     "doors @8",
@@ -62,6 +76,13 @@ NO_HANDLES = [
     "@20h",
     "tod@s y amig@s",
     "5@5",
+    "niñ@s",
+    "open@10:30",
+    "dinner@730pm",
+    "@7時",
+    "insta story",
+    "insta: www.jane.com",
+    "instagram.com/p/xyz",
 ]
 NO_EMAILS = [
     "chillin @ the beach. com on!",
@@ -85,6 +106,15 @@ def test_contacts_are_found_whole(around: str) -> None:
         assert [text for text in missed if text.strip("(") not in "".join(found(find, around.format(text)))] == []
 
 
+@pytest.mark.parametrize("marked", IN_A_ROW)
+@pytest.mark.parametrize("before", ["", "call ", "🔥"])
+def test_each_of_several_contacts_in_a_row_is_found(marked: str, before: str) -> None:
+    """Guards against the second of two numbers or addresses, and against names glued to words, that stay behind."""
+    parts = (before + marked).split("{}")
+    text, expected = "".join(parts), parts[1::2]
+    assert sorted(found(phones, text) + found(emails, text) + found(handles, text)) == sorted(expected)
+
+
 def test_dates_prices_and_times_stay() -> None:
     """Guards against captions that lose their dates, prices, counts, scores, times and "@7pm"."""
     for find, texts in ((phones, NO_PHONES), (handles, NO_HANDLES), (emails, NO_EMAILS)):
@@ -106,6 +136,8 @@ def test_no_contact_is_looked_for_in_square_time() -> None:
         "a@" * 50_000,
         "a." * 50_000,
         "0 " * 50_000,
+        "0171 " * 20_000,
+        "a@b.de/" * 14_000,
         "!" * 100_000,
         "a dot " * 20_000,
         "(" * 100_000,
@@ -120,6 +152,14 @@ def test_one_spelling_of_each_contact() -> None:
         "@jane",
         "12125550187",
         "me@doe.com",
+    }
+    # "İ" is two characters in lower case.
+    assert contacts("İİ instagram.com/Jane, ig: jane, call 555-123-4567,555-765-4321 or a@b.com/C@d.com") == {
+        "@jane",
+        "5551234567",
+        "5557654321",
+        "a@b.com",
+        "c@d.com",
     }
 
 
@@ -179,7 +219,9 @@ def test_nobody_planted_in_the_captions_reaches_the_data_or_the_model(tmp_path: 
         if text not in ("@j", "@a1", "@mum"):  # too short to be told from other bytes
             assert [word for word in spellings(text) if word in everything] == [], text
     store = EmbeddingStore.open(tmp_path / "data")
-    assert store.info["cleaning"]["mentions"] == 20 and store.info["cleaning"]["strip_contacts"] == 40
+    assert store.info["cleaning"]["mentions"] == len(HANDLES) and store.info["cleaning"]["strip_contacts"] == len(
+        PHONES + EMAILS
+    )
     assert "with @user today #sun" in store.captions("train") and "with today #sun" in store.captions("train")
     start = ["--data", str(tmp_path / "data"), "--init", str(save_tiny(tmp_path / "tiny.pt")), "--device", "cpu"]
     basic_finetuning.main([*start, "--output-dir", str(tmp_path / "run"), "--epochs", "2", "--learning-rate", "1e-2"])

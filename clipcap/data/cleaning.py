@@ -12,7 +12,10 @@ from clipcap.errors import UserError, at_least
 from clipcap.text import HASHTAG, PLACEHOLDER, cut_out
 
 # Only ASCII, so that a link ends where an emoji begins. Punctuation that closes the sentence stays.
-_LINK = re.compile(r"(?<![ \t])[ \t]*(?:https?://|\bwww\.)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]", re.IGNORECASE | re.ASCII)
+_LINK = re.compile(
+    r"(?<![ \t])[ \t]*(?:https?://|\bwww\.|\binstagram\.com/)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]",
+    re.IGNORECASE | re.ASCII,
+)
 # White space, and the invisible characters that people post in place of a caption. Joiners and variation selectors are
 # not among them, since they are parts of emoji. Both patterns look behind, to try each run of blanks only once, since
 # otherwise the time grows with the square of its length.

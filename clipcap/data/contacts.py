@@ -12,17 +12,18 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from clipcap.text import MENTION, PLACEHOLDER
+from clipcap.text import LONGER_NAME, MENTION, NAME, PLACEHOLDER
 
 Span = tuple[int, int]
 
-# Full-width and mathematical letters and digits and the small "@": readers take them for the plain ones.
+# Full-width and mathematical letters and digits, the small "@", blanks: readers take them for the plain ones.
 _FANCY = {
     code: plain
-    for code in (*range(0xFF01, 0xFF5F), *range(0x1D400, 0x1D800), 0xFE6B)
+    for code in (*range(0xFF01, 0xFF5F), *range(0x1D400, 0x1D800), *range(0x2000, 0x200B), 0xA0, 0x202F, 0x3000, 0xFE6B)
     if len(plain := unicodedata.normalize("NFKC", chr(code))) == 1
 }
 _HIDDEN = re.compile(r"(?<=[\w@.+-])[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]+(?=[\w@.(+-])", re.ASCII)
+_KEYCAP = re.compile("(?<=[0-9])\ufe0f?\u20e3")
 
 _BLANK = r"[ \t]"
 _AT = (
@@ -31,19 +32,31 @@ _AT = (
 )
 _DOT = rf"(?:\.|{_BLANK}*[(\[{{]dot[)\]}}]{_BLANK}*|{_BLANK}dot{_BLANK})"
 _LOCAL = r"[\w.!#$%&'*+/=?^`{|}~-]"
-_EMAIL = re.compile(
-    rf"@?(?<!{_LOCAL}){_LOCAL}*\w{_AT}(?:[\w-]{{1,63}}{_DOT}){{1,4}}[^\W\d_]{{2,24}}(?![\w@])", re.IGNORECASE
+_ADDRESS = rf"{_LOCAL}*\w{_AT}(?:[\w-]{{1,63}}{_DOT}){{1,4}}[^\W\d_]{{2,24}}(?![^\W\d_]|@)"
+_EMAIL = re.compile(rf"@?(?<!{_LOCAL}){_ADDRESS}", re.IGNORECASE)
+_NEXT_EMAIL = re.compile(rf"(?<=[\W_]){_ADDRESS}", re.IGNORECASE)  # one character behind another, "a@b.com/c@d.com"
+
+# Names that an address or a label shows for what they are. Pages of Instagram's own are nobody.
+_PROFILE = re.compile(
+    rf"\binstagram\.com/(?!(?:p|reels?|tv|explore|stories)/)({NAME})"
+    rf"|\b(?:ig|insta|instagram){_BLANK}?:{_BLANK}?(?!https?:|www\.|instagram\.com/)({LONGER_NAME})",
+    re.IGNORECASE,
 )
 
 # Six or more digits with at most three separators between two of them: no part of a longer number, a price, a word, a
-# hashtag, a handle or a time.
+# hashtag, a handle or a time. They can be several phone numbers in a row, which may part at each `_JOINT`.
+_BETWEEN = r"[ ./()+\u2010-\u2013-]{0,3}"
 _DIGITS = re.compile(
     r"(?<![\w#@$€£¥₹+])(?<![$€£¥₹] )(?<!\d[.,:-])"
-    r"[+(]{0,2}\d(?:[ \u00a0./()\u2010-\u2013-]{0,3}\d){5,17}(?!\w|[.,:]\d|[%°$€£¥₹])"
+    rf"[+(]{{0,2}}\d(?:(?:{_BETWEEN}|·|(?<=\d{{4}}),(?=[+(]{{0,2}}\d(?:{_BETWEEN}\d){{6}}))\d){{5,47}}"
+    r"(?!\w|[.,:]\d|[%°$€£¥₹])"
 )
+_JOINT = re.compile(r",| +/ +| */ *(?=[(+]|0\d)|(?<=\d{4}) */ *| +(?=[(+]|0\d|\d{9})|(?<=\d{9}) +|(?<=\d)(?=[(+])")
+_LONGEST = 32  # characters, with separators
+_EXTENSION = re.compile(r"(?<=\d{4}) ?/ ?\d{1,4}$")
 _CUE = re.compile(
     r"(?:\b(?:call|text|phone|mobile|cell|telp?|fon|whats ?app|wa|hp|sms|viber|signal|dial)\b"
-    r"(?: (?:me|us))?(?: at| on)?|[☎📞📱📲]\ufe0f?)[.:\s]*$",
+    r"(?: (?:me|us))?(?: (?:number|no|nr)\b\.?)?(?: at| on| is)?|[☎📞📱📲]\ufe0f?)[.:\s]*$",
     re.IGNORECASE,
 )
 _OTHER_CUE = re.compile(r"\b(?:isbn|rp|rs|idr|usd|eur|inr|ngn)\b[.:\s]*$", re.IGNORECASE)
@@ -57,45 +70,83 @@ def handles(text: str) -> list[Span]:
 
 def emails(text: str) -> list[Span]:
     """Where a text has e-mail addresses, also spelled "jane (at) mail dot com"."""
-    return _spans(text, lambda plain: [match.span() for match in _EMAIL.finditer(plain)])
+    return _spans(text, _emails)
 
 
 def phones(text: str) -> list[Span]:
     """Where a text has phone numbers."""
-    return _spans(text, _phones)
+    return _spans(text, _phones, _KEYCAP)
 
 
 def contacts(text: str) -> set[str]:
     """All of them, each in one spelling: "@jane", "jane@mail.com", digits."""
-    plain = text.translate(_FANCY).lower()
+    plain = text.translate(_FANCY)
     found = {"".join(filter(str.isdigit, plain[start:end])) for start, end in phones(text)}
-    for start, end in emails(text) + handles(text):
-        found.add("".join(re.findall(r"[\w.@+-]", re.sub(_AT, "@", re.sub(_DOT, ".", plain[start:end])))))
+    for start, end in emails(text):
+        found.add(_spelled(re.sub(_AT, "@", re.sub(_DOT, ".", plain[start:end].lower()))))
+    found |= {"@" + _spelled(plain[start:end].lower()).lstrip("@") for start, end in handles(text)}
     return found - {PLACEHOLDER}
 
 
-def _spans(text: str, find: Callable[[str], list[Span]]) -> list[Span]:
+def _spelled(contact: str) -> str:
+    return "".join(re.findall(r"[\w.@+-]", contact))
+
+
+def _spans(text: str, find: Callable[[str], list[Span]], *unseen: re.Pattern[str]) -> list[Span]:
     """What `find` finds in the text as a reader sees it, as places in the text as it is."""
     plain = text.translate(_FANCY)  # as long as the text
-    hidden = {place for match in _HIDDEN.finditer(plain) for place in range(*match.span())}
+    hidden = {n for pattern in (_HIDDEN, *unseen) for match in pattern.finditer(plain) for n in range(*match.span())}
     if not hidden:
         return find(plain)
     seen = [place for place in range(len(plain)) if place not in hidden]
-    return [(seen[start], seen[end - 1] + 1) for start, end in find("".join(plain[place] for place in seen))]
+    shown = "".join(plain[place] for place in seen)
+    seen.append(len(plain))
+    return [(seen[start], seen[end]) for start, end in find(shown)]
 
 
 def _handles(text: str) -> list[Span]:
-    addresses = {place for match in _EMAIL.finditer(text) for place in range(*match.span())}
-    return [match.span() for match in MENTION.finditer(text) if match.start() not in addresses]
+    addresses = {place for span in _emails(text) for place in range(*span)}
+    found = [match.span() for match in MENTION.finditer(text)]
+    found += [match.span(match.lastindex) for match in _PROFILE.finditer(text)]
+    return sorted(span for span in found if span[0] not in addresses)
+
+
+def _emails(text: str) -> list[Span]:
+    found: list[Span] = []
+    end = -1
+    while match := _NEXT_EMAIL.match(text, end + 1) or _EMAIL.search(text, end):
+        found.append(match.span())
+        end = match.end()
+    return found
 
 
 def _phones(text: str) -> list[Span]:
-    found = _DIGITS.finditer(text)
-    return [match.span() for match in found if _is_phone(match[0], text[max(0, match.start() - 24) : match.start()])]
+    found = []
+    for match in _DIGITS.finditer(text):
+        before = text[max(0, match.start() - 24) : match.start()]
+        found += [(match.start() + start, match.start() + end) for start, end in _numbers(match[0], before)]
+    return found
+
+
+def _numbers(row: str, before: str) -> list[Span]:
+    """The phone numbers that a row begins with, parted so that they cover most of it."""
+    joints = [*(match.span() for match in _JOINT.finditer(row)), (len(row), len(row))]
+    best: dict[int, list[Span]] = {}  # by the place where the first of them begins
+    for start in (*(after for _, after in joints[-2::-1]), 0):
+        choices = [
+            [(start, end), *best.get(after, [])]
+            for end, after in joints
+            if start + 6 <= end <= start + _LONGEST
+            and any(_is_phone(number, before) for number in {row[start:end], _EXTENSION.sub("", row[start:end])})
+        ]
+        best[start] = max(choices, key=lambda spans: sum(end - begin for begin, end in spans), default=[])
+    return best[0]
 
 
 def _is_phone(number: str, before: str) -> bool:
     """Whether digits with separators are a phone number, by their shape and by the text in front of them."""
+    if "," in number or "+" in number.lstrip("(+"):  # two numbers
+        return False
     groups = re.findall(r"\d+", number)
     sizes, digits = [len(group) for group in groups], "".join(groups)
     years = [group for group in groups if _YEAR.fullmatch(group)]
