@@ -89,9 +89,7 @@ class Choice:
         """Search again, and wider, for those pictures that still have too few captions."""
         found = [Found() for _ in range(len(self.candidates))]
         for decoding in self._attempts():
-            short = [
-                row for row, has in enumerate(found) if len(has.good) < self.rules.num_captions and not has.alike
-            ]
+            short = [row for row, has in enumerate(found) if len(has.good) < self.rules.num_captions and not has.alike]
             if not short:
                 break
             for row, captions in zip(short, self.candidates.generate(short, decoding), strict=True):

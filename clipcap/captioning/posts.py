@@ -57,7 +57,7 @@ class Frame:
     @property
     def sign(self) -> str:
         """The "#" that the start ends with: what the model writes behind it becomes a hashtag."""
-        return self.start[len(self.start.rstrip("#\uFF03")) :]
+        return self.start[len(self.start.rstrip("#\uff03")) :]
 
     def around(self, rest: str, max_hashtags: int | None, max_chars: int | None) -> str:
         """What the model wrote behind the start -> the caption as it is posted; "" if none of it is left.
