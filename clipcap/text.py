@@ -49,6 +49,8 @@ MENTION_TRACE = regex.compile(r"(?<![\w.])@[\w.]*|@(?![\w-]+\.\w)[\w.]*")  # but
 
 # Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word.
 COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C\u200D]+)")
+# Signs of a hashtag that has no word.
+LONE_SIGN = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))++(?![\p{M}\u200C\u200D]*[\p{L}\p{N}_])")
 
 
 def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:

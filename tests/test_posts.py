@@ -11,6 +11,7 @@ from tiny import save_tiny_weights
 
 import predict
 from clipcap import Captioner
+from clipcap.captioning.candidates import Candidates
 from clipcap.captioning.options import decoding_and_rules
 from clipcap.captioning.posts import INSTAGRAM, Frame, fit, hashtags_of, size_of
 from clipcap.captioning.rules import Rules
@@ -106,6 +107,38 @@ def test_a_caption_goes_on_from_its_start(captioner, folders):
         assert len(captioner.tokenizer.encode(caption.removeprefix("two cats")).ids) <= 1
 
 
+@pytest.mark.parametrize("method", ["greedy", "nucleus", "beam"])
+@pytest.mark.parametrize("start", ["two cats", "golden", "my #Dog"])
+def test_no_search_glues_a_word_to_the_start(captioner, method, start):
+    embeddings = torch.randn(12, 16, generator=torch.Generator().manual_seed(4))
+    options = {"num_captions": 3} if method != "greedy" else {}
+    for captions in captioner.caption_embeddings(embeddings, start_with=start, method=method, max_tokens=20, **options):
+        assert captions and all(regex.match(rf"{start}(?![\w#])", caption) for caption in captions)
+
+
+def test_a_caption_is_more_than_its_start(captioner, folders):
+    """Guards against a model that ends right behind the start: "#love" was posted."""
+    caption = captioner(folders[:1], start_with="golden", max_tokens=20)[0]
+    stop = captioner.tokenizer.encode(caption.removeprefix("golden")).ids[0]
+    again = captioner(folders[:1], start_with="golden", max_tokens=20, stop_token=stop)[0]
+    assert again.startswith("golden") and again != "golden"
+    assert Rules(start_with="golden").post("golden #", Frame("golden")) == ""
+
+
+def test_captions_that_limits_make_alike_are_not_searched_for_further(captioner, monkeypatch):
+    """Four captions of at most 60 characters took seconds for each picture: each wider search was in vain."""
+    widths = []
+
+    def generate(self, rows, decoding, extra=None):
+        widths.append(decoding.width)
+        return [[self.tokenizer.encode(f" lake {widths[-1]}{k}").ids for k in range(decoding.width)] for _ in rows]
+
+    monkeypatch.setattr(Candidates, "generate", generate)
+    options = {"method": "nucleus", "num_captions": 4, "start_with": "two cats", "max_chars": 13}
+    assert captioner.caption_embeddings(torch.ones(1, 16), **options) == [["two cats lake"]]
+    assert widths == [4, 8]
+
+
 def test_what_is_forbidden_is_so_across_the_start(captioner, folders):
     """Guards against a search that knows only what it wrote itself: the start said "dog" already."""
     begun = captioner.tokenizer.encode("a dog").ids
@@ -161,7 +194,10 @@ def test_a_folder_that_breaks_a_rule_costs_its_pictures_only(captioner, folders)
         ({"append": "#a #b", "max_hashtags": 1}, "hold 2 hashtags, and max_hashtags is 1"),
         ({"prepend": "#a", "append": "#A"}, "hold #a twice"),
         ({"prepend": "x" * 40, "max_chars": 40}, "have 41 characters, and max_chars is 40"),
+        ({"prepend": "x" * 38, "start_with": "a", "max_chars": 40}, "have 40 characters, and max_chars is 40"),
         ({"require": "#sun", "max_hashtags": 0}, "more hashtags than max_hashtags"),
+        ({"start_with": "my #", "max_hashtags": 0}, "hold 1 hashtags, and max_hashtags is 0"),
+        ({"hashtag_count": 3, "max_hashtags": 2}, "3 hashtags are asked for, and max_hashtags is 2"),
     ],
     ids=str,
 )
@@ -192,6 +228,29 @@ def test_a_picture_without_a_caption_says_so(captioner, folders):
 
 
 # The text of a caption
+
+
+@pytest.mark.parametrize(
+    ("written", "most", "posted"),
+    [
+        ("🏙️ # sunset magic", None, "🏙️ sunset magic"),
+        ("so # #turtle", 0, "so"),
+        ("so # #turtle #tent", 1, "so #turtle"),
+        ("so ## ＃, and", None, "so, and"),
+        ("a#🐢 b #", None, "a🐢 b"),
+        ("press #️⃣ ##️⃣ now #1", None, "press #️⃣ #️⃣ now #1"),
+    ],
+)
+def test_a_sign_without_a_word_goes(written, most, posted):
+    """ "# sunset magic" was posted, where a required word was put behind the sign."""
+    assert Frame().around(written, most, None) == posted
+    assert Frame(start="my #", after=" #").around(f" {written}", most, None) == f"my # {posted} #"
+
+
+def test_the_start_may_begin_a_hashtag():
+    """It counts: "#" and a limit of 0 gave one, and "#" and `append="#dog"` two."""
+    assert Frame(start="my #").around("dog on #dog", 2, None) == "my #dog on"
+    assert Frame(start="my #", after=" #dog").around("dog on", None, None) == ""
 
 
 def test_a_hashtag_comes_once_and_no_more_than_allowed():
@@ -260,6 +319,24 @@ def test_a_word_ends_where_what_would_end_it_is_forbidden():
     logits = torch.tensor([[[1.0, 0.0, 2.0, 0.5]], [[3.0, 0.0, 0.5, 0.2]]])
     found = constrain(logits, nothing, rows, beginnings=[[], []]).tolist()
     assert found == [[[-np.inf, 0.0, -np.inf, -np.inf]], [[3.0, 0.0, -np.inf, -np.inf]]]
+    found = make_constraint(Decoding(word_parts=(0,)), 3, 4)(logits, nothing, rows, beginnings=[[], []])
+    assert found[:, 0, 0].tolist() == [-np.inf, 3.0]  # "i could look myso happy": behind a start, nothing is forbidden
+
+
+def test_a_word_ends_where_what_would_go_on_with_it_is_forbidden():
+    """Tokens: 0 and 1 go on with a word, 2 begins another. The model wants 0: "#nofilter andgoodvibes"."""
+    constrain = make_constraint(Decoding(banned=((0,),), word_parts=(0, 1)), -1, 3)
+    nothing = torch.zeros(1, 1, 0, dtype=torch.long)
+    found = constrain(torch.tensor([[[3.0, 2.0, 1.0]]]), nothing, torch.arange(1), beginnings=[[]])
+    assert found.tolist() == [[[-np.inf, -np.inf, 1.0]]]
+
+
+def test_the_end_may_come_behind_a_word_but_not_behind_the_start():
+    constrain = make_constraint(Decoding(go_on=True), 1, 2)
+    rows, nothing = torch.arange(2), torch.zeros(2, 1, 1, dtype=torch.long)
+    found = constrain(torch.zeros(2, 1, 2), nothing[..., :0], rows, beginnings=[[0], []])
+    assert found[:, 0, 1].tolist() == [-np.inf, 0.0]
+    assert constrain(torch.zeros(2, 1, 2), nothing, rows, beginnings=[[0], []])[:, 0, 1].tolist() == [0.0, 0.0]
 
 
 def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():
@@ -268,13 +345,16 @@ def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():
     constrain = make_constraint(decoding, -1, 4)
 
     def allowed(history: list[int], beginning: tuple[int, ...] = ()) -> list[int]:
-        found = constrain(torch.zeros(1, 1, 4), torch.tensor([[history]]), torch.arange(1), beginnings=[beginning])
+        found = constrain(
+            torch.tensor([[[2.0, 4.0, 0.0, 0.0]]]), torch.tensor([[history]]), torch.arange(1), beginnings=[beginning]
+        )
         return found[0, 0].isfinite().nonzero()[:, 0].tolist()
 
     assert allowed([2, 0, 3, 2]) == [1]
     assert allowed([3, 2], (2, 1)) == [0]
     assert allowed([2, 0, 3]) == [1, 2, 3]
     assert 2 not in allowed([2, 1, 3], (2, 0))
+    assert 0 in allowed([2, 0, 1])  # "#p", "ur", "p", "le" became "#purendog"
 
 
 def test_padding_repeats_no_hashtag(captioner):
@@ -305,6 +385,7 @@ def test_predict_says_at_once_what_cannot_be(options, told):
 def test_predict_writes_posts(captioner, folders, tmp_path, capsys):
     weights = save_tiny_weights(tmp_path)
     texts = ["--start-with", "{folder}", "--append", "#mine", "--max-hashtags", "1", "--max-chars", "60"]
+    texts += ["--max-tokens", "20"]  # one word of random weights is longer than a caption may be
     paths = [str(path) for path in folders]
     assert predict.main(["--weights", str(weights), *paths, *texts, "--workers", "0"]) == 0
     for line, path in zip(capsys.readouterr().out.splitlines(), folders, strict=True):

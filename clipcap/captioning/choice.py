@@ -13,7 +13,7 @@ from functools import cached_property
 from clipcap.captioning.candidates import Candidates, Caption
 from clipcap.captioning.posts import Frame
 from clipcap.captioning.rules import Rules
-from clipcap.captioning.vocabulary import word_parts
+from clipcap.captioning.vocabulary import tokens_with, word_parts
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import NoCaption
 
@@ -28,12 +28,21 @@ class Found:
     Attributes:
         good: captions that keep the rules.
         spoiled: captions from which a banned word was cut out: used only where there are too few good ones.
+        written: what the model wrote for them, without what is ruled out, in lower case.
         searches: how many searches were made.
+        alike: whether the last one wrote other captions, and limits made them equal to those there are.
     """
 
     good: dict[str, list[int]] = field(default_factory=dict)
     spoiled: dict[str, list[int]] = field(default_factory=dict)
+    written: set[str] = field(default_factory=set)
     searches: int = 0
+    alike: bool = False
+
+    @property
+    def known(self) -> set[str]:
+        """The captions, in lower case."""
+        return {caption.casefold() for caption in self.good | self.spoiled}
 
 
 class Choice:
@@ -56,7 +65,9 @@ class Choice:
         if decoding.min_tokens:  # what is cut out afterwards would be missing
             self.first = self.strict
         elif rules.start_with:
-            self.first = replace(self.first, word_parts=word_parts(candidates.tokenizer))
+            signs = tokens_with(candidates.tokenizer, ("#",))
+            self.first = replace(self.first, word_parts=word_parts(candidates.tokenizer), hashtag_signs=signs)
+        self.first = replace(self.first, go_on=True)
 
     @cached_property
     def strict(self) -> Decoding:
@@ -78,13 +89,16 @@ class Choice:
         """Search again, and wider, for those pictures that still have too few captions."""
         found = [Found() for _ in range(len(self.candidates))]
         for decoding in self._attempts():
-            short = [row for row, has in enumerate(found) if len(has.good) < self.rules.num_captions]
+            short = [row for row, has in enumerate(found) if len(has.good) < self.rules.num_captions and not has.alike]
             if not short:
                 break
             for row, captions in zip(short, self.candidates.generate(short, decoding), strict=True):
-                found[row].searches += 1
+                has = found[row]
+                has.searches += 1
+                known, written = has.known, len(has.written)
                 for ids in captions:
-                    self._add(row, found[row], ids)
+                    self._add(row, has, ids)
+                has.alike = bool(known) and has.known == known and len(has.written) > written
         return found
 
     def _attempts(self) -> Iterator[Decoding]:
@@ -112,6 +126,7 @@ class Choice:
         """Keep a caption unless it is empty or differs from a known one only in case."""
         raw = self.candidates.text(row, ids)
         text = self.rules.post(raw, self.frames[row])
+        found.written.add(self.rules.clean(raw).casefold())
         known = {caption.casefold() for caption in found.good}
         if text and text.casefold() not in known:
             (found.good if self.rules.allows(raw) else found.spoiled).setdefault(text, ids)
@@ -159,7 +174,7 @@ class Choice:
     def _with_word(self, word: str, bases: dict[int, list[int]]) -> dict[int, list[Caption]]:
         """For each row, captions that begin like the one in `bases` (token ids) and then hold the word."""
         jobs = [(row, opening) for row, ids in bases.items() for opening in self._openings(row, ids, word)]
-        greedy = replace(self.strict, method="greedy", num_captions=1)
+        greedy = replace(self.strict, method="greedy", num_captions=1, go_on=False)
         rests = self.candidates.generate([row for row, _ in jobs], greedy, [opening for _, opening in jobs])
         made: dict[int, list[Caption]] = {row: [] for row in bases}
         for (row, opening), [rest] in zip(jobs, rests, strict=True):

@@ -11,7 +11,7 @@ import regex
 
 from clipcap.clip.images import ImageSource, UnreadableImage, date_taken
 from clipcap.errors import UserError
-from clipcap.text import COUNTED_HASHTAG, EMOJI_PATTERN, cut_out, has_field
+from clipcap.text import COUNTED_HASHTAG, EMOJI_PATTERN, LONE_SIGN, cut_out, has_field
 
 FIELDS = ("folder", "date")
 
@@ -54,22 +54,31 @@ class Frame:
         """The hashtags of the texts, in lower case."""
         return hashtags_of(f"{self.before} {self.start} {self.after}")
 
-    def around(self, rest: str, max_hashtags: int | None, max_chars: int | None) -> str:
-        """What the model wrote behind the start -> the caption as it is posted; "" if none of it has room.
+    @property
+    def sign(self) -> str:
+        """The "#" that the start ends with: what the model writes behind it becomes a hashtag."""
+        return self.start[len(self.start.rstrip("#\uff03")) :]
 
-        A hashtag that there is already, or one too many, goes; so does what is left at the end of one, or of an emoji.
+    def around(self, rest: str, max_hashtags: int | None, max_chars: int | None) -> str:
+        """What the model wrote behind the start -> the caption as it is posted; "" if none of it is left.
+
+        A hashtag that there is already, or one too many, goes; so do a "#" without a word and half an emoji at the end.
         """
-        seen, spans = set(self.hashtags), []
-        for found in COUNTED_HASHTAG.finditer(rest):
+        seen, spans, known = set(self.hashtags), [], len(self.sign)
+        for found in COUNTED_HASHTAG.finditer(self.sign + rest):
             tag = found[1].casefold()
             if tag in seen or (max_hashtags is not None and len(seen) >= max_hashtags):
-                spans.append(found.span())
+                spans.append((found.start() - known, found.end() - known))
             seen.add(tag)
-        rest = regex.sub(r"\s*(?:\u200D?\uFFFD|\u200D)?[\s#\uFF03]*$", "", cut_out(rest, spans))
+        if spans and spans[0][0] < 0:  # its sign is the start's, which stays
+            return ""
+        rest = cut_out(rest, spans)
+        rest = cut_out(rest, [found.span() for found in LONE_SIGN.finditer(rest)])
+        rest = regex.sub(r"\s*(?:\u200D?\uFFFD|\u200D)?[\s#\uFF03]*$", "", rest)
         rest = rest if self.start else rest.lstrip()
         if max_chars is not None:
             rest = fit(rest, max_chars - self.size)
-        return f"{self.before}{self.start}{rest}{self.after}" if self.start or rest else ""
+        return f"{self.before}{self.start}{rest}{self.after}" if rest.strip() else ""
 
 
 def fill(template: str, source: ImageSource | None) -> str:
@@ -110,7 +119,7 @@ def size_of(text: str) -> int:
 # What is kept or dropped as a whole, with the blanks in front: an emoji, a hashtag, a letter of a script that puts no
 # blanks between words, or a word with its punctuation. \X is a character as a reader sees it, with all its modifiers.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-_HASHTAG = r"[\#\uFF03][\w\p{M}\u200C\u200D]+"
+_HASHTAG = r"[\#\uFF03]+[\w\p{M}\u200C\u200D]+"
 _UNIT = regex.compile(
     rf"\s*(?: (?={EMOJI_PATTERN})\X | {_HASHTAG} | (?={_UNSPACED})\X"
     rf" | (?: (?!{EMOJI_PATTERN} | {_HASHTAG} | {_UNSPACED} | \s)\X )+ )",

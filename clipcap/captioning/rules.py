@@ -84,6 +84,11 @@ class Rules(Request):
                 raise UserError(f"{name} must be a whole number, not {getattr(self, name)!r}")
         at_least(0, max_hashtags=self.max_hashtags)
         at_least(1, max_chars=self.max_chars)
+        if self.max_hashtags is not None and (self.hashtag_count or 0) > self.max_hashtags:
+            raise UserError(
+                f"{self.hashtag_count} hashtags are asked for, and max_hashtags is {self.max_hashtags}: raise it, or ask "
+                "for fewer"
+            )
         ban, require = words_of(self.ban), words_of(self.require)
         object.__setattr__(self, "ban", ban + words_of(lines_of(self.ban_file)) if self.ban_file else ban)
         object.__setattr__(self, "require", require)
@@ -127,9 +132,10 @@ class Rules(Request):
         tags, most = frame.hashtags, self.max_hashtags
         if twice := next((tag for tag in tags if tags.count(tag) > 1), None):
             raise error(f"the texts given for captions hold #{twice} twice, and a hashtag comes at most once")
-        if most is not None and len(tags) > most:
-            raise error(f"the texts given for captions hold {len(tags)} hashtags, and max_hashtags is {most}")
-        if self.max_chars is not None and frame.size + (not frame.start) > self.max_chars:
+        count = len(tags) + bool(frame.sign)
+        if most is not None and count > most:
+            raise error(f"the texts given for captions hold {count} hashtags, and max_hashtags is {most}")
+        if self.max_chars is not None and frame.size >= self.max_chars:
             raise error(
                 f"the texts given for captions have {frame.size} characters, and max_chars is {self.max_chars}: "
                 "no room is left for a caption"

@@ -87,12 +87,12 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
     signs = frozenset(token for token in decoding.hashtag_signs if token < vocabulary)
     most = decoding.most_hashtags
     is_part, is_sign = (_among(tokens, vocabulary) for tokens in (decoding.word_parts, signs))
-    guards = bool(decoding.word_parts) and bool(banned or signs or decoding.min_tokens)
+    parts = frozenset(decoding.word_parts)
 
-    def end_words(logits: Tensor, tokens: Tensor) -> None:
-        """Forbid to go on with a word where that is less likely than not, but for the word of a hashtag."""
+    def end_words(logits: Tensor, wished: Tensor, tokens: Tensor) -> None:
+        """Forbid to go on with a word where what may do so is less likely than not, but for the word of a hashtag."""
         device = logits.device
-        ended = logits.float().softmax(-1) @ is_part.to(device, torch.float32) < 0.5
+        ended = (wished * logits.isfinite()) @ is_part.to(device, torch.float32) < 0.5
         if tokens.shape[-1]:
             ended &= ~is_sign.to(device)[tokens[..., -1]]
         logits.masked_fill_(ended[..., None] & is_part.to(device), float("-inf"))
@@ -104,20 +104,23 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
             context = history[len(history) - size + 1 :]
             starts = range(len(history) - size + 1)
             found += [history[i + size - 1] for i in starts if history[i : i + size - 1] == context]
-        found += [token for sign, token in zip(history, history[1:], strict=False) if sign in signs]
-        return found
+        tags = [place for place, token in enumerate(history[1:], 1) if history[place - 1] in signs]
+        if tags and parts.issuperset(history[tags[-1] :]):  # its word is being written, and may hold the token again
+            tags.pop()
+        return found + [history[place] for place in tags]
 
     def constrain(logits: Tensor, tokens: Tensor, rows: Tensor, beginnings: Sequence[Sequence[int]]) -> Tensor:
         step = tokens.shape[-1]
         looks_back = after or size or signs
-        if not (always or looks_back or decoding.min_tokens or (step == 0 and any(beginnings))):
+        if not (always or parts or looks_back or decoding.min_tokens or (step == 0 and any(beginnings))):
             return logits
+        wished = logits.float().softmax(-1) if parts else None
         logits = logits.clone()
-        if guards:
-            end_words(logits, tokens)
         logits[..., always] = float("-inf")
         begun = [beginnings[row] for row in rows.tolist()]
         short = [image for image, beginning in enumerate(begun) if len(beginning) + step < decoding.min_tokens]
+        if decoding.go_on and step == 0:
+            short += [image for image, beginning in enumerate(begun) if beginning]
         if short and 0 <= stop_token < vocabulary:
             logits[short, :, stop_token] = float("-inf")
         if looks_back:
@@ -131,6 +134,8 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
         if step == 0:  # a beginning ends with a whole word
             for image in (image for image, beginning in enumerate(begun) if beginning and beginning[-1] not in signs):
                 logits[image, :, is_part] = float("-inf")
+        if wished is not None:
+            end_words(logits, wished, tokens)
         return logits
 
     return constrain

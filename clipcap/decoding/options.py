@@ -39,8 +39,9 @@ class Decoding:
         return_all: return every sample or beam, best first, instead of only the best.
         no_repeat_ngram: no sequence of this many tokens may occur twice; 0 sets no limit.
         banned: token sequences that must not occur.
-        word_parts: the tokens that go on with a word. None of them comes right behind a caption's beginning or, where
-            tokens are forbidden, against the model's wish: else words would join that a forbidden token keeps apart.
+        word_parts: the tokens that go on with a word. None of them comes right behind a caption's beginning, or where
+            the model mostly wishes for other tokens or forbidden ones: else words would join that those keep apart.
+        go_on: whether a caption with a beginning must have a token behind it other than the stop token.
         hashtag_signs: the tokens that hold "#". They are followed by one of `word_parts`, which does not come again.
         most_hashtags: how many of `hashtag_signs` a caption may have; None sets no limit.
 
@@ -62,6 +63,7 @@ class Decoding:
     no_repeat_ngram: int = 0
     banned: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     word_parts: tuple[int, ...] = field(default=(), repr=False)
+    go_on: bool = False
     hashtag_signs: tuple[int, ...] = field(default=(), repr=False)
     most_hashtags: int | None = None
 
