@@ -256,3 +256,8 @@ def test_a_word_that_repeats_what_stands_before_it_is_not_put_in(opening, kept):
     choice.strict, choice._openings = choice.decoding, lambda row, ids, word: iter([opening])
     choice.candidates = SimpleNamespace(generate=lambda rows, decoding, extra: [[[3]]], text=lambda row, ids: "a dog")
     assert len(choice._with_word("dog", {0: opening})[0]) == kept
+
+
+def test_what_a_cut_joins_is_cut_again():
+    rules = Rules(ban=["hot dog", "red"])
+    assert rules.clean("a hot red dog runs") == "a runs"

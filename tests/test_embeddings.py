@@ -444,7 +444,7 @@ def test_literal_captions_are_kept_by_weights_and_split(tmp_path: Path) -> None:
         store.save_literal_captions("validation", "a" * 64, ["one"])
 
 
-@pytest.mark.parametrize("captions", [[1, 2, 3], ["a", None, "c"], ["a", "b", "\ud800"]])
+@pytest.mark.parametrize("captions", [[1, 2, 3], ["a", None, "c"], ["a", "b", "\ud800"], ["a", "b"]])
 def test_literal_captions_that_are_no_texts_count_as_not_saved(tmp_path: Path, captions: list) -> None:
     store = build(tmp_path, examples())
     store.save_literal_captions("validation", "a", ["x"] * 3)

@@ -107,7 +107,7 @@ def _spans(text: str, find: Callable[[str], list[Span]], *unseen: re.Pattern[str
 def _handles(text: str) -> list[Span]:
     addresses = {place for span in _emails(text) for place in range(*span)}
     found = [match.span() for match in MENTION.finditer(text)]
-    found += [match.span(match.lastindex) for match in _PROFILE.finditer(text)]
+    found += [match.span(match.lastindex or 0) for match in _PROFILE.finditer(text)]
     return sorted(span for span in found if span[0] not in addresses)
 
 
