@@ -48,12 +48,14 @@ _PROFILE = re.compile(
 _BETWEEN = r"[ ./()+\u2010-\u2013-]{0,3}"
 _DIGITS = re.compile(
     r"(?<![\w#@$€£¥₹+])(?<![$€£¥₹] )(?<!\d[.,:-])"
-    rf"[+(]{{0,2}}\d(?:(?:{_BETWEEN}|·|(?<=\d{{4}}),(?=[+(]{{0,2}}\d(?:{_BETWEEN}\d){{6}}))\d){{5,47}}"
-    r"(?!\w|[.,:]\d|[%°$€£¥₹])"
+    rf"[+(]{{0,2}}\d(?:(?:{_BETWEEN}|(?<=\d{{3}})·(?=\d{{3}})|(?<=\d\d),(?=[+(]|0|\d-?\d\d)(?=(?:{_BETWEEN}\d){{7}}){_BETWEEN})\d)"
+    r"{5,47}(?!\w|[.,:]\d|[%°$€£¥₹])"
 )
-_JOINT = re.compile(r",| +/ +| */ *(?=[(+]|0\d)|(?<=\d{4}) */ *| +(?=[(+]|0\d|\d{9})|(?<=\d{9}) +|(?<=\d)(?=[(+])")
+_JOINT = re.compile(
+    r",| +/ +|(?<=\d)(?: */ *| +)(?=[(+]|0\d|\d{9}|(?:\d-)?\d{3}[.·-]\d{3}[.·-])|(?<=\d{4})(?: */ *| +)|(?<=\d)(?=[(+])"
+)
 _LONGEST = 32  # characters, with separators
-_EXTENSION = re.compile(r"(?<=\d{4}) ?/ ?\d{1,4}$")
+_EXTENSION = re.compile(r"(?<=\d{4}) ?/ ?(?!(?:19|20)\d\d)\d{1,4}$")
 _CUE = re.compile(
     r"(?:\b(?:call|text|phone|mobile|cell|telp?|fon|whats ?app|wa|hp|sms|viber|signal|dial)\b"
     r"(?: (?:me|us))?(?: (?:number|no|nr)\b\.?)?(?: at| on| is)?|[☎📞📱📲]\ufe0f?)[.:\s]*$",
@@ -129,7 +131,7 @@ def _phones(text: str) -> list[Span]:
 
 
 def _numbers(row: str, before: str) -> list[Span]:
-    """The phone numbers that a row begins with, parted so that they cover most of it."""
+    """The phone numbers that a row begins with, parted so that they take most of its digits."""
     joints = [*(match.span() for match in _JOINT.finditer(row)), (len(row), len(row))]
     best: dict[int, list[Span]] = {}  # by the place where the first of them begins
     for start in (*(after for _, after in joints[-2::-1]), 0):
@@ -139,7 +141,9 @@ def _numbers(row: str, before: str) -> list[Span]:
             if start + 6 <= end <= start + _LONGEST
             and any(_is_phone(number, before) for number in {row[start:end], _EXTENSION.sub("", row[start:end])})
         ]
-        best[start] = max(choices, key=lambda spans: sum(end - begin for begin, end in spans), default=[])
+        best[start] = max(
+            choices, key=lambda spans: sum(map(str.isdigit, "".join(row[slice(*span)] for span in spans))), default=[]
+        )
     return best[0]
 
 
