@@ -86,8 +86,8 @@ class Rules(Request):
         at_least(1, max_chars=self.max_chars)
         if self.max_hashtags is not None and (self.hashtag_count or 0) > self.max_hashtags:
             raise UserError(
-                f"{self.hashtag_count} hashtags are asked for, and max_hashtags is {self.max_hashtags}: raise it, or ask "
-                "for fewer"
+                f"{self.hashtag_count} hashtags are asked for, and max_hashtags is {self.max_hashtags}: "
+                "ask for fewer, or raise it"
             )
         ban, require = words_of(self.ban), words_of(self.require)
         object.__setattr__(self, "ban", ban + words_of(lines_of(self.ban_file)) if self.ban_file else ban)
