@@ -61,13 +61,12 @@ class Choice:
     def __init__(self, candidates: Candidates, decoding: Decoding, rules: Rules, frames: Sequence[Frame]) -> None:
         self.candidates, self.decoding, self.rules, self.frames = candidates, decoding, rules, frames
         candidates.check_room(decoding.max_tokens)
-        self.first = replace(decoding, num_captions=rules.num_captions)
+        self.first = replace(decoding, num_captions=rules.num_captions, go_on=True)
         if decoding.min_tokens:  # what is cut out afterwards would be missing
             self.first = self.strict
         elif rules.start_with:
             signs = tokens_with(candidates.tokenizer, ("#",))
             self.first = replace(self.first, word_parts=word_parts(candidates.tokenizer), hashtag_signs=signs)
-        self.first = replace(self.first, go_on=True)
 
     @cached_property
     def strict(self) -> Decoding:
