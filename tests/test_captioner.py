@@ -10,6 +10,7 @@ from clipcap import Captioner, Decoding
 from clipcap.captioning.candidates import Candidates, likelihoods
 from clipcap.captioning.options import decoding_and_rules
 from clipcap.captioning.rows import Row
+from clipcap.captioning.posts import Frame
 from clipcap.captioning.rules import Rules
 from clipcap.clip.images import UnreadableImage
 from clipcap.errors import UserError
@@ -209,7 +210,7 @@ def test_required_words_keep_to_the_rule_against_repetition(captioner, pictures,
         Candidates,
         "text",
         lambda self, row, ids: (
-            ids_of.setdefault(text(self, row, ids).removesuffix("\ufffd").strip(), list(ids)) and text(self, row, ids)
+            ids_of.setdefault(Rules().post(text(self, row, ids), Frame()), list(ids)) and text(self, row, ids)
         ),
     )
     put_in = 0
