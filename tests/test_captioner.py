@@ -9,8 +9,8 @@ from tiny import save_tiny_clip, save_tiny_weights
 from clipcap import Captioner, Decoding
 from clipcap.captioning.candidates import Candidates, likelihoods
 from clipcap.captioning.options import decoding_and_rules
-from clipcap.captioning.rows import Row
 from clipcap.captioning.posts import Frame
+from clipcap.captioning.rows import Row
 from clipcap.captioning.rules import Rules
 from clipcap.clip.images import UnreadableImage
 from clipcap.errors import UserError
