@@ -356,6 +356,10 @@ def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():
     assert allowed([3, 2], (2, 1)) == [0]
     assert allowed([2, 0, 3]) == [1, 2, 3]
     assert 2 not in allowed([2, 1, 3], (2, 0))
+    found = constrain(
+        torch.tensor([[[0.0, 0.0, 4.0, 4.0]]]), torch.zeros(1, 1, 0).long(), torch.arange(1), beginnings=[(2,)]
+    )
+    assert found[0, 0].isfinite().tolist() == [True, True, False, False]  # the start "#"
     assert 0 in allowed([2, 0, 1])  # "#p", "ur", "p", "le" became "#purendog"
 
 

@@ -89,12 +89,14 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
     is_part, is_sign = (_among(tokens, vocabulary) for tokens in (decoding.word_parts, signs))
     parts = frozenset(decoding.word_parts)
 
-    def end_words(logits: Tensor, wished: Tensor, tokens: Tensor) -> None:
+    def end_words(logits: Tensor, wished: Tensor, tokens: Tensor, begun: Sequence[Sequence[int]]) -> None:
         """Forbid to go on with a word where what may do so is less likely than not, but for the word of a hashtag."""
         device = logits.device
         ended = (wished * logits.isfinite()) @ is_part.to(device, torch.float32) < 0.5
         if tokens.shape[-1]:
             ended &= ~is_sign.to(device)[tokens[..., -1]]
+        else:
+            ended[[image for image, beginning in enumerate(begun) if signs.intersection(beginning[-1:])]] = False
         logits.masked_fill_(ended[..., None] & is_part.to(device), float("-inf"))
 
     def forbidden(history: list[int]) -> list[int]:
@@ -135,7 +137,7 @@ def make_constraint(decoding: Decoding, stop_token: int, vocabulary: int) -> Cal
             for image in (image for image, beginning in enumerate(begun) if beginning and beginning[-1] not in signs):
                 logits[image, :, is_part] = float("-inf")
         if wished is not None:
-            end_words(logits, wished, tokens)
+            end_words(logits, wished, tokens, begun)
         return logits
 
     return constrain
