@@ -47,9 +47,10 @@ class Candidates:
     ) -> None:
         self.model, self.tokenizer, self.encode_texts = model, tokenizer, encode_texts
         self.clip_embedding, self.rank, self.starts = clip_embedding, rank, starts
-        self.begun = [len(tokens_of(tokenizer, start)) for start in starts]
+        begun = [tokens_of(tokenizer, start) for start in starts]
+        self.begun = [len(tokens) for tokens in begun]
         before = prompts or [()] * len(clip_embedding)
-        self.prompts = [[*prompt, *tokens_of(tokenizer, start)] for prompt, start in zip(before, starts, strict=True)]
+        self.prompts = [[*prompt, *tokens] for prompt, tokens in zip(before, begun, strict=True)]
         self.end = end_of_text(tokenizer)
 
     def __len__(self) -> int:

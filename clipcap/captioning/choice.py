@@ -87,9 +87,9 @@ class Choice:
     def _search(self) -> list[Found]:
         """Search again, and wider, for those pictures that still have too few captions."""
         found = [Found() for _ in range(len(self.candidates))]
-        for decoding in self._attempts():
-            short = [row for row, has in enumerate(found) if len(has.good) < self.rules.num_captions and not has.alike]
-            if not short:
+        attempts, rows = self._attempts(), range(len(found))
+        while short := [row for row in rows if len(found[row].good) < self.rules.num_captions and not found[row].alike]:
+            if (decoding := next(attempts, None)) is None:
                 break
             for row, captions in zip(short, self.candidates.generate(short, decoding), strict=True):
                 has = found[row]

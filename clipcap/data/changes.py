@@ -148,7 +148,7 @@ def files_as_embedded(folder: Path, paths: Mapping[str, str | None]) -> dict[str
     dataset without a list of contents, which older versions made, there are none. Raises UserError for a damaged list.
     """
     file = folder / PICTURES
-    if not file.is_file():
+    if not any(paths.values()) or not file.is_file():
         return {}
     table = read_table(file)
     if table.schema != SCHEMA:
