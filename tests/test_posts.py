@@ -16,7 +16,7 @@ from clipcap.captioning.options import decoding_and_rules
 from clipcap.captioning.posts import INSTAGRAM, Frame, fit, hashtags_of, size_of
 from clipcap.captioning.rules import Rules
 from clipcap.clip.images import UnreadableImage
-from clipcap.decoding.next_token import make_constraint
+from clipcap.decoding.forbidden import Forbidden
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.text import EMOJI
@@ -316,25 +316,25 @@ def test_words_do_not_join_where_something_goes():
 def test_a_word_ends_where_what_would_end_it_is_forbidden():
     """Tokens: 0 goes on with a word, 1 is another word, 2 is "#", 3 the end. The model wants "#"; and then a word."""
     decoding = Decoding(banned=((2,),), word_parts=(0,), min_tokens=1)
-    constrain = make_constraint(decoding, 3, 4)
+    constrain = Forbidden(decoding, 3, 4, torch.device("cpu"))
     rows, nothing = torch.arange(2), torch.zeros(2, 1, 0, dtype=torch.long)
     logits = torch.tensor([[[1.0, 0.0, 2.0, 0.5]], [[3.0, 0.0, 0.5, 0.2]]])
     found = constrain(logits, nothing, rows, beginnings=[[], []]).tolist()
     assert found == [[[-np.inf, 0.0, -np.inf, -np.inf]], [[3.0, 0.0, -np.inf, -np.inf]]]
-    found = make_constraint(Decoding(word_parts=(0,)), 3, 4)(logits, nothing, rows, beginnings=[[], []])
+    found = Forbidden(Decoding(word_parts=(0,)), 3, 4, torch.device("cpu"))(logits, nothing, rows, beginnings=[[], []])
     assert found[:, 0, 0].tolist() == [-np.inf, 3.0]  # "i could look myso happy": behind a start, nothing is forbidden
 
 
 def test_a_word_ends_where_what_would_go_on_with_it_is_forbidden():
     """Tokens: 0 and 1 go on with a word, 2 begins another. The model wants 0: "#nofilter andgoodvibes"."""
-    constrain = make_constraint(Decoding(banned=((0,),), word_parts=(0, 1)), -1, 3)
+    constrain = Forbidden(Decoding(banned=((0,),), word_parts=(0, 1)), -1, 3, torch.device("cpu"))
     nothing = torch.zeros(1, 1, 0, dtype=torch.long)
     found = constrain(torch.tensor([[[3.0, 2.0, 1.0]]]), nothing, torch.arange(1), beginnings=[[]])
     assert found.tolist() == [[[-np.inf, -np.inf, 1.0]]]
 
 
 def test_the_end_may_come_behind_a_word_but_not_behind_the_start():
-    constrain = make_constraint(Decoding(go_on=True), 1, 2)
+    constrain = Forbidden(Decoding(go_on=True), 1, 2, torch.device("cpu"))
     rows, nothing = torch.arange(2), torch.zeros(2, 1, 1, dtype=torch.long)
     found = constrain(torch.zeros(2, 1, 2), nothing[..., :0], rows, beginnings=[[0], []])
     assert found[:, 0, 1].tolist() == [-np.inf, 0.0]
@@ -344,7 +344,7 @@ def test_the_end_may_come_behind_a_word_but_not_behind_the_start():
 def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():
     """Tokens: 0 and 1 begin tags, 2 is "#", 3 a blank. What stands in a caption's beginning counts too."""
     decoding = Decoding(word_parts=(0, 1), hashtag_signs=(2,), most_hashtags=2)
-    constrain = make_constraint(decoding, -1, 4)
+    constrain = Forbidden(decoding, -1, 4, torch.device("cpu"))
 
     def allowed(history: list[int], beginning: tuple[int, ...] = ()) -> list[int]:
         found = constrain(

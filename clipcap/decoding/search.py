@@ -17,7 +17,8 @@ from torch import Tensor
 
 from clipcap.decoding.cached_gpt2 import CachedGPT2, Session
 from clipcap.decoding.finished import Finished
-from clipcap.decoding.next_token import Constraint, argmax, draw, make_constraint, most_probable, random_numbers
+from clipcap.decoding.forbidden import Constraint, Forbidden
+from clipcap.decoding.next_token import argmax, draw, most_probable, random_numbers
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 
@@ -104,7 +105,7 @@ def decode(
     alike: dict[int, list[int]] = {}
     for row, prompt in enumerate(given):
         alike.setdefault(_steps(gpt, prefix.shape[1] + len(prompt), decoding, begun[row]), []).append(row)
-    constrain = make_constraint(decoding, stop_token, vocabulary)
+    forbidden = Forbidden(decoding, stop_token, vocabulary, prefix.device)
     search = SEARCHES[decoding.method]
     captions: dict[int, list[list[int]]] = {}
     for steps, rows in alike.items():
@@ -113,8 +114,8 @@ def decode(
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
-            constrain_part = partial(constrain, beginnings=[beginnings[row] for row in part])
-            found = search(session, decoding, steps, stop_token, constrain_part, streams[part])
+            constrain = partial(forbidden, beginnings=[beginnings[row] for row in part])
+            found = search(session, decoding, steps, stop_token, constrain, streams[part])
             captions |= zip(part, found.as_lists(decoding.num_captions), strict=True)
     if not all(captions.values()):
         raise NoCaption("every token of its caption is forbidden, or the logits of the weights are not finite")
