@@ -43,7 +43,7 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
     """Let everything train. Returns how to make the prompts of a split, and how to save the literal captioner too."""
     model = experiment.model
     model.train_only(lambda name: True)
-    model.config.prompt = template
+    model.config.prompt, model.config.running_text = template, True
     literal = None
     if needs_literal(template):
         if not literal_weights:

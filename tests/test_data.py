@@ -65,8 +65,13 @@ def test_prompt_and_caption_fit_together_or_the_prompt_is_refused():
         fit_captions([[1]], [[9, 9, 9]], room=3)
 
 
-def test_prompt_goes_on_behind_the_literal_caption_without_its_full_stop(tokenizer):
-    [ids, bare] = encode_prompts(tokenizer, "{literal}, as they say", [" A dog. ", "a cat"])
+def test_a_prompt_keeps_the_full_stop_of_the_literal_caption_and_ends_without_a_blank(tokenizer):
+    [ids, bare] = encode_prompts(tokenizer, "{literal} as they say: ", [" A dog. ", "a cat"])
+    assert (tokenizer.decode(ids), tokenizer.decode(bare)) == ("A dog. as they say:", "a cat as they say:")
+
+
+def test_prompts_of_older_files_have_no_full_stop(tokenizer):
+    [ids, bare] = encode_prompts(tokenizer, "{literal}, as they say", [" A dog. ", "a cat"], running_text=False)
     assert (tokenizer.decode(ids), tokenizer.decode(bare)) == ("A dog, as they say", "a cat, as they say")
 
 

@@ -451,6 +451,7 @@ IN_WORDS = {
     "output_dir": "default: runs/STRATEGY)",
     "max_hashtags": "default: all)",
     "patience": "default: never)",
+    "mapping_learning_rate": "default: the same)",
     "pretrained": "default: openai)",
     "literal_weights": "default: the --init weights)",
 }

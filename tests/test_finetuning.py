@@ -301,12 +301,29 @@ def test_the_prompt_is_data_and_the_loss_never_sees_it(world, tmp_path, monkeypa
     train(prompt_finetuning, world, tmp_path, "--template", "say: ")
     data, _ = seen[0]
     tokenizer = byte_tokenizer()
-    prompt = tokenizer.encode("say: ").ids
+    prompt = tokenizer.encode("say:").ids
     batch = collate([data[row] for row in range(4)])
     assert all(batch.tokens[row, : len(prompt)].tolist() == prompt for row in range(4))
     assert (batch.labels[:, : len(prompt)] == -100).all()
     model = load_checkpoint(tmp_path / "prompted_weights.pt")
     assert model.config.prompt == "say: " and model.literal_captioner is None
+
+
+def test_prompt_and_caption_are_one_running_text(world, tmp_path, monkeypatch):
+    """ "it" + "Sunset" once read "itSunset": other tokens than in any text that GPT-2 knows."""
+    seen = []
+    monkeypatch.setattr(
+        prompt_finetuning.Experiment,
+        "train",
+        lambda self, *args, **options: seen.append((self, self.datasets(options["prompts"]))),
+    )
+    train(prompt_finetuning, world, tmp_path, "--template", "they say")
+    experiment, (data, _) = seen[0]
+    _, prompt, caption = data[0]
+    written = experiment.store.captions("train")[0]
+    assert experiment.tokenizer.decode([*prompt, *caption]) == f"they say {written}"
+    whole = experiment.tokenizer.encode(f"they say {written}").ids
+    assert [*prompt, *caption] == [*whole, experiment.model.config.stop_token]
 
 
 def test_prompt_none_is_full_fine_tuning(world, tmp_path):

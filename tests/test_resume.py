@@ -37,6 +37,7 @@ OTHER = {
     **{"template": "say: {literal}", "precision": "bf16", "batch_size": "4", "rank": "3", "max_tokens": "66"},
     "controls": "hashtags",
     "patience": "7",
+    "mapping_learning_rate": "5e-5",
 }
 
 
@@ -94,6 +95,8 @@ def begun(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:  # no
             model = ["--language-model", str(world / "gpt2")] if fresh else ["--init", str(world / "literal.pt")]
             if fresh and script.__name__ == "prompt_finetuning":
                 model += ["--literal-weights", str(world / "literal.pt")]
+            if script.__name__ == "frozen_finetuning":  # with the mapping network, which has an option of its own
+                model += ["--train", "head", "mapping"]
             output = tmp_path_factory.mktemp(script.__name__)
             line = [*FAST, "--limit-train", "16", "--data", str(world / "data"), "--output-dir", str(output), *model]
             script.main(line)

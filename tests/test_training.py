@@ -15,7 +15,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.losses import validation_loss
-from clipcap.training.setup import decay_groups
+from clipcap.training.setup import parameter_groups
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint
 
@@ -72,8 +72,8 @@ def finished(tmp_path_factory):
 def test_a_run_learns_and_writes_what_it_promises(finished):
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     losses = [row["val_loss"] for row in rows if "val_loss" in row]
-    assert len(losses) == 4 and losses[-1] < losses[0]
-    assert [row["step"] for row in rows if "val_loss" in row] == [6, 12, 18, 24]
+    assert len(losses) == 5 and losses[-1] < losses[1] < losses[0]
+    assert [row["step"] for row in rows if "val_loss" in row] == [0, 6, 12, 18, 24]
     assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
     samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [6, 12, 18, 24]
@@ -142,16 +142,68 @@ def test_accumulated_steps_move_the_weights_once(tmp_path):
 
 
 def test_vectors_do_not_decay():
-    matrices, vectors = decay_groups(tiny_model(), 0.1)
+    matrices, vectors = parameter_groups(tiny_model(), LoopArguments(weight_decay=0.1))
     assert all(parameter.ndim >= 2 for parameter in matrices["params"]) and matrices["weight_decay"] == 0.1
     assert all(parameter.ndim < 2 for parameter in vectors["params"]) and vectors["weight_decay"] == 0.0
+
+
+def test_the_mapping_network_can_have_its_own_learning_rate(tmp_path):
+    run = trainer(tmp_path, mapping_learning_rate=1e-5, epochs=1, warmup=0)
+    mapping = {id(parameter) for parameter in run.model.clip_project.parameters()}
+    for group in run.optimizer.param_groups:
+        assert all((id(parameter) in mapping) == (group["initial_lr"] == 1e-5) for parameter in group["params"])
+    before = [parameter.detach().clone() for parameter in run.model.clip_project.parameters()]
+    run.run()
+    moved = [
+        float((now - then).abs().max()) for now, then in zip(run.model.clip_project.parameters(), before, strict=True)
+    ]
+    assert 0 < max(moved) < 1e-5 * run.steps * 1.1
+
+
+def test_a_rate_for_a_mapping_network_that_does_not_train_is_refused():
+    model = tiny_model()
+    model.train_only(lambda name: not name.startswith("clip_project."))
+    with pytest.raises(UserError, match="--mapping-learning-rate has an effect only"):
+        parameter_groups(model, LoopArguments(mapping_learning_rate=1e-5))
+
+
+def test_the_loss_before_the_first_step_is_logged_once_and_counts_for_nothing(tmp_path, monkeypatch):
+    """Weights that begin better than they ever are again must still be written, and patience must not end with them."""
+    losses = iter([1.0, 5.0, 4.0, 4.5])
+    monkeypatch.setattr("clipcap.training.trainer.validation_loss", lambda *_: next(losses))
+    run = trainer(tmp_path, epochs=3, evals_per_epoch=1, patience=2)
+    run.run()
+    logged = [(row["step"], row["val_loss"]) for row in run.progress.rows if "val_loss" in row]
+    assert logged == [(0, 1.0), (12, 5.0), (24, 4.0), (36, 4.5)]
+    assert load_checkpoint(run.weights).record["losses"]["validation"] == run.progress.best == 4.0
+    assert run.progress.stale == 1
+
+
+def test_a_first_loss_like_that_of_nonsense_says_what_to_check(tmp_path, capfd):
+    run = trainer(tmp_path, epochs=1)
+    with torch.no_grad():
+        run.model.gpt.transformer.wte.weight.mul_(300)
+    run.run()
+    assert "check that they were trained with the CLIP of the dataset" in capfd.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     run = trainer(tmp_path)
     with torch.no_grad():
         run.model.gpt.transformer.wte.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="--learning-rate"):
+    with pytest.raises(UserError, match="at step 0: check the weights"):
+        run.run()
+
+
+def test_a_loss_that_becomes_no_number_says_what_to_change(tmp_path):
+    run = trainer(tmp_path)
+
+    def spoil():
+        with torch.no_grad():
+            run.model.gpt.transformer.wte.weight.fill_(float("nan"))
+
+    at_step(run, 3, spoil)
+    with pytest.raises(UserError, match="at step 6: lower --learning-rate"):
         run.run()
 
 

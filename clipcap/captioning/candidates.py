@@ -47,7 +47,7 @@ class Candidates:
     ) -> None:
         self.model, self.tokenizer, self.encode_texts = model, tokenizer, encode_texts
         self.clip_embedding, self.rank, self.starts = clip_embedding, rank, starts
-        begun = [tokens_of(tokenizer, start) for start in starts]
+        begun = [tokens_of(tokenizer, start, model.config.blank) for start in starts]
         self.begun = [len(tokens) for tokens in begun]
         before = prompts or [()] * len(clip_embedding)
         self.prompts = [[*prompt, *tokens] for prompt, tokens in zip(before, begun, strict=True)]
@@ -114,9 +114,9 @@ class Candidates:
         return likelihoods(self.model, embeddings, [self.prompts[row] for row in rows], [ids for _, ids in captions])
 
 
-def tokens_of(tokenizer: Tokenizer, start: str) -> list[int]:
-    """The token ids of a text that captions go on from."""
-    return tokenizer.encode(start).ids if start else []
+def tokens_of(tokenizer: Tokenizer, start: str, blank: str) -> list[int]:
+    """The token ids of a text that captions go on from, behind what stands between prompt and caption."""
+    return tokenizer.encode(blank + start).ids if start else []
 
 
 def check_start(start: str, tokens: int, room: int) -> None:

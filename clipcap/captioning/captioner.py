@@ -161,7 +161,8 @@ class Captioner:
         check_sizes(batch_size, workers)
         start = rules.frame().start
         if start:
-            check_start(start, len(tokens_of(self.tokenizer, start)), min(decoding.max_tokens, self.model.room))
+            tokens = tokens_of(self.tokenizer, start, self.model.config.blank)
+            check_start(start, len(tokens), min(decoding.max_tokens, self.model.room))
         size = batch_size or max(8, SEQUENCES // replace(decoding, num_captions=rules.num_captions).width)
         first = batch_size or min(FIRST, size)
         for batch in pixel_batches(sources, self.encoder.preprocessing, size, workers, first):

@@ -188,9 +188,10 @@ class Choice:
         room = self.candidates.room(row, self.decoding.max_tokens)
         stop = self.decoding.stop_token
         stop = self.candidates.model.config.stop_token if stop is None else stop
-        ids, start = list(ids[:-1] if ids and ids[-1] == stop else ids), self.frames[row].start
+        ids = list(ids[:-1] if ids and ids[-1] == stop else ids)
+        behind = self.frames[row].start or self.candidates.model.config.blank
         for place in sorted({round(len(ids) * step / PLACES) for step in range(PLACES + 1)}):
-            opening = ids[:place] + self.candidates.tokenizer.encode(f" {word}" if place or start else word).ids
+            opening = ids[:place] + self.candidates.tokenizer.encode(f" {word}" if place or behind else word).ids
             if len(opening) < room:
                 yield opening
 

@@ -117,7 +117,8 @@ def canaries(model: ClipCap, tokenizer: Tokenizer, held_out: HeldOut, captions: 
     embeddings = store.embeddings("train")[[rows[canary.image_id, canary.caption] for canary in planted]]  # (K, C)
     literals = literal_captions(model, embeddings)
     prompts = prompts_for(model, tokenizer, len(embeddings), literals) or [[]] * len(embeddings)
-    prompts = [prompt + tokenizer.encode(canary.opening).ids for canary, prompt in zip(planted, prompts, strict=True)]
+    openings = [tokenizer.encode(model.config.blank + canary.opening).ids for canary in planted]
+    prompts = [[*prompt, *opening] for prompt, opening in zip(prompts, openings, strict=True)]
     endings = caption_embeddings(model, embeddings, Decoding(max_tokens=16), prompts)
     found = []
     for canary, embedding, prompt, ending in zip(planted, embeddings, prompts, endings, strict=True):

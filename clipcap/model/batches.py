@@ -57,8 +57,8 @@ class Batch:
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
-def encode_captions(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Captions -> token ids that end with end-of-text, at most `max_tokens` of them.
+def encode_captions(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int, blank: str = "") -> list[list[int]]:
+    """Captions, each behind a blank if there is one -> token ids that end with end-of-text, at most `max_tokens`.
 
     A longer caption is cut between characters (an emoji is several tokens) and gets no end-of-text, since it does not
     end there.
@@ -66,7 +66,7 @@ def encode_captions(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: i
     end = end_of_text(tokenizer)
     return [
         [*encoding.ids, end] if len(encoding.ids) < max_tokens else _cut(encoding, max_tokens)
-        for encoding in tokenizer.encode_batch(list(captions))
+        for encoding in tokenizer.encode_batch([blank + caption for caption in captions])
     ]
 
 

@@ -36,6 +36,8 @@ class ClipCapConfig:
         tied_head: whether the head shares its weights with the token embedding.
         stop_token: the token id that ends a caption.
         prompt: the text between image and caption, which may hold "{literal}"; None for no text.
+        running_text: with a prompt, whether literal caption, prompt and caption are one text as people write it: the
+            literal caption keeps its full stop, and the caption begins with a blank. Older files: no.
         controls: the bounds of what captions can be asked for, see `clipcap.model.controls`; empty for nothing.
         tokenizer: the tokenizer as JSON; None for the tokenizer of `language_model`.
 
@@ -57,13 +59,14 @@ class ClipCapConfig:
     tied_head: bool = True
     stop_token: int = 50256
     prompt: str | None = None
+    running_text: bool = False
     controls: dict[str, list[int]] = field(default_factory=dict)
     tokenizer: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in (*SIZES, "stop_token"):
             _check_number(name, getattr(self, name), least=0 if name == "stop_token" else 1)
-        for name in ("normalize", "tied_head"):
+        for name in ("normalize", "tied_head", "running_text"):
             _check_type(name, getattr(self, name), bool)
         for name in ("mapping", "language_model", *(name for name in TEXTS if getattr(self, name) is not None)):
             _check_type(name, getattr(self, name), str)
@@ -74,6 +77,11 @@ class ClipCapConfig:
         _check_type("gpt2", self.gpt2, dict)
         for name, value in self.gpt2.items():
             _check_gpt2(name, value)
+
+    @property
+    def blank(self) -> str:
+        """What stands between prompt and caption."""
+        return " " if self.prompt and self.running_text else ""
 
 
 def _check_type(name: str, value: object, kind: type) -> None:

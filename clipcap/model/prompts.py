@@ -53,12 +53,18 @@ def needs_literal(template: str | None) -> bool:
     return template is not None and has_field(template, "literal")
 
 
-def encode_prompts(tokenizer: Tokenizer, template: str, literals: Sequence[str]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: Tokenizer, template: str, literals: Sequence[str], running_text: bool = True
+) -> list[list[int]]:
     """Literal captions -> the token ids of their prompts.
 
-    A caption's final full stop is dropped, since the template's sentence goes on behind it.
+    With `running_text` they are followed by a blank and a caption, see ClipCapConfig: blanks at the end of the template
+    are left out. Without it, as in older files, the literal captions lose their full stops.
     """
-    texts = [template.format(literal=literal.strip().removesuffix(".")) for literal in literals]
+    if running_text:
+        texts = [template.format(literal=literal.strip()).rstrip(" ") for literal in literals]
+    else:
+        texts = [template.format(literal=literal.strip().removesuffix(".")) for literal in literals]
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
@@ -126,5 +132,6 @@ def prompts_for(
     asked = ask(tokenizer, model.config.controls, request) if request else []
     if model.config.prompt is None and not asked:
         return None
-    prompts = encode_prompts(tokenizer, model.config.prompt or "", [""] * count if literals is None else literals)
+    literals = [""] * count if literals is None else literals
+    prompts = encode_prompts(tokenizer, model.config.prompt or "", literals, model.config.running_text)
     return [[*prompt, *asked] for prompt in prompts]

@@ -69,6 +69,7 @@ class LoopArguments:
     batch_size: int = arg(32, "captions per step and device")
     accumulate: int = arg(1, "steps whose gradients are added up before the weights move")
     learning_rate: float = arg(2e-5, "highest learning rate; warms up to it, then falls to 0")
+    mapping_learning_rate: float | None = arg(None, "that of the mapping network (default: the same)", metavar="RATE")
     warmup: float = arg(0.05, "share of the steps that warm up")
     weight_decay: float = arg(0.01, "weight decay of matrices; vectors have none")
     clip_norm: float = arg(1.0, "gradients with a larger norm are scaled down to this one")
@@ -100,8 +101,9 @@ class LoopArguments:
             if getattr(self, name) > most:
                 raise UserError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(self, name)}")
         at_least(0, option=True, seed=self.seed, min_steps=self.min_steps, weight_decay=self.weight_decay)
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"--learning-rate must be a number above 0, not {self.learning_rate}")
+        for name in ("learning_rate", "mapping_learning_rate"):
+            if (rate := getattr(self, name)) is not None and not 0 < rate < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be a number above 0, not {rate}")
         if not self.weight_decay < math.inf:
             raise UserError(f"--weight-decay must be a number, not {self.weight_decay}")
         if not self.clip_norm > 0:

@@ -101,7 +101,7 @@ class Experiment:
 
     def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
         texts = self.store.captions(split)
-        captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens)
+        captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens, self.model.config.blank)
         if all(caption == [self.model.config.stop_token] for caption in captions):
             raise UserError(
                 f"no caption of the split {split!r} in {str(self.data_args.data)!r} has a token: check the captions, "

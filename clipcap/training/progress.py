@@ -46,8 +46,8 @@ class Progress:
 
     @property
     def stale(self) -> int:
-        """How many evaluations there were since the one with the lowest validation loss."""
-        losses = [row["val_loss"] for row in self.rows if "val_loss" in row]
+        """How many evaluations there were since the one with the lowest validation loss; before step 1 none counts."""
+        losses = [row["val_loss"] for row in self.rows if "val_loss" in row and row["step"]]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError
+from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
 
 WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
@@ -41,13 +43,30 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     )
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters that train, in AdamW's groups: matrices with weight decay, vectors without."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: ClipCap, args: LoopArguments) -> list[dict[str, Any]]:
+    """The parameters that train, in AdamW's groups: matrices with weight decay, vectors without.
+
+    A mapping network with a learning rate of its own has groups of its own.
+
+    Raises:
+        UserError: it has such a rate, and does not train.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    mapping = {name for name in trained if name.startswith("clip_project.")}
+    if args.mapping_learning_rate is None:
+        return _decay_groups(trained.values(), args)
+    if not mapping:
+        raise UserError("--mapping-learning-rate has an effect only where the mapping network trains: leave it out")
+    mapping_args = replace(args, learning_rate=args.mapping_learning_rate)
+    others, own = ([trained[name] for name in trained if (name in mapping) == is_own] for is_own in (False, True))
+    return [*_decay_groups(others, args), *_decay_groups(own, mapping_args)]
+
+
+def _decay_groups(parameters: Iterable[nn.Parameter], args: LoopArguments) -> list[dict[str, Any]]:
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    decay = ((matrices, args.weight_decay), (vectors, 0.0))
+    return [{"params": group, "lr": args.learning_rate, "weight_decay": value} for group, value in decay]
 
 
 @contextmanager

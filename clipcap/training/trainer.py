@@ -32,12 +32,13 @@ from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, loader
 from clipcap.training.losses import Objective, validation_loss
 from clipcap.training.progress import Progress
-from clipcap.training.setup import decay_groups, deferred_interrupt, make_accelerator
+from clipcap.training.setup import deferred_interrupt, make_accelerator, parameter_groups
 from clipcap.training.state import State, run_record
 from clipcap.training.whole import Whole
 from clipcap.weights.checkpoint import save_checkpoint
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
+NONSENSE = 8  # nats per token: more than GPT-2 needs for any text, and not much less than a guess among its tokens
 
 
 class Trainer:
@@ -79,7 +80,7 @@ class Trainer:
         model.use_fast(fast)
         if fast:
             speed_up(model)
-        optimizer = torch.optim.AdamW(decay_groups(model, args.weight_decay), lr=args.learning_rate, fused=True)
+        optimizer = torch.optim.AdamW(parameter_groups(model, args), fused=True)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
         precision, world = self.accelerator.mixed_precision, self.accelerator.num_processes
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
@@ -145,6 +146,8 @@ class Trainer:
         bar = tqdm(total=total, initial=done, desc=self.strategy, unit="captions", disable=not main, file=sys.stderr)
         begun = time.perf_counter()
         with bar, deferred_interrupt() as interrupted:
+            if not progress.step:
+                self.look_before()
             for epoch in range(progress.step // self.epoch_steps, args.epochs):
                 if self.out_of_patience:
                     break
@@ -215,6 +218,18 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
+
+    def look_before(self) -> None:
+        """Log the validation loss before the first step, and say what to check where it is that of nonsense."""
+        loss = validation_loss(self.model, self.validation, self.args.batch_size)
+        self.journal.log({"val_loss": loss}, 0.0)
+        if loss > NONSENSE and self.accelerator.is_main_process:
+            print(
+                f"before training the validation loss is {loss:.1f} nats per token, and that of weights which fit the "
+                f"data is below {NONSENSE}: check that they were trained with the CLIP of the dataset, and normalise "
+                "embeddings as they must; a fresh mapping network may begin like this",
+                file=sys.stderr,
+            )
 
     def evaluate(self) -> None:
         """Compute the validation loss, caption fixed images, and save plot, state and, if they are best, weights."""

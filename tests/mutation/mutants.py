@@ -106,6 +106,8 @@ MUTANTS = [
         ("batches", "encoding.offsets[length][0] < encoding.offsets[length - 1][1]", "False"),
         ("batches", "caption[: room - len(prompt)]", "caption[:room]"),
         ("prompts", '.strip().removesuffix(".")', ".strip()", "test_data"),
+        ("prompts", '.strip()).rstrip(" ")', ".strip())", "test_data"),
+        ("config", '" " if self.prompt and self.running_text else ""', '""', "test_finetuning"),
         ("prompts", "[[*prompt, *asked] for prompt in prompts]", "prompts", "test_controls"),
         ("controls", "(size > low) + (size > high)", "(size >= low) + (size >= high)", "test_controls"),
         ("controls", 'HASHTAG.sub(" ", EMOJI.sub(" ", caption))', "caption", "test_controls"),
@@ -186,11 +188,9 @@ MUTANTS = [
         ("losses", "    return total.item() / count", "    return total.item() / len(dataset)"),
         ("progress", "losses.index(min(losses))", "losses.index(losses[-1])"),
         ("setup", "if parameter.ndim < 2]", "if parameter.ndim < 1]"),
-        (
-            "setup",
-            'for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0}',
-            'for parameter in trained if parameter.ndim < 2], "weight_decay": weight_decay}',
-        ),
+        ("setup", "(vectors, 0.0)", "(vectors, args.weight_decay)"),
+        ("setup", "learning_rate=args.mapping_learning_rate", "learning_rate=args.learning_rate"),
+        ("progress", ' and row["step"]]', "]", "test_training"),
         (
             "state",
             "            new.rename(state)\n",
