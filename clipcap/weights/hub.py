@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from clipcap.errors import UserError, first_line
 from clipcap.offline import offline_if_unreachable
@@ -17,6 +20,13 @@ from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
 
 PREFIX = "hf:"
 NAME = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+
+
+class _Silent(tqdm):
+    """No bar: a config is small."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"disable": True}))
 
 
 def find_on_hub(name: str) -> Path:
@@ -34,10 +44,12 @@ def find_on_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     with spoken(repository, revision):
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG]))
+        silent: Any = _Silent  # the declared type is another of tqdm's classes
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG], tqdm_class=silent))
         commit = folder.name
         if _describes(folder / CONFIG):
-            snapshot_download(repository, revision=commit, allow_patterns=[CONFIG, TENSORS, TOKENIZER])
+            if not all((folder / name).is_file() for name in (TENSORS, TOKENIZER)):
+                snapshot_download(repository, revision=commit, allow_patterns=[CONFIG, TENSORS, TOKENIZER])
             if not (folder / TENSORS).is_file():
                 raise UserError(f"{repository} holds no {TENSORS}: publish it again with clipcap.weights.publish")
             return folder / TENSORS
@@ -46,9 +58,11 @@ def find_on_hub(name: str) -> Path:
 
 def download_mirror(repository: str, folder: Path) -> Path:
     """Download the only `.pt` of a repository into a folder. Raises UserError."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     with spoken(repository, None):
+        if constants.HF_HUB_OFFLINE:
+            raise UserError("the hub is out of reach")
         return Path(hf_hub_download(repository, _only(repository, None), local_dir=folder))
 
 

@@ -183,7 +183,7 @@ def _from_drive(name: str, folder: Path) -> Path:
     try:
         import gdown
     except ImportError:
-        raise UserError("Google Drive needs `pip install gdown`") from None
+        raise UserError("this needs `pip install gdown`") from None
     file = folder / "weights.pt"
     gdown.download(id=_drive_id(name, gdown), output=str(file))
     return file
