@@ -179,6 +179,18 @@ def test_what_cannot_be_had_from_the_hub_is_one_sentence(hub, monkeypatch, name,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("command", [publish, fetch, export], ids=lambda module: module.__name__)
+def test_commands_say_how_they_are_called(command, capsys):
+    """Guards against argparse, which cannot show two names for one positional argument."""
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0 and told.startswith(f"usage: python -m {command.__name__} ")
+    assert max(map(len, told.splitlines())) <= 120
+    with pytest.raises(UserError, match=f"like: python -m {command.__name__} "):
+        command.main([])
+
+
 def test_publishing_needs_a_token_and_a_name(hub, monkeypatch, tmp_path):
     file = saved("full", tmp_path)
     for argv, told in (

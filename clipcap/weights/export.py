@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clipcap.cli import arg, parse, run
+from clipcap.errors import UserError
 from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.convert import STOP
@@ -40,10 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         ExportArguments,
         description="Write weights as the published code has them. LoRA weights are merged into their base.",
         example="python -m clipcap.weights.export runs/base/base_weights.pt published.pt",
-        positional=("weights", {"nargs": 2, "metavar": ("FILE", "OUTPUT"), "help": "weights, and the file to write"}),
+        positional=("what", {"nargs": "*", "help": "a file or name of weights, then the file to write"}),
         program="python -m clipcap.weights.export",
     )
-    weights, output = given.weights
+    if len(given.what) != 2:
+        raise UserError("give weights and a file to write, like: python -m clipcap.weights.export coco published.pt")
+    weights, output = given.what
     model = load_checkpoint(weights, base=args.base)
     write(published_tensors(model), Path(output))
     print(output)

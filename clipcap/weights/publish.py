@@ -49,10 +49,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         PublishArguments,
         description="Put weights on the Hugging Face hub, with a model card. LoRA weights are merged into their base.",
         example="python -m clipcap.weights.publish runs/base/base_weights.pt owner/name",
-        positional=("weights", {"nargs": 2, "metavar": ("FILE", "OWNER/NAME"), "help": "weights, and the repository"}),
+        positional=("what", {"nargs": "*", "help": "a file or name of weights, then owner/name on the hub"}),
         program="python -m clipcap.weights.publish",
     )
-    weights, repository = given.weights
+    if len(given.what) != 2:
+        raise UserError(
+            "give weights and owner/name, like: python -m clipcap.weights.publish base_weights.pt owner/name"
+        )
+    weights, repository = given.what
     if args.license and not LICENCE.fullmatch(args.license):
         raise UserError(f"--license {args.license!r} is no licence of the hub; it spells them like cc-by-nc-4.0")
     scores = _scores(Path(args.report), sha256(resolve_weights(weights)), weights) if args.report else None
