@@ -146,8 +146,11 @@ OURS = {"format": "clipcap", "version": 1, "config": {}, "record": {}}
         ("hf:jane/private", "has no repository jane/private, or it is private.*HF_TOKEN"),
         ("hf:jane/gated", "jane/gated is gated: accept its terms"),
         ("hf:jane/plain@v9", "jane/plain has no revision 'v9'"),
-        ("hf:jane/plain", r"holds neither a config.json of this project nor a single file .pt \(none, but config.json"),
-        ("hf:jane/several", r"\(several: a.pt, b.pt\)"),
+        (
+            "hf:jane/plain",
+            r"holds neither a config.json of this project nor a single file .pt \(none, but 'config.json'",
+        ),
+        ("hf:jane/several", r"\(several: 'a.pt', 'b.pt'\)"),
         ("hf:jane/empty", r"\(none, but nothing\)"),
         ("hf:jane/evil", "config.json cannot be read|its config is missing|fields"),
         ("hf:jane/half", "holds no model.safetensors"),
@@ -240,7 +243,7 @@ def test_published_weights_come_from_the_hub_first(hub, cache, tmp_path, capsys)
     """Guards against Google Drive's quotas, where a mirror has the file; what came is remembered by its SHA-256."""
     torch.save(tiny_model(gpt2=GPT2).state_dict(), tmp_path / "a.pt")
     content = (tmp_path / "a.pt").read_bytes()
-    put(hub, "somebody/coco", {"README.md": b"", "nested/coco_weights.pt": content})
+    put(hub, "somebody/coco", {"README.md": b"", "coco_weights.pt": content})
     assert resolve_weights("coco").read_bytes() == content
     assert sorted(file.name for file in cache.iterdir()) == ["coco_weights.pt", "coco_weights.pt.sha256"]
     asked = len(hub.asked)
@@ -251,7 +254,9 @@ def test_published_weights_come_from_the_hub_first(hub, cache, tmp_path, capsys)
 GPT2 = {"vocab_size": 211, "n_positions": 128, "n_embd": 64, "n_layer": 1, "n_head": 1}  # heads 64 wide, as published
 
 
-@pytest.mark.parametrize("wrong", ["another CLIP", "a transformer", "a tensor more", "no weights", "gone"])
+@pytest.mark.parametrize(
+    "wrong", ["another CLIP", "a transformer", "a tensor more", "no weights", "another name", "gone"]
+)
 def test_a_mirror_counts_only_with_the_right_model(hub, cache, tmp_path, capsys, monkeypatch, wrong):
     """Guards against a stranger's file that is taken for the published one, and a hub that blocks the way to Drive."""
     torch.save(tiny_model(gpt2=GPT2).state_dict(), tmp_path / "right.pt")
@@ -261,7 +266,7 @@ def test_a_mirror_counts_only_with_the_right_model(hub, cache, tmp_path, capsys,
     torch.save(tensors | ({"more": torch.ones(2)} if wrong == "a tensor more" else {}), tmp_path / "wrong.pt")
     content = b"<html>" if wrong == "no weights" else (tmp_path / "wrong.pt").read_bytes()
     if wrong != "gone":
-        put(hub, "somebody/coco", {"coco_weights.pt": content})
+        put(hub, "somebody/coco", {"x.pt" if wrong == "another name" else "coco_weights.pt": content})
     with pytest.raises(UserError, match="somebody/coco: .*; Google Drive: .*gdown.*save it as") as caught:
         resolve_weights("coco")
     assert "\n" not in str(caught.value) and list(cache.iterdir()) == []

@@ -48,7 +48,7 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    weights: str | None = arg(None, "a file, or coco, conceptual, coco-transformer, ...", metavar="WEIGHTS")
+    weights: str | None = arg(None, "a file, coco, conceptual, coco-transformer, hf:owner/name, ...", metavar="WEIGHTS")
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
     base: str | None = arg(None, "what LoRA weights were trained on, if it has moved", metavar="FILE")
     device: str = arg("auto", "cpu, cuda, ...")

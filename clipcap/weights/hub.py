@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clipcap.errors import UserError, first_line
+from clipcap.errors import UserError, first_line, shown
 from clipcap.offline import offline_if_unreachable
 from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
 
@@ -56,14 +56,14 @@ def find_on_hub(name: str) -> Path:
         return Path(hf_hub_download(repository, _only(repository, commit, folder), revision=commit))
 
 
-def download_mirror(repository: str, folder: Path) -> Path:
-    """Download the only `.pt` of a repository into a folder. Raises UserError."""
+def download(repository: str, file: str, folder: Path) -> Path:
+    """Download one file of a repository into a folder, past the hub's cache. Raises UserError."""
     from huggingface_hub import constants, hf_hub_download
 
     with spoken(repository, None):
         if constants.HF_HUB_OFFLINE:
             raise UserError("the hub is out of reach")
-        return Path(hf_hub_download(repository, _only(repository, None), local_dir=folder))
+        return Path(hf_hub_download(repository, file, local_dir=folder))
 
 
 def _describes(file: Path) -> bool:
@@ -75,20 +75,19 @@ def _describes(file: Path) -> bool:
     return isinstance(described, dict) and described.get("format") == "clipcap"
 
 
-def _only(repository: str, revision: str | None, cached: Path | None = None) -> str:
+def _only(repository: str, revision: str, cached: Path) -> str:
     """The name of the only `.pt` that a repository holds, or that its folder in the cache does. Raises UserError."""
     from huggingface_hub import HfApi, constants
 
-    if constants.HF_HUB_OFFLINE and cached:
+    if constants.HF_HUB_OFFLINE:
         names = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()]
     else:
         names = HfApi().list_repo_files(repository, revision=revision)
     weights = [name for name in names if name.endswith(".pt")]
     if len(weights) == 1:
         return weights[0]
-    found = (
-        f"several: {', '.join(weights[:10])}" if weights else f"none, but {', '.join(sorted(names)[:10]) or 'nothing'}"
-    )
+    listed = ", ".join(map(shown, sorted(weights or names)[:10])) or "nothing"
+    found = f"several: {listed}" if weights else f"none, but {listed}"
     raise UserError(
         f"{repository} holds neither a {CONFIG} of this project nor a single file .pt ({found}): give another "
         "repository, or download the file and give its path"
@@ -119,6 +118,8 @@ def spoken(repository: str, revision: str | None) -> Iterator[None]:
             f"{constants.ENDPOINT} is out of reach, and {repository} is not in its cache {constants.HF_HUB_CACHE}: "
             "go online once"
         ) from None
+    except errors.EntryNotFoundError:
+        raise UserError(f"{repository} does not hold that file") from None
     except errors.HfHubHTTPError as error:
         refused = error.response.status_code in (401, 403)
         advice = f"this needs the right to write there: {log_in}" if refused else "try again later"

@@ -90,16 +90,18 @@ def push_to_hub(
 
     if not get_token():
         raise UserError("publishing needs a token that may write: log in with `hf auth login`, or set HF_TOKEN")
-    with TemporaryDirectory() as folder, spoken(repository, revision):
-        _note_places(model, Path(folder))
-        write_folder({**model_payload(model), "record": _portable(model.record)}, Path(folder))
-        (Path(folder) / "README.md").write_text(card or model_card(model, repository), encoding="utf-8")
-        api = HfApi()
-        api.create_repo(repository, private=private or None, exist_ok=True)
-        if revision:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        files = [CommitOperationAdd(file.name, file) for file in sorted(Path(folder).iterdir())]
-        commit = api.create_commit(repository, files, commit_message="Add the model", revision=revision)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        _note_places(model, folder)
+        write_folder({**model_payload(model), "record": _portable(model.record)}, folder)
+        (folder / "README.md").write_text(card or model_card(model, repository), encoding="utf-8")
+        files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
+        with spoken(repository, revision):
+            api = HfApi()
+            api.create_repo(repository, private=private or None, exist_ok=True)
+            if revision:
+                api.create_branch(repository, branch=revision, exist_ok=True)
+            commit = api.create_commit(repository, files, commit_message="Add the model", revision=revision)
     return f"{PREFIX}{repository}@{commit.oid}"
 
 

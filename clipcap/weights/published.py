@@ -15,7 +15,7 @@ from clipcap.files import write_whole
 from clipcap.weights import convert
 from clipcap.weights.folder import TENSORS
 from clipcap.weights.format import build, read, sha256
-from clipcap.weights.hub import PREFIX, download_mirror, find_on_hub
+from clipcap.weights.hub import PREFIX, download, find_on_hub
 from clipcap.world.shipped import LITERAL
 
 
@@ -166,7 +166,8 @@ def _download(name: str, target: Path) -> None:
 
 
 def _from_mirror(name: str, folder: Path) -> Path:
-    return download_mirror(WEIGHTS[name].mirror or "", folder)
+    wanted = WEIGHTS[name]
+    return download(wanted.mirror or "", wanted.file, folder)
 
 
 def _check_model(name: str, file: Path) -> None:
