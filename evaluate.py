@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *(EvaluationArguments, DecodingArguments),
         description="Compare models on one split: a table, and a page with every caption beside its picture.",
         example="python evaluate.py --data instagram_data runs/*/*_weights.pt coco --output report/",
-        positional=("models", {"nargs": "*", "help": "weights: files, or coco, conceptual, coco-transformer, ..."}),
+        positional=("models", {"nargs": "*", "help": "weights: files, coco, coco-transformer, hf:owner/name, ..."}),
         demo=EVALUATE,
     )
     from clipcap.evaluation.report import text_table

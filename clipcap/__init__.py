@@ -14,6 +14,7 @@ _HOMES = {
     "Decoding": "decoding.options",
     "UserError": "errors",
     "load_checkpoint": "weights.checkpoint",
+    "push_to_hub": "weights.publish",
     "save_checkpoint": "weights.checkpoint",
 }
 __all__ = list(_HOMES)

@@ -9,9 +9,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, field
-from types import FrameType
-from typing import Any
+from dataclasses import MISSING, Field, field, fields
+from types import FrameType, NoneType
+from typing import Any, get_args, get_type_hints
 
 from clipcap.errors import Interrupted, UserError, first_line, is_out_of_memory
 from clipcap.files import NO_ROOM
@@ -20,18 +20,16 @@ from clipcap.files import NO_ROOM
 def arg(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
     """A dataclass field with its help text; `**metadata` takes argparse's keywords (choices, metavar, nargs, ...)."""
     metadata["help"] = help
-    if default is False:
-        metadata.setdefault("action", _Flag)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 class _Flag(argparse.Action):
-    """True when given. Unlike transformers' own flags it takes no value, so that `--demo photos/` names a folder."""
+    """True when given, without a value, so that `--demo photos/` names a folder."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"nargs": 0, "type": None}))
+        super().__init__(*args, **(kwargs | {"nargs": 0}))
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
         setattr(namespace, self.dest, True)
@@ -47,7 +45,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         option = action.option_strings[-1].replace("_", "-")
-        if action.nargs == "?":  # a flag that is on unless it is negated
+        if isinstance(action, _Flag) and action.default is True:  # on unless it is negated
             return f"--[no-]{option.removeprefix('--')}"
         return option if action.nargs == 0 else f"{option} {self._format_args(action, self._metavar(action))}"
 
@@ -69,6 +67,53 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{help} (default: {'on' if default is True else '%(default)s'})" if plain else help
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose options are the fields of dataclasses; each class is a group of the help.
+
+    It is here, and not transformers' `HfArgumentParser`, because that one takes half a second to import.
+    """
+
+    def __init__(self, *dataclasses: type, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dataclasses = dataclasses
+        for kind in dataclasses:
+            group = self.add_argument_group(getattr(kind, "_argument_group_name", None))
+            types = get_type_hints(kind)
+            for option in fields(kind):
+                _add_option(group, option, types[option.name])
+
+    def parse_into_dataclasses(self, argv: Sequence[str] | None) -> tuple[list[Any], list[str]]:
+        """The instances, then a namespace of what no field takes; and the arguments that are unknown."""
+        namespace, unknown = self.parse_known_args(argv)
+        values = vars(namespace)
+        filled = [
+            kind(**{option.name: values.pop(option.name) for option in fields(kind)}) for kind in self.dataclasses
+        ]
+        return [*filled, namespace], unknown
+
+
+def _add_option(group: argparse._ArgumentGroup, option: Field, kind: Any) -> None:
+    """Add the option of a field, spelled with underscores and with dashes. `X | None` reads as X does."""
+    keywords: dict[str, Any] = dict(option.metadata)
+    if option.default is not MISSING:
+        keywords["default"] = option.default
+    elif option.default_factory is not MISSING:
+        keywords["default"] = option.default_factory()
+    else:
+        keywords["required"] = True
+    (kind,) = [part for part in get_args(kind) if part is not NoneType] if NoneType in get_args(kind) else [kind]
+    spellings = sorted({option.name, option.name.replace("_", "-")}, reverse=True)
+    if kind is bool:
+        group.add_argument(*(f"--{name}" for name in spellings), action=_Flag, **keywords)
+        if option.default is True:
+            keywords |= {"dest": option.name, "action": "store_false"}
+            group.add_argument(f"--no_{spellings[0]}", f"--no-{spellings[-1]}", **keywords)
+        return
+    if get_args(kind):
+        keywords["nargs"], (kind,) = "+", get_args(kind)
+    group.add_argument(*(f"--{name}" for name in spellings), type=kind, **keywords)
+
+
 def parse(
     argv: Sequence[str] | None,
     *dataclasses: type,
@@ -76,6 +121,7 @@ def parse(
     example: str,
     positional: tuple[str, dict[str, Any]] | None = None,
     demo: Mapping[str, Any] | None = None,
+    program: str | None = None,
 ) -> tuple[Any, ...]:
     """Command line -> one instance per dataclass, then (with `positional`) a namespace with the positional arguments.
 
@@ -88,15 +134,14 @@ def parse(
         example: a command, shown at the end of the help.
         positional: name and argparse keywords of the positional arguments.
         demo: the defaults that `--demo` sets, for a script that has this option.
+        program: what the command is called; None: the name of the file that runs.
 
     Raises:
         SystemExit: with status 2, as argparse does, when the command line cannot be understood.
     """
-    from transformers import HfArgumentParser
-
-    groups: list[Any] = list(dataclasses)  # Any, since the type that transformers declares for them accepts no class
-    parser = HfArgumentParser(
-        groups,
+    parser = Parser(
+        *dataclasses,
+        prog=program,
         usage=f"%(prog)s {f'[{positional[0]} ...] ' if positional else ''}[options]",
         description=description,
         epilog=f"example:\n  {example}",
@@ -106,17 +151,17 @@ def parse(
         parser.add_argument(positional[0], **positional[1])
     if demo and "--demo" in (sys.argv[1:] if argv is None else argv):
         parser.set_defaults(**demo)
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        args=list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
-    )
+    parsed, unknown = parser.parse_into_dataclasses(argv)
     if unknown:
         parser.error(f"{unknown[0]!r} is no option of this script; --help lists them")
     for name, value in (pair for options in parsed for pair in vars(options).items()):
         if value == "" and parser.get_default(name) is None:  # from a variable of the shell that is not set, mostly
             parser.error(f"--{name.replace('_', '-')} is empty: give a value, or leave it out")
-    return tuple(parsed)
+    return tuple(parsed if positional else parsed[:-1])
 
 
+# Packages that captioning does without, which the extra [train] installs.
+TRAIN = frozenset({"accelerate", "datasets", "matplotlib", "peft", "pyarrow"})
 FAULT = 70  # exit status of an error that no code foresaw: EX_SOFTWARE of sysexits.h
 
 
@@ -150,7 +195,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except SystemExit:
         raise
     except BaseException as error:  # libraries in Rust panic past Exception
-        if is_out_of_memory(error):
+        if isinstance(error, ModuleNotFoundError) and error.name in TRAIN:
+            told = "which captioning does without: pip install 'clipcap-instagram[train]', or make setup"
+            status = _say(f"error: this needs the package {error.name}, {told}", 2)
+        elif is_out_of_memory(error):
             status = _say(f"error: out of memory ({first_line(error)}): take a smaller --batch-size", 2)
         else:
             traceback.print_exc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,20 @@ def sample_images(count: int = 4) -> list[Image]:
     from clipcap.world.scenes import scenes
 
     return [scene.draw() for scene in scenes("test", count)]
+
+
+def sample_photos() -> list[Image]:
+    """A cat, a cup of coffee and a rocket, which come with scikit-image; drawn scenes where it is not installed.
+
+    They are free to use: CC0 by Stefan van der Walt, CC0 by Rachel Michetti, and public domain by SpaceX
+    (https://scikit-image.org/docs/stable/api/skimage.data.html).
+    """
+    from clipcap.clip.images import open_image
+
+    found = find_spec("skimage")
+    folder = Path(found.origin or "").parent / "data" if found else Path()
+    photos = [folder / name for name in ("chelsea.png", "coffee.png", "rocket.jpg")]
+    return [open_image(photo) for photo in photos] if all(map(Path.is_file, photos)) else sample_images(3)
 
 
 def uploaded_images(upload: FileUpload) -> list[Image]:

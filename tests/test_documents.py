@@ -24,6 +24,7 @@ import yaml
 from mutation.mutants import MUTANTS
 from packaging.specifiers import SpecifierSet
 
+from clipcap import cli
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.errors import UserError
@@ -395,24 +396,22 @@ def help_of(script: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-class Parser:
+class Helped:
     """A script's parser as `main` builds it, its dataclasses, and what its help says: option -> text."""
 
     def __init__(self, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        import transformers
+        parsers: list[cli.Parser] = []
 
-        parsers: list[transformers.HfArgumentParser] = []
-
-        class Recorded(transformers.HfArgumentParser):
+        class Recorded(cli.Parser):
             def __init__(self, *args, **kwargs) -> None:
                 super().__init__(*args, **kwargs)
                 parsers.append(self)
 
-        monkeypatch.setattr(transformers, "HfArgumentParser", Recorded)
+        monkeypatch.setattr(cli, "Parser", Recorded)
         self.lines = help_of(script, capsys).splitlines()
         (parser,) = parsers
         self.actions: list[argparse.Action] = parser._actions
-        self.fields: list[Field] = [field for kind in parser.dataclass_types for field in fields(kind) if field.init]
+        self.fields: list[Field] = [field for kind in parser.dataclasses for field in fields(kind) if field.init]
         self.told: dict[str, str] = {}
         option = ""
         for line in self.lines:
@@ -428,8 +427,8 @@ class Parser:
 
 
 @pytest.fixture(params=SCRIPTS)
-def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys) -> Parser:
-    return Parser(request.param, monkeypatch, capsys)
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys) -> Helped:
+    return Helped(request.param, monkeypatch, capsys)
 
 
 def option_of(field: Field) -> str:
@@ -457,7 +456,7 @@ IN_WORDS = {
 }
 
 
-def test_help_tells_every_default(parser: Parser) -> None:
+def test_help_tells_every_default(parser: Helped) -> None:
     """Guards against a default of 0 that is hidden, and a text that still names the default of last year."""
     assert {option_of(field) for field in parser.fields} == parser.told.keys() - {"--help"}
     for field in parser.fields:
@@ -477,7 +476,7 @@ def test_help_tells_every_default(parser: Parser) -> None:
             assert named, f"{field.name}: no default is told"
 
 
-def test_help_tells_the_defaults_that_the_parser_has(parser: Parser) -> None:
+def test_help_tells_the_defaults_that_the_parser_has(parser: Helped) -> None:
     """Guards against a parser whose defaults are not those of the dataclasses."""
     negations = argparse._StoreFalseAction
     kept = {action.dest: action.default for action in parser.actions if not isinstance(action, negations)}
@@ -486,14 +485,14 @@ def test_help_tells_the_defaults_that_the_parser_has(parser: Parser) -> None:
             assert kept[field.name] == field.default and type(kept[field.name]) is type(field.default), field.name
 
 
-def test_help_tells_every_bound(parser: Parser) -> None:
+def test_help_tells_every_bound(parser: Helped) -> None:
     """Guards against "at most 8" workers that are 16 in the code."""
     bounds = {(option, bound) for option, text in parser.told.items() for bound in re.findall(r"at most (\d+)", text)}
     assert bounds == {("--workers", str(MOST_WORKERS))} & {(option, str(MOST_WORKERS)) for option in parser.told}
     assert not re.search(r"at least \d|up to \d|no more than \d", "\n".join(parser.told.values()))
 
 
-def test_a_flag_that_can_be_negated_has_one_line(parser: Parser) -> None:
+def test_a_flag_that_can_be_negated_has_one_line(parser: Helped) -> None:
     """Guards against two lines for one choice."""
     on = [field.name for field in parser.fields if field.default is True]
     assert bool(on) == ("--source" in parser.told), "the steps of cleaning can be negated"

@@ -22,7 +22,7 @@ PACKAGE = {
 TOOLS = [path for folder in ("demo", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")]
 # The floors, from the top: a module imports from its own floor and from those below it. A name ending in "." is a room.
 LAYERS = (
-    ("notebook",),
+    ("notebook", "__main__"),
     ("evaluation.",),
     ("captioning.",),
     ("training.",),
@@ -34,11 +34,11 @@ LAYERS = (
     ("decoding.",),
     ("fast.",),
     ("world.",),
-    ("cli", "devices", "files", "plots", "offline"),
+    ("cli", "devices", "files", "offline"),
     ("text", "errors"),
 )
 # What takes seconds to import, and what processes that only decode images must never load.
-HEAVY = {"torch", "torchvision", "transformers", "open_clip", "datasets", "matplotlib", "peft", "accelerate"}
+HEAVY = {"torch", "torchvision", "transformers", "open_clip", "datasets", "pyarrow", "matplotlib", "peft", "accelerate"}
 Graph = dict[str, frozenset[str]]
 
 

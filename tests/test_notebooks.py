@@ -15,20 +15,25 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from clipcap.notebook import BlindRating, sample_images, side_by_side, uploaded_images
+from clipcap.notebook import BlindRating, sample_images, sample_photos, side_by_side, uploaded_images
 from clipcap.weights.published import resolve_weights
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
-COMPARED = {"clip_prefix_captioning_inference": "demo other.pt", "transformer_inference": "demo"}
+# What stands in the notebooks -> what the tests put there.
+WEIGHTS = {'WEIGHTS = ["coco", "conceptual"]': 'WEIGHTS = ["demo", "my weights/other.pt"]'}
+WEIGHTS |= {'WEIGHTS = "coco-transformer"': 'WEIGHTS = "my weights/other.pt"'}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a notebook that the public names have left behind."""
-    shutil.copy(resolve_weights("demo"), tmp_path / "other.pt")
-    monkeypatch.setenv("CLIPCAP_WEIGHTS", COMPARED[path.stem])
+    """Guards against a notebook that the public names have left behind, and a path that is cut at its spaces."""
+    (tmp_path / "my weights").mkdir()
+    shutil.copy(resolve_weights("demo"), tmp_path / "my weights/other.pt")
     monkeypatch.setenv("PYTHONPATH", str(path.parent.parent))
     notebook = nbformat.read(path, as_version=4)
+    (settings,) = [cell for cell in notebook.cells if cell.source.partition("WEIGHTS = ")[1] and cell.id == "code-3"]
+    (wanted,) = [text for text in WEIGHTS if text in settings.source]
+    settings.source = settings.source.replace(wanted, WEIGHTS[wanted])
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [
         output.data["text/html"]
@@ -88,6 +93,17 @@ def test_notebooks_install_from_the_address_or_say_what_to_set(path: Path, tmp_p
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
         assert expected in done.stdout, done.stdout + done.stderr
         assert done.stdout.startswith("pip install") == bool(address)
+
+
+def test_sample_photos_are_those_of_a_package_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against samples that are downloaded, or missing where scikit-image is not installed."""
+    assert [image.size for image in sample_photos()] == [image.size for image in sample_images(3)]
+    (tmp_path / "skimage/data").mkdir(parents=True)
+    (tmp_path / "skimage/__init__.py").write_text("raise ImportError('it is not needed')")
+    for width, name in enumerate(("chelsea.png", "coffee.png", "rocket.jpg"), start=40):
+        Image.new("RGB", (width, 20)).save(tmp_path / "skimage/data" / name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [image.size for image in sample_photos()] == [(40, 20), (41, 20), (42, 20)]
 
 
 def test_pictures_stand_beside_their_own_captions() -> None:

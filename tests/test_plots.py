@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clipcap.page import picture_page
-from clipcap.plots import losses_svg, plot_losses
+from clipcap.training.plots import losses_svg, plot_losses
 
 ROWS = [{"step": step, "epoch": step / 10, "train_loss": 5 / step} for step in range(1, 11)]
 ROWS += [{"step": 5, "epoch": 0.5, "val_loss": 1.2}, {"step": 10, "epoch": 1.0, "val_loss": 0.7}]

@@ -35,7 +35,7 @@ def drive(monkeypatch):
 
     The real one leaves its unfinished files beside the one that it was to write.
     """
-    drive = SimpleNamespace(content=b"", asked=[], announced=None)
+    drive = SimpleNamespace(content=b"", asked=[], announced=None, folder=["base_weights.pt", "x.pt"])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -57,10 +57,7 @@ def drive(monkeypatch):
 
     def download_folder(id, skip_download, quiet):
         assert skip_download
-        return [
-            SimpleNamespace(id="the-right-one", path="a/base_weights.pt"),
-            SimpleNamespace(id="another", path="x.pt"),
-        ]
+        return [SimpleNamespace(id=f"id-of-{name}", path=f"a/{name}") for name in drive.folder]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     drive.address = f"http://127.0.0.1:{server.server_port}"
@@ -113,7 +110,7 @@ def test_a_download_that_raises_leaves_nothing(cache, drive, monkeypatch):
         raise PermissionError("Cannot retrieve the public link of the file.\nYou may need to change the permission.")
 
     monkeypatch.setattr(sys.modules["gdown"], "download", refused)
-    with pytest.raises(UserError, match=r"\(Cannot retrieve the public link of the file\.\); download") as caught:
+    with pytest.raises(UserError, match=r"; Google Drive: Cannot retrieve .* file\.\); download") as caught:
         resolve_weights("conceptual")
     assert "\n" not in str(caught.value) and list(cache.iterdir()) == []
 
@@ -126,6 +123,37 @@ def test_a_download_is_fetched_once_and_recognised_afterwards(cache, drive, good
     note = (cache / "coco_weights.pt.sha256").read_text()
     assert note == f"{hashlib.sha256(good).hexdigest()}  coco_weights.pt\n"  # the form of sha256sum
     assert sorted(path.name for path in cache.iterdir()) == ["coco_weights.pt", "coco_weights.pt.sha256"]
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "fetched"),
+    [
+        ("instagram-base", "Base_weights.pt LoRA_4_weights.pt", "Base_weights.pt"),
+        ("instagram-base", "base_weights_final.pt x.txt", "base_weights_final.pt"),
+        ("instagram-base", "BASE_WEIGHTS.pt base_weights_final.pt", "BASE_WEIGHTS.pt"),
+        ("instagram-lora_4", "LoRA_4_weights.pt LoRA_16_weights.pt", "LoRA_4_weights.pt"),
+        (
+            "instagram-base",
+            "base_old.pt base_new.pt",
+            r"lists several files like base_weights.pt, but base_new.pt, base_",
+        ),
+        (
+            "instagram-frozen",
+            "Base_weights.pt notes.txt",
+            r"lists no frozen_weights.pt, but Base_weights.pt, notes.txt",
+        ),
+        ("instagram-frozen", "", "lists no frozen_weights.pt, but nothing at all"),
+    ],
+)
+def test_files_on_the_drive_are_found_as_they_are_spelled(cache, drive, good, name, listed, fetched):
+    """Guards against "base_weights.pt" that is not found because it is there as "Base_weights.pt"."""
+    drive.content, drive.folder = good, listed.split()
+    if fetched.endswith(".pt"):
+        assert resolve_weights(name).read_bytes() == good
+        assert drive.asked == [f"/id-of-{fetched}"]
+    else:
+        with pytest.raises(UserError, match=fetched):
+            resolve_weights(name)
 
 
 def test_a_file_that_changed_in_the_cache_is_refused(cache, drive, good):

@@ -39,7 +39,9 @@ def test_every_requirement_has_a_tested_version_within_its_range() -> None:
 
 def test_colab_keeps_its_packages() -> None:
     """Guards against a notebook that replaces Colab's gigabytes of torch, or restarts the runtime, to install."""
-    allowed = {canonicalize_name(requirement.name): requirement.specifier for requirement in required("published")}
+    allowed = {
+        canonicalize_name(requirement.name): requirement.specifier for requirement in required("train", "published")
+    }
     allowed["python"] = PYTHONS
     assert not [f"{name} {version}" for name, version in COLAB.items() if version not in allowed[name]]
 

@@ -34,7 +34,6 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.gpt2 import tokenizer_of
 from clipcap.model.prompts import literal_captions, prompts_for
-from clipcap.offline import offline_if_unreachable
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.places import check_clip_place, may_follow
 from clipcap.weights.published import resolve_weights
@@ -67,7 +66,7 @@ class Captioner:
         """Load weights and everything that captioning with them needs.
 
         Args:
-            weights: a file, or the name of published weights.
+            weights: a file, the name of published weights, or `hf:owner/name` of the hub.
             clip: a CLIP to use in place of the one that the weights name: a name as `ClipEncoder.load` takes it, or one
                 that is loaded already.
             device: "auto", "cpu", "cuda", ...
@@ -78,17 +77,17 @@ class Captioner:
         Raises:
             UserError: the weights, their CLIP or their tokenizer cannot be loaded, or do not fit each other.
         """
-        offline_if_unreachable()
+        file = resolve_weights(weights)
         chosen = pick_device(device)
         dtype = pick_dtype(precision, chosen)
-        model = load_checkpoint(weights, **overrides).to(device=chosen, dtype=dtype).requires_grad_(False)
+        model = load_checkpoint(file, **overrides).to(device=chosen, dtype=dtype).requires_grad_(False)
         model.use_fast(fast)
         if fast:
             speed_up(model)  # decoding has its own fast form; this is for `likelihoods`, which rank several captions
         config = model.config
         tokenizer = tokenizer_of(config)
         if not isinstance(clip, ClipEncoder):
-            clip = ClipEncoder.load(*_clip_name(weights, config, clip), chosen, dtype, fast)
+            clip = ClipEncoder.load(*_clip_name(weights, file, config, clip), chosen, dtype, fast)
         if clip.dim != config.clip_dim:
             raise UserError(
                 f"{weights} takes embeddings of {config.clip_dim} numbers (CLIP {config.clip_model}), and CLIP "
@@ -230,16 +229,18 @@ class Captioner:
         return list(zip(captions, prompted_by, strict=True))
 
 
-def _clip_name(weights: str | Path, config: ClipCapConfig, clip: str | Path | None) -> tuple[str, str | None]:
+def _clip_name(
+    weights: str | Path, file: Path, config: ClipCapConfig, clip: str | Path | None
+) -> tuple[str, str | None]:
     """Name and pretrained weights of the CLIP to load: the one asked for, or else the one that the weights name."""
     if not clip:
         if not config.clip_model:
             raise UserError(f"{weights} does not say which CLIP it was trained on; name it (clip=, --clip)")
-        check_clip_place(config, resolve_weights(weights))
+        check_clip_place(config, file)
         return config.clip_model, config.clip_pretrained
     named = config.clip_model or ""
     whole = named == "demo" or named.startswith("hf-hub:") or Path(named).is_dir()  # it has weights of its own
     if named and not whole and Path(clip).is_file():  # a file of the CLIP that the weights name
         return named, str(clip)
-    followed = may_follow(config.clip_pretrained, resolve_weights(weights))
+    followed = may_follow(config.clip_pretrained, file)
     return str(clip), (config.clip_pretrained or "openai") if followed else None

@@ -12,30 +12,40 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import file_digest, sha256
 from pathlib import Path
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from clipcap.data.examples import Example
 from clipcap.data.reading import short
 from clipcap.data.tables import read_table
 from clipcap.errors import UserError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 PICTURES = "pictures.arrow"
-SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.large_string()),
-        pa.field("split", pa.large_string()),
-        pa.field("captions", pa.binary(16)),  # a hash
-        pa.field("size", pa.int64()),  # null, like the next two: not embedded yet, could not be read, or drawn by code
-        pa.field("time", pa.int64()),  # of the last modification, in nanoseconds
-        pa.field("content", pa.binary(32)),  # SHA-256
-    ]
-)
 Mark = tuple[int | None, int | None]
+
+
+def schema() -> pa.Schema:
+    """The columns of a list of pictures."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("image_id", pa.large_string()),
+            pa.field("split", pa.large_string()),
+            pa.field("captions", pa.binary(16)),  # a hash
+            pa.field("size", pa.int64()),  # null, like the next two: not embedded yet, unreadable, or drawn by code
+            pa.field("time", pa.int64()),  # of the last modification, in nanoseconds
+            pa.field("content", pa.binary(32)),  # SHA-256
+        ]
+    )
 
 
 def pictures_of(examples: Sequence[Example], contents: bool) -> pa.Table:
     """One row per example, in order; with `contents` its file is read too."""
+    import pyarrow as pa
+
     marks: list[Mark] = [(None, None)] * len(examples)
     hashes: list[bytes | None] = [None] * len(examples)
     if contents:
@@ -44,7 +54,8 @@ def pictures_of(examples: Sequence[Example], contents: bool) -> pa.Table:
     captions = [sha256(json.dumps(example.captions).encode()).digest()[:16] for example in examples]
     columns = [[example.image_id for example in examples], [example.split for example in examples], captions]
     columns += [[mark[0] for mark in marks], [mark[1] for mark in marks], hashes]
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema(), strict=True)]
+    return pa.table(arrays, schema())
 
 
 def some(names: Sequence[str]) -> str:
@@ -151,7 +162,7 @@ def files_as_embedded(folder: Path, paths: Mapping[str, str | None]) -> dict[str
     if not any(paths.values()) or not file.is_file():
         return {}
     table = read_table(file)
-    if table.schema != SCHEMA:
+    if table.schema != schema():
         raise UserError(f"{str(file)!r} is no list of pictures; make the dataset again")
     known = dict(zip(table["image_id"].to_pylist(), table["content"].to_pylist(), strict=True))
     return {

@@ -16,19 +16,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from clipcap.cli import no_room
+from clipcap.data import tables
 from clipcap.data.changes import (
     PICTURES,
-    SCHEMA,
     Mark,
     changed_pictures,
     changed_since,
     marks_of,
     pictures_of,
+    schema,
     some,
     what_differs,
 )
@@ -36,6 +35,9 @@ from clipcap.data.examples import Example
 from clipcap.data.tables import FORMAT, INFO, embedding_array, read_info, read_json, read_table, write_table
 from clipcap.errors import UserError
 from clipcap.files import NO_ROOM, probe_folder, write_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DATA = "data.arrow"  # in a folder per split
 PARTS = ".parts"
@@ -114,7 +116,7 @@ class DatasetWriter:
         for table, examples in known:
             if table is None:  # an older version wrote it
                 continue
-            if table.schema != SCHEMA or table["image_id"].to_pylist() != [example.image_id for example in examples]:
+            if table.schema != schema() or table["image_id"].to_pylist() != [example.image_id for example in examples]:
                 raise UserError(f"{str(self.folder)!r} is damaged or was cut into other shards; make the dataset again")
             changed += changed_pictures(table, examples)
         if changed:
@@ -153,10 +155,8 @@ class DatasetWriter:
                 "run the same command again when they are all there"
             )
         with _writing(self.folder):
-            pictures = pa.BufferOutputStream()
-            with pa.ipc.new_stream(pictures, SCHEMA) as stream:
-                stream.write_table(pictures_of(shard.examples, contents=True))
-            metadata = {"skipped": json.dumps(skipped), "pictures": pictures.getvalue().to_pybytes()}
+            pictures = tables.as_bytes(pictures_of(shard.examples, contents=True))
+            metadata = {"skipped": json.dumps(skipped), "pictures": pictures}
             write_table(self.parts / shard.name, rows.replace_schema_metadata(metadata))
 
     def finish(self, shards: Sequence[Shard], info: dict[str, Any]) -> dict[str, Any]:
@@ -170,14 +170,14 @@ class DatasetWriter:
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in skipped)
             write_whole(self.folder / "skipped.jsonl", lines.encode())
             pictures = [self._pictures(shard) or pictures_of(shard.examples, contents=True) for shard in shards]
-            write_table(self.folder / PICTURES, pa.concat_tables(pictures).combine_chunks())
+            write_table(self.folder / PICTURES, tables.join(pictures))
             counts: dict[str, int] = {}
             content = sha256(json.dumps(info["clip"], sort_keys=True).encode())
             for split in dict.fromkeys(shard.split for shard in shards):
-                table = pa.concat_tables([self._read(shard) for shard in shards if shard.split == split])
+                table = tables.join([self._read(shard) for shard in shards if shard.split == split])
                 if table.num_rows:
                     counts[split] = table.num_rows
-                    self._join(split, table.replace_schema_metadata(None).combine_chunks(), content)
+                    self._join(split, table.replace_schema_metadata(None), content)
             if not counts or ("train" not in counts and any(shard.split == "train" for shard in shards)):
                 self._give_up(skipped)
             info = {"format": FORMAT, **info, "splits": counts, "skipped": len(skipped)}
@@ -203,7 +203,7 @@ class DatasetWriter:
     def _pictures(self, shard: Shard) -> pa.Table | None:
         """What a written shard knows about its pictures; None if an older version wrote it."""
         stream = self._read(shard).schema.metadata.get(b"pictures")
-        return pa.ipc.open_stream(stream).read_all() if stream else None
+        return tables.from_bytes(stream) if stream else None
 
     def _join(self, split: str, table: pa.Table, content: Any) -> None:
         """Write a split, and add what training sees of it to the hash `content`."""

@@ -44,6 +44,8 @@ class EmbeddingStore:
     @classmethod
     def open(cls, path: str | Path) -> EmbeddingStore:
         """Open a dataset. Raises UserError when it is missing, unfinished or damaged."""
+        import pyarrow  # noqa: F401  # whoever lacks the extra [train] hears of it before anything else
+
         path = Path(path)
         if not (path / INFO).is_file():
             begun = (path / PARTS).is_dir()

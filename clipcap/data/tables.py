@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-import pyarrow as pa
 
 from clipcap.data.canaries import MOST_CANARIES, Canary
 from clipcap.errors import UserError
 from clipcap.files import whole_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = 1
 INFO = "dataset.json"
@@ -30,6 +33,8 @@ def row_schema(width: int) -> pa.Schema:
     A row is one caption. An image with several captions has several rows: each holds its embedding, the first one its
     thumbnail.
     """
+    import pyarrow as pa
+
     return pa.schema(
         [
             pa.field("clip_embedding", pa.list_(pa.float32(), width)),
@@ -112,6 +117,8 @@ def _are_counts(value: Any) -> TypeGuard[dict[str, int]]:
 
 def read_table(path: Path) -> pa.Table:
     """Map an Arrow file into memory. Raises UserError if it is missing or damaged."""
+    import pyarrow as pa
+
     try:
         table = pa.ipc.open_stream(pa.memory_map(os.fsencode(path))).read_all()
         table.validate(full=True)  # offsets that lead out of the file would end the process later
@@ -134,5 +141,31 @@ def is_whole(table: pa.Table, width: int) -> bool:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow file, whole or not at all. Raises OSError."""
+    import pyarrow as pa
+
     with whole_file(path) as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
+
+
+def as_bytes(table: pa.Table) -> bytes:
+    """A table in Arrow's stream format."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(stream: bytes) -> pa.Table:
+    """The table that `as_bytes` wrote."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(stream).read_all()
+
+
+def join(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of all tables, in one batch."""
+    import pyarrow as pa
+
+    return pa.concat_tables(tables).combine_chunks()

@@ -25,7 +25,7 @@ from clipcap.errors import UserError, first_line
 from clipcap.evaluation import measures
 from clipcap.files import write_whole
 from clipcap.page import escape, page, picture_uri
-from clipcap.plots import losses_svg
+from clipcap.training.plots import losses_svg
 
 FORMAT = 1
 TABLE_STARTS, TABLE_ENDS = "<!-- table -->", "<!-- end of table -->"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.errors import UserError, first_line
+from clipcap.model import shipped_tokenizer
 from clipcap.model.config import GPT2_FIELDS, GPT2_SIZES
+from clipcap.offline import offline_if_unreachable
 from clipcap.world import shipped
 
 if TYPE_CHECKING:
@@ -42,7 +44,11 @@ def load_tokenizer(name: str = "gpt2") -> Tokenizer:
     from transformers import GPT2Tokenizer
 
     source = language_model_source(name)
-    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+    if name in shipped_tokenizer.NAMES and not Path(source).is_dir():
+        return shipped_tokenizer.gpt2_tokenizer()
+    if not Path(source).is_dir():
+        offline_if_unreachable()
+    elif not any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise UserError(f"no tokenizer in {source}: it needs tokenizer.json, or vocab.json and merges.txt")
     try:
         tokenizer = GPT2Tokenizer.from_pretrained(source).backend_tokenizer
@@ -150,6 +156,8 @@ def load_language_model(name: str) -> GPT2LMHeadModel:
     from transformers import AutoConfig, GPT2LMHeadModel
 
     source = language_model_source(name)
+    if not Path(source).is_dir():
+        offline_if_unreachable()
     try:
         kind = AutoConfig.from_pretrained(source).model_type
         if kind != "gpt2":

@@ -44,7 +44,7 @@ class StartArguments:
     _argument_group_name = "model"
 
     init: str | None = arg(
-        None, "weights to start from: a file, or coco, conceptual, coco-transformer, ...", metavar="WEIGHTS"
+        None, "weights to start from: a file, coco, coco-transformer, hf:owner/name, ...", metavar="WEIGHTS"
     )
     language_model: str | None = arg(
         None, "without --init: a GPT-2 by hub name or folder (default: gpt2)", metavar="NAME"

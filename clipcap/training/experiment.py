@@ -23,7 +23,6 @@ from clipcap.model.controls import controls_of
 from clipcap.model.gpt2 import end_of_text, load_language_model, plain_gpt2_config, tokenizer_of
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments, settings
 from clipcap.training.loader import CaptionDataset
-from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.format import sha256
 from clipcap.weights.published import resolve_weights
@@ -144,6 +143,8 @@ class Experiment:
         Returns:
             The file of the weights with the best validation loss.
         """
+        from clipcap.training.trainer import Trainer  # here, since accelerate takes seconds to import
+
         train, validation = self.datasets(prompts)
         groups = [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
         record = {

@@ -16,8 +16,8 @@ from clipcap.files import append_whole, write_whole
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import caption_embeddings
-from clipcap.plots import plot_losses
 from clipcap.training.loader import CaptionDataset
+from clipcap.training.plots import plot_losses
 from clipcap.training.progress import Progress
 
 SAMPLE = Decoding(max_tokens=40)  # how the captions of samples.jsonl are decoded

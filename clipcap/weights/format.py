@@ -27,6 +27,7 @@ from clipcap.files import NO_ROOM, whole_file
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.prompts import check_template
+from clipcap.weights.folder import read_folder
 from clipcap.weights.sizes import check_sizes
 
 FORMAT, VERSION = "clipcap", 1
@@ -59,9 +60,13 @@ def write(payload: Mapping[str, Any], path: str | Path) -> None:
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a .pt file, with tensors mapped from the disk where possible; nothing in it is executed.
 
+    A `model.safetensors` gives the same, with what lies beside it.
+
     Raises:
         UserError: the file cannot be read, or holds something else than named tensors and plain values.
     """
+    if Path(path).suffix == ".safetensors":
+        return read_folder(Path(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickles that it did not write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +12,48 @@ from types import ModuleType
 
 from clipcap.errors import UserError, first_line
 from clipcap.files import write_whole
-from clipcap.weights.format import read, sha256
+from clipcap.weights import convert
+from clipcap.weights.folder import TENSORS
+from clipcap.weights.format import build, read, sha256
+from clipcap.weights.hub import PREFIX, download, find_on_hub
 from clipcap.world.shipped import LITERAL
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file on Google Drive: its name, its id there, what it holds, and its SHA-256 where its authors publish one."""
+    """A published file.
+
+    Attributes:
+        file: its name in the cache.
+        drive_id: its id on Google Drive.
+        about: what it holds.
+        mirror: a repository on the hub that somebody has put it into; None for none.
+        clip_dim, mapping: what it must be a model of; a mirror may hold another.
+        sha256: where its authors publish one.
+    """
 
     file: str
     drive_id: str
     about: str
+    mirror: str | None = None
+    clip_dim: int = 512
+    mapping: str = "mlp"
     sha256: str | None = None
 
 
 WEIGHTS = {
-    "coco": Published("coco_weights.pt", "1IdaBtMSvtyzF0ByVaBHtvM0JYSXRExRX", "ClipCap, COCO, MLP, ViT-B/32"),
+    "coco": Published(
+        *("coco_weights.pt", "1IdaBtMSvtyzF0ByVaBHtvM0JYSXRExRX", "ClipCap, COCO, MLP, ViT-B/32"),
+        mirror="akhaliq/CLIP-prefix-captioning-COCO-weights",
+    ),
     "conceptual": Published(
-        "conceptual_weights.pt", "14pXWwB4Zm82rsDdvbGguLfx9F8aM7ovT", "ClipCap, Conceptual Captions, MLP, ViT-B/32"
+        *("conceptual_weights.pt", "14pXWwB4Zm82rsDdvbGguLfx9F8aM7ovT", "ClipCap, Conceptual Captions, MLP, ViT-B/32"),
+        mirror="OpenShape/clipcap-cc",
     ),
     "coco-transformer": Published(
-        "transformer_coco_weights.pt", "1GYPToCqFREwi285wPLhuVExlz7DDUDfJ", "ClipCap, COCO, transformer, RN50x4"
+        *("transformer_coco_weights.pt", "1GYPToCqFREwi285wPLhuVExlz7DDUDfJ", "ClipCap, COCO, transformer, RN50x4"),
+        clip_dim=640,
+        mapping="transformer",
     ),
 }
 INSTAGRAM_FOLDER = "1z68jSlSbBZ6mHuqmcpcO3-aEKLUKb72X"
@@ -50,7 +72,9 @@ def cache_folder() -> Path:
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
-    """The local file behind a path or a published name, downloaded to the cache folder when it is not there yet.
+    """The local file behind a path, a published name or `hf:owner/name`, downloaded when it is not there yet.
+
+    A folder that holds a model as the hub keeps one stands for its tensors.
 
     Raises:
         UserError: no such file or name, or the download failed; the message says which file to put where.
@@ -59,11 +83,15 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if (path / TENSORS).is_file():
+        return path / TENSORS
+    if name.startswith(PREFIX):
+        return find_on_hub(name)
     if name == "demo":
         return LITERAL
     if name not in names():
         kind = "a folder, not a file of weights" if path.is_dir() else "neither a file nor a known name"
-        raise UserError(f"weights {name!r} are {kind}; the known names are {', '.join(names())}")
+        raise UserError(f"weights {name!r} are {kind}; the known names are {', '.join(names())}, and hf:owner/name")
     file = WEIGHTS[name].file if name in WEIGHTS else INSTAGRAM[name]
     target = cache_folder() / file
     if target.is_file():
@@ -109,36 +137,77 @@ def _by_hand(name: str, target: Path) -> str:
 
 
 def _download(name: str, target: Path) -> None:
-    """Download a file of weights; it gets its name only when it is whole. Raises UserError."""
-    by_hand = _by_hand(name, target)
+    """Download a file of weights, from the hub or else from Google Drive; it gets its name only when it is whole.
+
+    Raises:
+        UserError: it comes from neither; the message says why, and how to get it by hand.
+    """
+    mirror = WEIGHTS[name].mirror if name in WEIGHTS else None
+    refused = []
+    for place, fetch in ((mirror, _from_mirror), ("Google Drive", _from_drive)):
+        if place is None:
+            continue
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # A folder of its own, because the clients leave unfinished files beside the one that they write.
+            with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+                partial = fetch(name, Path(folder))
+                _check_downloaded(partial)
+                if place == mirror:
+                    _check_model(name, partial)
+                _record(name, partial, _note_of(target))
+                partial.replace(target)
+            return
+        except Exception as error:  # gdown raises many kinds: no network, no permission, quota exceeded
+            refused.append(f"{place}: {first_line(error)}" if mirror else first_line(error))
+            if place == mirror:
+                print(f"note: {name!r} does not come from {refused[-1]}; trying Google Drive", file=sys.stderr)
+    raise UserError(f"weights {name!r} could not be downloaded ({'; '.join(refused)}); {_by_hand(name, target)}")
+
+
+def _from_mirror(name: str, folder: Path) -> Path:
+    wanted = WEIGHTS[name]
+    return download(wanted.mirror or "", wanted.file, folder)
+
+
+def _check_model(name: str, file: Path) -> None:
+    """Raise a UserError unless a file holds the tensors of the model that the name stands for, and no others."""
+    wanted = WEIGHTS[name]
+    tensors = convert.without_old_buffers(read(file))
+    config = convert.infer_config(tensors)
+    build(config, tensors)
+    if (config.clip_dim, config.mapping) != (wanted.clip_dim, wanted.mapping):
+        raise UserError(f"it holds another model, {config.mapping} for embeddings of {config.clip_dim} numbers")
+
+
+def _from_drive(name: str, folder: Path) -> Path:
     try:
         import gdown
     except ImportError:
-        raise UserError(f"weights {name!r} need `pip install gdown` to be downloaded; or {by_hand}") from None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A folder of its own, because gdown leaves unfinished files beside the one that it writes.
-        with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-            partial = Path(folder) / target.name
-            gdown.download(id=_drive_id(name, target, gdown), output=str(partial))
-            _check_downloaded(partial)
-            _record(name, partial, _note_of(target))
-            partial.replace(target)
-    except Exception as error:  # gdown raises many kinds: no network, no permission, quota exceeded
-        reason = first_line(error)
-        raise UserError(f"weights {name!r} could not be downloaded ({reason}); {by_hand}") from None
+        raise UserError("this needs `pip install gdown`") from None
+    file = folder / "weights.pt"
+    gdown.download(id=_drive_id(name, gdown), output=str(file))
+    return file
 
 
-def _drive_id(name: str, target: Path, gdown: ModuleType) -> str:
+def _drive_id(name: str, gdown: ModuleType) -> str:
+    """The id of a file on Google Drive; those of the folder are found by their names. Raises UserError."""
     if name in WEIGHTS:
         return WEIGHTS[name].drive_id
     listed = gdown.download_folder(id=INSTAGRAM_FOLDER, skip_download=True, quiet=True) or []
     # With `skip_download` gdown lists entries with id and path; otherwise it would give names of files.
-    entries = (entry for entry in listed if not isinstance(entry, str))
-    found = next((entry.id for entry in entries if Path(entry.path).name == target.name), None)
-    if found is None:
-        raise UserError(f"the folder on Google Drive lists no {target.name}")
-    return found
+    ids = {Path(entry.path).name: entry.id for entry in listed if not isinstance(entry, str)}
+    wanted = INSTAGRAM[name].lower()
+    strategy = wanted.removesuffix("weights.pt")
+    same = [file for file in ids if file.lower() == wanted]  # Base_weights.pt
+    alike = [file for file in ids if file.lower().startswith(strategy) and file.lower().endswith(".pt")]
+    found = same or alike  # base_weights_final.pt
+    if len(found) != 1:
+        raise UserError(
+            f"the folder on Google Drive lists {'several files like' if found else 'no'} {INSTAGRAM[name]}, but "
+            f"{', '.join(sorted(ids)) or 'nothing at all'}"
+        )
+    return ids[found[0]]
 
 
 def _check_downloaded(file: Path) -> None:

@@ -221,7 +221,7 @@ MUTANTS = [
         ("convert", "width // HEAD_WIDTH if heads is None else heads", "width // HEAD_WIDTH"),
         ("sizes", "        if said[name] != size:", "        if False:", "test_hostile_weights"),
         ("places", "    return is_inside(place, file)", "    return True"),
-        ("published", "            _check_downloaded(partial)\n", "", "test_published"),
+        ("published", "                _check_downloaded(partial)\n", "", "test_published"),
     ),
     *room(
         "clip",

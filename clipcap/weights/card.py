@@ -1,0 +1,119 @@
+"""The model card: what a repository on the hub says about the weights that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from clipcap.model.clipcap import ClipCap
+
+PAGE = """---
+{header}
+---
+
+# {title}
+
+Captions photos as people do under their own: a [ClipCap](https://arxiv.org/abs/2111.09734) model, which turns the
+embedding of CLIP {clip} into a prefix from which GPT-2 writes the caption.
+
+## How to load
+
+```bash
+clipcap photos/ --weights {name}
+```
+
+```python
+from clipcap import Captioner
+
+print(Captioner.load("{name}")(["photo.jpg"])[0])
+```
+
+`{name}@COMMIT` is this very version, also after the repository has changed.
+
+## Training
+
+{training}
+
+## Scores
+
+{scores}
+
+## Licence
+
+{licence}
+
+## Limits
+
+It says what looks likely, not what is so: subjects, places and names in captions may be invented. What CLIP and GPT-2
+have learned of prejudice is in it. A model may repeat words of its training captions, also private ones; `evaluate.py`
+measures how much. Do not use it to tell who somebody is, or what they are like.
+"""
+STRATEGIES = {
+    "full": "the mapping network and all of GPT-2 were trained",
+    "mapping": "the mapping network was trained",
+    "prompted": "the mapping network and all of GPT-2 were trained, with a text between picture and caption",
+    "LoRA": "low-rank adapters in GPT-2 were trained; they are merged into its weights here, so that no base is needed",
+    "head-only": "GPT-2's head and final norm were trained",
+}
+
+
+def model_card(
+    model: ClipCap,
+    repository: str,
+    licence: str | None = None,
+    data: str | None = None,
+    scores: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of a README.md.
+
+    Args:
+        model: with the record of its training.
+        repository: owner/name.
+        licence: of the weights, as the hub spells it; None says that there is none.
+        data: what the weights were trained on, and with which licence; None takes what the record says.
+        scores: of `evaluate.py`, by name.
+    """
+    header = ["library_name: clipcap", "pipeline_tag: image-to-text", "tags:", "- clipcap", "- image-captioning"]
+    clip = ":".join(filter(None, (model.config.clip_model, model.config.clip_pretrained)))
+    given = f"The weights have the licence `{licence}`." if licence else "No licence was given for these weights."
+    return PAGE.format(
+        header="\n".join([*([f"license: {licence}"] if licence else []), *header]),
+        title=repository.partition("/")[2],
+        clip=f"`{_one_line(clip)}`" if clip else "(it does not say which)",
+        name=f"hf:{repository}",
+        training=_table(_training(model, data)),
+        scores=_table({name: _figure(value) for name, value in (scores or {}).items()})
+        or "None were published with it.",
+        licence=f"{given} GPT-2's own is OpenAI's modified MIT licence; that of the training data holds beside it.",
+    )
+
+
+def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
+    record, strategy = model.record, str(model.record.get("strategy") or "")
+    kind = STRATEGIES.get(strategy.split(" ")[0], "")
+    source, losses = (part if isinstance(part, dict) else {} for part in map(record.get, ("data", "losses")))
+    rows = {
+        "strategy": f"{strategy}: {kind}" if kind else strategy,
+        "data": data or PurePath(str(source.get("path", ""))).name or "not recorded",
+        "training captions": source.get("rows"),
+        "trained parameters": record.get("trained_parameters"),
+        "epochs": record.get("epochs"),
+        "validation loss, in nats per token": losses.get("validation"),
+        "prompt between picture and caption": model.config.prompt,
+    }
+    return {name: _figure(value) for name, value in rows.items() if value not in (None, "")}
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else _one_line(value)
+
+
+def _one_line(value: Any) -> str:
+    """Text for a cell of a table: it may come from a file of somebody else's."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")[:300]
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    lines = [f"| {_one_line(name)} | {value} |" for name, value in rows.items() if value != "None"]
+    return "\n".join(["| | |", "|---|---|", *lines]) if lines else ""

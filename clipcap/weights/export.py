@@ -1,0 +1,67 @@
+"""Write weights as the published code has them, for its notebooks.
+
+    python -m clipcap.weights.export runs/base/base_weights.pt published.pt
+
+The result is the bare state dict that https://github.com/rmokady/CLIP_prefix_caption and
+https://github.com/olafbrah/cs182proj load with `load_state_dict(..., strict=False)`. What it does not hold, the reader
+must know: their notebooks end a caption at the first ".", while weights trained here end it with GPT-2's end-of-text.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from clipcap.cli import arg, parse, run
+from clipcap.errors import UserError
+from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
+from clipcap.weights.checkpoint import load_checkpoint
+from clipcap.weights.convert import STOP
+from clipcap.weights.format import write
+
+
+@dataclass
+class ExportArguments:
+    """What is exported."""
+
+    _argument_group_name = "weights"
+
+    base: str | None = arg(None, "what LoRA weights were trained on, if it has moved", metavar="FILE")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export the weights that the command line names."""
+    args, given = parse(
+        argv,
+        ExportArguments,
+        description="Write weights as the published code has them. LoRA weights are merged into their base.",
+        example="python -m clipcap.weights.export runs/base/base_weights.pt published.pt",
+        positional=("what", {"nargs": "*", "help": "a file or name of weights, then the file to write"}),
+        program="python -m clipcap.weights.export",
+    )
+    if len(given.what) != 2:
+        raise UserError("give weights and a file to write, like: python -m clipcap.weights.export coco published.pt")
+    weights, output = given.what
+    model = load_checkpoint(weights, base=args.base)
+    write(published_tensors(model), Path(output))
+    print(output)
+    if model.config.stop_token != STOP:
+        told = 'published notebooks end a caption at ".", and these weights end it with GPT-2\'s end-of-text'
+        print(f"note: {told}: let them stop at token {model.config.stop_token}", file=sys.stderr)
+    if model.config.prompt is not None:
+        print(f"note: between picture and caption they must write {model.config.prompt!r}", file=sys.stderr)
+
+
+def published_tensors(model: ClipCap) -> dict[str, Tensor]:
+    """The state dict under the published names, a literal captioner as `original_model`; float32, on the CPU."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    return {re.sub(f"^{LITERAL_CAPTIONER}", "original_model.", name): tensor for name, tensor in tensors.items()}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,48 @@
+"""Download everything that captioning needs, for a machine or a moment without a network.
+
+python -m clipcap.weights.fetch coco
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipcap.cli import parse, run
+from clipcap.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Download weights, their CLIP and their tokenizer, make sure that they open, and print where they lie."""
+    (given,) = parse(
+        argv,
+        description="Download weights, their CLIP and their tokenizer, so that captioning needs no network.",
+        example="python -m clipcap.weights.fetch coco",
+        positional=("weights", {"nargs": "*", "help": "coco, conceptual, hf:owner/name, a file, ..."}),
+        program="python -m clipcap.weights.fetch",
+    )
+    if not given.weights:
+        raise UserError("give the names of weights, like: python -m clipcap.weights.fetch coco")
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from clipcap.clip.loading import load_parts
+    from clipcap.model.gpt2 import tokenizer_of
+    from clipcap.weights.checkpoint import load_checkpoint
+    from clipcap.weights.places import check_clip_place
+    from clipcap.weights.published import resolve_weights
+    from clipcap.world.shipped import CLIP
+
+    for name in given.weights:
+        file = resolve_weights(name)
+        config = load_checkpoint(file).config
+        tokenizer_of(config)
+        print(f"{name}\t{file}")
+        if not config.clip_model:
+            raise UserError(f"{name} does not say which CLIP it was trained on, so that one is not downloaded")
+        check_clip_place(config, file)
+        clip, pretrained, parts = load_parts(config.clip_model, config.clip_pretrained or "openai")
+        parts.make_tokenizer()  # for --rank clip
+        print(f"CLIP {clip} {pretrained}".rstrip() + f"\t{CLIP if clip == 'demo' else HF_HUB_CACHE}")
+
+
+if __name__ == "__main__":
+    run(main)

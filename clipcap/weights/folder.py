@@ -1,0 +1,110 @@
+"""A model as a folder, as the hub keeps one: tensors as safetensors, everything else as JSON.
+
+    model.safetensors    the tensors; those of a literal captioner begin with "literal_captioner."
+    config.json          {"format": "clipcap", "version", "config", "record", "literal_captioner": {"config"}}
+    tokenizer.json       the tokenizer of each config that has no field "tokenizer"
+
+The content is that of a .pt file (see `clipcap.weights.format`), and is checked in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clipcap.errors import UserError, first_line
+from clipcap.model.clipcap import LITERAL_CAPTIONER
+
+TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+HEAD, EMBEDDING = "gpt.lm_head.weight", "gpt.transformer.wte.weight"
+
+
+def read_folder(file: Path) -> dict[str, Any]:
+    """What a .pt file would hold, from a `model.safetensors` and what lies beside it.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model is not one of this project.
+    """
+    from safetensors.torch import load_file
+
+    described = _json(file.with_name(CONFIG))
+    if not isinstance(described, dict) or described.get("format") != "clipcap":
+        raise UserError(f"{file.with_name(CONFIG)} does not describe a model of this project: give other weights")
+    try:
+        tensors = load_file(file)
+    except Exception as error:  # the library raises what it likes
+        raise UserError(
+            f"{file} cannot be read, it may be truncated ({first_line(error)[:200]}); get it again"
+        ) from None
+    literal = described.get("literal_captioner")
+    parts = [(described, {n: t for n, t in tensors.items() if literal is None or not n.startswith(LITERAL_CAPTIONER)})]
+    if isinstance(literal, dict):
+        mine = {n.removeprefix(LITERAL_CAPTIONER): t for n, t in tensors.items() if n.startswith(LITERAL_CAPTIONER)}
+        parts.append((literal, mine))
+    for part, own in parts:
+        config = part.get("config")
+        if isinstance(config, dict):
+            if "tokenizer" not in config:
+                config["tokenizer"] = _text(file.with_name(TOKENIZER))
+            if config.get("tied_head") is True and EMBEDDING in own:
+                own.setdefault(HEAD, own[EMBEDDING])
+        part["tensors"] = own
+    return described
+
+
+def write_folder(payload: Mapping[str, Any], folder: Path) -> None:
+    """Write what `checkpoint.model_payload` gives into a folder. Raises OSError."""
+    from safetensors.torch import save_file
+
+    described = {name: value for name, value in payload.items() if name != "tensors"}
+    described["config"], tokenizer = _split(payload["config"])
+    tensors = _untied(payload)
+    if literal := payload.get("literal_captioner"):
+        config, own = _split(literal["config"])
+        described["literal_captioner"] = {"config": config if own == tokenizer else literal["config"]}
+        tensors |= {LITERAL_CAPTIONER + name: tensor for name, tensor in _untied(literal).items()}
+    if tokenizer is not None:
+        (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(_plain(described), indent=1, ensure_ascii=False), encoding="utf-8")
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+
+
+def _split(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """A config without its tokenizer, and the tokenizer; one without a tokenizer stays as it is."""
+    tokenizer = config["tokenizer"]
+    return {name: value for name, value in config.items() if name != "tokenizer" or tokenizer is None}, tokenizer
+
+
+def _untied(part: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors, those that share their numbers once only: safetensors has no way to say that two are one."""
+    tied = part["config"]["tied_head"]
+    return {name: tensor.contiguous() for name, tensor in part["tensors"].items() if not (tied and name == HEAD)}
+
+
+def _plain(value: Any) -> Any:
+    """A record's values as JSON has them: a loss that is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)[:200]}); get it again") from None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"{file} cannot be read ({reason}); it belongs beside {TENSORS}") from None

@@ -1,0 +1,130 @@
+"""Weights on the Hugging Face hub: `hf:owner/name`, with `@revision` for a branch, a tag or a commit.
+
+A repository holds a model as `clipcap.weights.folder` writes one, or else one published file `.pt`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from clipcap.errors import UserError, first_line, shown
+from clipcap.offline import offline_if_unreachable
+from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
+
+PREFIX = "hf:"
+NAME = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+
+
+class _Silent(tqdm):
+    """No bar: a config is small."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"disable": True}))
+
+
+def find_on_hub(name: str) -> Path:
+    """The local file of `hf:owner/name` or `hf:owner/name@revision`, downloaded into the hub's cache.
+
+    Where the hub is out of reach, it is what was downloaded before.
+
+    Raises:
+        UserError: it is no such name, the hub does not give this repository, or it holds no weights of this project.
+    """
+    match = NAME.fullmatch(name)
+    if not match:
+        raise UserError(f"{name!r} is no name on the hub; write hf:owner/name, or hf:owner/name@revision")
+    repository, revision = match.groups()
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    with spoken(repository, revision):
+        silent: Any = _Silent  # the declared type is another of tqdm's classes
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG], tqdm_class=silent))
+        commit = folder.name
+        if _describes(folder / CONFIG):
+            if not all((folder / name).is_file() for name in (TENSORS, TOKENIZER)):
+                snapshot_download(repository, revision=commit, allow_patterns=[CONFIG, TENSORS, TOKENIZER])
+            if not (folder / TENSORS).is_file():
+                raise UserError(f"{repository} holds no {TENSORS}: publish it again with clipcap.weights.publish")
+            return folder / TENSORS
+        return Path(hf_hub_download(repository, _only(repository, commit, folder), revision=commit))
+
+
+def download(repository: str, file: str, folder: Path) -> Path:
+    """Download one file of a repository into a folder, past the hub's cache. Raises UserError."""
+    from huggingface_hub import constants, hf_hub_download
+
+    with spoken(repository, None):
+        if constants.HF_HUB_OFFLINE:
+            raise UserError("the hub is out of reach")
+        return Path(hf_hub_download(repository, file, local_dir=folder))
+
+
+def _describes(file: Path) -> bool:
+    """Whether this is the config of a model of this project."""
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(described, dict) and described.get("format") == "clipcap"
+
+
+def _only(repository: str, revision: str, cached: Path) -> str:
+    """The name of the only `.pt` that a repository holds, or that its folder in the cache does. Raises UserError."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        names = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()]
+    else:
+        names = HfApi().list_repo_files(repository, revision=revision)
+    weights = [name for name in names if name.endswith(".pt")]
+    if len(weights) == 1:
+        return weights[0]
+    listed = ", ".join(map(shown, sorted(weights or names)[:10])) or "nothing"
+    found = f"several: {listed}" if weights else f"none, but {listed}"
+    raise UserError(
+        f"{repository} holds neither a {CONFIG} of this project nor a single file .pt ({found}): give another "
+        "repository, or download the file and give its path"
+    )
+
+
+@contextmanager
+def spoken(repository: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub's client raises inside into one sentence, a UserError."""
+    from huggingface_hub import constants, errors
+
+    offline_if_unreachable()
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.GatedRepoError:
+        raise UserError(f"{repository} is gated: accept its terms on its page on the hub, and {log_in}") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"the hub has no repository {repository}, or it is private: check its spelling; for a private one {log_in}"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{repository} has no revision {revision!r}: give a branch, a tag or a commit of it") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise UserError(
+            f"{constants.ENDPOINT} is out of reach, and {repository} is not in its cache {constants.HF_HUB_CACHE}: "
+            "go online once"
+        ) from None
+    except errors.EntryNotFoundError:
+        raise UserError(f"{repository} does not hold that file") from None
+    except errors.HfHubHTTPError as error:
+        refused = error.response.status_code in (401, 403)
+        advice = f"this needs the right to write there: {log_in}" if refused else "try again later"
+        raise UserError(f"the hub refused {repository} ({first_line(error)[:200]}); {advice}") from None
+    except Exception as error:  # of the HTTP client
+        if isinstance(error, OSError) and error.errno:  # a full disk, a folder that cannot be written
+            raise
+        raise UserError(f"the hub could not be asked for {repository} ({first_line(error)[:200]}); try again") from None

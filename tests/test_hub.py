@@ -1,0 +1,317 @@
+"""Weights to the hub and from it: bit by bit, in one sentence where that fails, and soon where nobody answers."""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import constants
+from local_hub import local_hub, put
+from tiny import tiny_captioner_model, tiny_model
+
+import predict
+from clipcap import offline
+from clipcap.errors import UserError
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.gpt2 import load_tokenizer
+from clipcap.weights import export, fetch, publish, published
+from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.lora import inject, save_adapters
+from clipcap.weights.places import Base
+from clipcap.weights.publish import push_to_hub
+from clipcap.weights.published import resolve_weights
+from clipcap.world.scenes import scenes
+
+STRATEGIES = ["full", "head-only", "prompted", "LoRA 2"]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with local_hub(monkeypatch, tmp_path / "hub") as hub:
+        yield hub
+
+
+def saved(strategy: str, folder: Path) -> Path:
+    """A file of weights as each strategy writes it."""
+    file = folder / "weights.pt"
+    changes = {"tied_head": False} if strategy == "head-only" else {}
+    model = tiny_captioner_model(clip_model="ViT-B/32", clip_pretrained="openai", **changes)
+    losses = {"validation": 1.25, "history": [{"loss": float("inf")}]}
+    model.record = {"strategy": strategy, "losses": losses, "data": {"path": "/data/jane/my_posts", "rows": 1234}}
+    if strategy == "prompted":
+        model.config.prompt, model.literal_captioner = "literally {literal}", tiny_captioner_model(seed=1)
+    if not strategy.startswith("LoRA"):
+        save_checkpoint(model, file)
+        return file
+    save_checkpoint(model, folder / "base.pt")
+    settings = inject(model, 2, 16, 0.0, ["c_attn"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(3))
+    save_adapters(model, file, Base.of(str(folder / "base.pt")), settings)
+    return file
+
+
+def same(a: ClipCap, b: ClipCap) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    literals = [m.literal_captioner.config if m.literal_captioner else None for m in (a, b)]
+    tied = [m.gpt.lm_head.weight is m.gpt.transformer.wte.weight for m in (a, b)]
+    return (
+        first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+        and a.config == b.config
+        and literals[0] == literals[1]
+        and tied[0] == tied[1]
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_is_pushed_comes_back_bit_by_bit(hub, tmp_path, capsys, strategy):
+    """Guards against a strategy whose weights lose a tensor, its literal captioner or its tied head on the way."""
+    file = saved(strategy, tmp_path)
+    publish.main([str(file), "jane/voice"])
+    told = capsys.readouterr().out.strip()
+    back = load_checkpoint("hf:jane/voice")
+    assert same(load_checkpoint(file), back)
+    files = hub.repositories["jane/voice"]["commits"][told.partition("@")[2]]
+    assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert back.record["losses"] == {"validation": 1.25, "history": [{"loss": None}]}
+    assert "/data/jane" not in files["config.json"].decode() + files["README.md"].decode(), "a path of this machine"
+    card = files["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: clipcap\n") and f"| strategy | {strategy}" in card
+    assert "| data | my_posts |" in card and "| training captions | 1,234 |" in card and "| 1.25 |" in card
+    assert 'Captioner.load("hf:jane/voice")' in card and "clipcap photos/ --weights hf:jane/voice" in card
+    assert ("merged" in card) == strategy.startswith("LoRA")
+
+
+def test_scores_licence_and_data_stand_on_the_card(hub, tmp_path):
+    """Guards against scores of other weights, and a card that is silent about the licence."""
+    file = saved("full", tmp_path)
+    report = {"models": [{"sha256": published.sha256(file), "scores": {"cider_d": 1.23456, "strategy": "full"}}]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    options = ["--report", str(tmp_path / "report.json"), "--license", "cc-by-nc-4.0", "--data", "my own | photos"]
+    publish.main([str(file), "jane/voice", *options, "--private", "--revision", "try"])
+    repository = hub.repositories["jane/voice"]
+    assert repository["private"] and set(repository["branches"]) == {"main", "try"}
+    card = repository["commits"][repository["branches"]["try"]]["README.md"].decode()
+    assert "| cider_d | 1.235 |" in card and "license: cc-by-nc-4.0\n" in card and "my own \\| photos" in card
+    assert "README.md" not in repository["commits"][repository["branches"]["main"]]
+    report["models"][0]["sha256"] = "0" * 64
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match="has no scores of"):
+        publish.main([str(file), "jane/voice", *options])
+
+
+def test_a_commit_is_that_version_for_ever(hub):
+    """Guards against a revision that is ignored."""
+    first = push_to_hub(tiny_captioner_model(seed=1), "jane/voice")
+    second = push_to_hub(tiny_captioner_model(seed=2), "jane/voice")
+    assert same(load_checkpoint(first), tiny_captioner_model(seed=1))
+    assert same(load_checkpoint(second), load_checkpoint("hf:jane/voice"))
+    assert same(load_checkpoint("hf:jane/voice@main"), tiny_captioner_model(seed=2))
+
+
+def test_staged_once_and_captioned_with_the_hub_out_of_reach(hub, tmp_path, capsys, monkeypatch):
+    """Guards against staged weights that are asked for again, and a hub that is away and waited for."""
+    push_to_hub(load_checkpoint("demo"), "jane/voice")
+    fetch.main(["hf:jane/voice"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"hf:jane/voice\t{tmp_path / 'hub'}") and lines[1].startswith("CLIP demo\t")
+    assert all(Path(line.split("\t")[1]).exists() for line in lines)
+    hub.stop()
+    offline._answers.cache_clear()
+    (tmp_path / "my photos").mkdir()
+    next(iter(scenes("test", 1))).draw().save(tmp_path / "my photos/a.png")
+    told = []
+    for weights in ("demo", "hf:jane/voice"):
+        assert predict.main(["--weights", weights, str(tmp_path / "my photos"), "--workers", "0"]) == 0
+        told.append(capsys.readouterr())
+    assert told[0].out == told[1].out and "out of reach" in told[1].err
+    assert "out of reach" not in told[0].err, "nothing was wanted of the hub"
+
+
+OTHER = json.dumps({"model_type": "llama"}).encode()
+OURS = {"format": "clipcap", "version": 1, "config": {}, "record": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("hf:jane/nothing", "has no repository jane/nothing, or it is private"),
+        ("hf:jane/private", "has no repository jane/private, or it is private.*HF_TOKEN"),
+        ("hf:jane/gated", "jane/gated is gated: accept its terms"),
+        ("hf:jane/plain@v9", "jane/plain has no revision 'v9'"),
+        (
+            "hf:jane/plain",
+            r"holds neither a config.json of this project nor a single file .pt \(none, but 'config.json'",
+        ),
+        ("hf:jane/several", r"\(several: 'a.pt', 'b.pt'\)"),
+        ("hf:jane/empty", r"\(none, but nothing\)"),
+        ("hf:jane/evil", "config.json cannot be read|its config is missing|fields"),
+        ("hf:jane/half", "holds no model.safetensors"),
+        ("hf:jane/cut", "model.safetensors cannot be read, it may be truncated"),
+        ("hf:jane/pickle", "is no file of weights"),
+        ("hf:jane", "is no name on the hub; write hf:owner/name"),
+        ("hf:../../etc", "is no name on the hub"),
+        ("hf:jane/a@../b", "is no name on the hub"),
+    ],
+)
+def test_what_cannot_be_had_from_the_hub_is_one_sentence(hub, monkeypatch, name, told):
+    """Guards against tracebacks of a client, and against a stranger's config that is believed."""
+    monkeypatch.delenv("HF_TOKEN")
+    put(hub, "jane/private", {"config.json": json.dumps(OURS).encode()}, private=True)
+    put(hub, "jane/gated", {"config.json": OTHER}, gated=True)
+    put(hub, "jane/plain", {"config.json": OTHER})
+    put(hub, "jane/several", {"a.pt": b"1", "b.pt": b"2"})
+    put(hub, "jane/empty", {})
+    from safetensors.torch import save
+
+    tensors = save({"gpt.transformer.wte.weight": torch.ones(2, 2)})
+    evil = json.dumps(OURS | {"config": {"auto_map": "evil.py", "tokenizer": None}}).encode()
+    put(hub, "jane/evil", {"config.json": evil, "model.safetensors": tensors})
+    put(hub, "jane/half", {"config.json": json.dumps(OURS).encode()})
+    put(hub, "jane/cut", {"config.json": json.dumps(OURS).encode(), "model.safetensors": tensors[:-3]})
+    put(hub, "jane/pickle", {"weights.pt": b"cos\nsystem\n(S'echo'\ntR."})
+    with pytest.raises(UserError, match=told) as caught:
+        load_checkpoint(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [publish, fetch, export], ids=lambda module: module.__name__)
+def test_commands_say_how_they_are_called(command, capsys):
+    """Guards against argparse, which cannot show two names for one positional argument."""
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0 and told.startswith(f"usage: python -m {command.__name__} ")
+    assert max(map(len, told.splitlines())) <= 120
+    with pytest.raises(UserError, match=f"like: python -m {command.__name__} "):
+        command.main([])
+
+
+def test_publishing_needs_a_token_and_a_name(hub, monkeypatch, tmp_path):
+    file = saved("full", tmp_path)
+    for argv, told in (
+        ([str(file), "voice"], "write owner/name"),
+        ([str(file), "a/b", "--license", "?"], "no licence"),
+    ):
+        with pytest.raises(UserError, match=told):
+            publish.main(argv)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
+    with pytest.raises(UserError, match="log in"):
+        publish.main([str(file), "jane/voice"])
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(UserError, match="publishing needs a token.*HF_TOKEN"):
+        publish.main([str(file), "jane/voice"])
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("trouble", [500, "silent"])
+def test_a_hub_that_does_not_answer_costs_seconds(hub, monkeypatch, trouble):
+    """Guards against minutes of retries, and a client that waits for ever: it has no time limit of its own."""
+    assert 2 * offline.PATIENCE <= 20
+    monkeypatch.setattr(offline, "PATIENCE", 0.5)
+    offline._answers.cache_clear()
+    hub.trouble = trouble
+    started = time.monotonic()
+    for name in ("hf:jane/voice", "hf:jane/other"):
+        with pytest.raises(UserError, match=f"{hub.address} is out of reach, and jane/.* is not in its cache"):
+            load_checkpoint(name)
+    with pytest.raises(UserError, match="was not found: go online once"):
+        load_tokenizer("somebody/gpt2-like")
+    assert time.monotonic() - started < 5
+    assert len(hub.asked) == 1, "one question for the whole process"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache for published weights, `coco` that may be as small as a tiny model, and no Google Drive."""
+    monkeypatch.setenv("CLIPCAP_CACHE", str(tmp_path / "cache"))
+    wanted = published.Published("coco_weights.pt", "id", "about", mirror="somebody/coco", clip_dim=16)
+    monkeypatch.setitem(published.WEIGHTS, "coco", wanted)
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    return tmp_path / "cache"
+
+
+def test_published_weights_come_from_the_hub_first(hub, cache, tmp_path, capsys):
+    """Guards against Google Drive's quotas, where a mirror has the file; what came is remembered by its SHA-256."""
+    torch.save(tiny_model(gpt2=GPT2).state_dict(), tmp_path / "a.pt")
+    content = (tmp_path / "a.pt").read_bytes()
+    put(hub, "somebody/coco", {"README.md": b"", "coco_weights.pt": content})
+    assert resolve_weights("coco").read_bytes() == content
+    assert sorted(file.name for file in cache.iterdir()) == ["coco_weights.pt", "coco_weights.pt.sha256"]
+    asked = len(hub.asked)
+    resolve_weights("coco")
+    assert len(hub.asked) == asked and "note" not in capsys.readouterr().err
+
+
+GPT2 = {"vocab_size": 211, "n_positions": 128, "n_embd": 64, "n_layer": 1, "n_head": 1}  # heads 64 wide, as published
+
+
+@pytest.mark.parametrize(
+    "wrong", ["another CLIP", "a transformer", "a tensor more", "no weights", "another name", "gone"]
+)
+def test_a_mirror_counts_only_with_the_right_model(hub, cache, tmp_path, capsys, monkeypatch, wrong):
+    """Guards against a stranger's file that is taken for the published one, and a hub that blocks the way to Drive."""
+    torch.save(tiny_model(gpt2=GPT2).state_dict(), tmp_path / "right.pt")
+    right = (tmp_path / "right.pt").read_bytes()
+    changes = {"another CLIP": {"clip_dim": 24}, "a transformer": {"mapping": "transformer"}}.get(wrong, {})
+    tensors = tiny_model(gpt2=GPT2, **changes).state_dict()
+    torch.save(tensors | ({"more": torch.ones(2)} if wrong == "a tensor more" else {}), tmp_path / "wrong.pt")
+    content = b"<html>" if wrong == "no weights" else (tmp_path / "wrong.pt").read_bytes()
+    if wrong != "gone":
+        put(hub, "somebody/coco", {"x.pt" if wrong == "another name" else "coco_weights.pt": content})
+    with pytest.raises(UserError, match="somebody/coco: .*; Google Drive: .*gdown.*save it as") as caught:
+        resolve_weights("coco")
+    assert "\n" not in str(caught.value) and list(cache.iterdir()) == []
+    drive = SimpleNamespace(download=lambda id, output: Path(output).write_bytes(right))
+    monkeypatch.setitem(sys.modules, "gdown", drive)
+    assert resolve_weights("coco").read_bytes() == right
+    assert "note: 'coco' does not come from somebody/coco" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_exported_file_is_a_published_one(tmp_path, capsys, strategy):
+    """Guards against names that the published notebooks do not find, which they pass over in silence."""
+    file = saved(strategy, tmp_path)
+    export.main([str(file), str(tmp_path / "published.pt")])
+    tensors = torch.load(tmp_path / "published.pt", weights_only=True)
+    model = load_checkpoint(file)
+    own = {name for name in tensors if not name.startswith("original_model.")}
+    assert all(name.startswith(("gpt.", "clip_project.")) for name in own)
+    assert len(tensors) == len(model.state_dict())
+    back = load_checkpoint(tmp_path / "published.pt", heads=4)
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())
+    said = capsys.readouterr().err
+    assert "let them stop at token" in said and ("literally {literal}" in said) == (strategy == "prompted")
+
+
+def test_gpt2s_tokenizer_needs_no_hub(monkeypatch):
+    """Guards against published weights that caption nothing, or nonsense, on a machine without the hub."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("gpt2", "openai-community/gpt2-xl", "distilgpt2"):
+        tokenizer = load_tokenizer(name)
+        assert tokenizer.get_vocab_size() == 50257 and tokenizer.token_to_id("<|endoftext|>") == 50256
+        assert tokenizer.encode("Hello world.").ids == [15496, 995, 13]
+        assert tokenizer.decode(tokenizer.encode("sunset 🌅 #sea").ids) == "sunset 🌅 #sea"
+
+
+def test_gpt2s_tokenizer_is_the_published_one(shared):
+    from transformers import GPT2Tokenizer
+
+    theirs = GPT2Tokenizer.from_pretrained(shared / "gpt2_tokenizer").backend_tokenizer
+    assert load_tokenizer("gpt2").to_str() == theirs.to_str()
+
+
+def test_a_folder_on_the_disk_is_weights_too(hub, tmp_path):
+    """Guards against a downloaded repository that only opens by its name on the hub."""
+    name = push_to_hub(tiny_captioner_model(), "jane/voice")
+    folder = resolve_weights(name).parent
+    assert re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    assert same(load_checkpoint(folder), tiny_captioner_model())
