@@ -36,6 +36,11 @@ class EvaluationArguments:
     metrics: list[str] = arg(
         [], "also METEOR and SPICE, which need Java and pycocoevalcap", choices=["meteor", "spice"]
     )
+    protocol: str = arg(
+        "instagram",
+        "words of BLEU, CIDEr, ...: with emoji and hashtags, or as in COCO's tables",
+        choices=["instagram", "coco"],
+    )
     clip_prompt: str = arg("A photo depicts", "what CLIPScore puts before a caption", metavar="TEXT")
     base: str | None = arg(None, "what the LoRA weights among them were trained on, if it has moved", metavar="FILE")
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
@@ -119,11 +124,12 @@ def compare(
     from clipcap.evaluation.held_out import HeldOut, make_judge
     from clipcap.evaluation.java_metrics import java_scorer
     from clipcap.evaluation.report import write_report
-    from clipcap.evaluation.scores import evaluate_model, new_report
+    from clipcap.evaluation.scores import evaluate_model, new_report, short_names
 
     device = pick_device(args.device)
     make_folder(args.output)
-    held_out = HeldOut(EmbeddingStore.open(args.data), args.split, args.limit, device, fast=not args.no_fast)
+    store = EmbeddingStore.open(args.data)
+    held_out = HeldOut(store, args.split, args.limit, device, not args.no_fast, args.protocol)
     shown = held_out.pictures(args.pictures)
     more = {name: java_scorer(name) for name in args.metrics}
     judge = make_judge(held_out, args.clip_prompt)
@@ -142,13 +148,6 @@ def compare(
     if not report["models"]:
         raise UserError(f"none of the {len(models)} models could be evaluated: see above")
     return report
-
-
-def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
-    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
-    for name, weights in zip(short, models, strict=True):
-        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights
 
 
 if __name__ == "__main__":

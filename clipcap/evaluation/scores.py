@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -87,12 +87,11 @@ def evaluate_model(
     scores, history = _trained(model.record)
     scores |= {"file_bytes": file.stat().st_size, "captions_per_second": len(held_out) / seconds}
     scores |= {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-    scores |= metrics.overlap(tokens, held_out.tokens) | metrics.style(tokens, held_out.training_tokens)
+    scores |= held_out.overlap(captions, more) | metrics.style(tokens, held_out.training_tokens)
     scores |= judge.scores(captions) if judge else {}
     source = held_out.store.info["source"]["name"]
     privacy = given_away(model, tokenizer, held_out, captions, tokens)
     scores |= privacy_scores(privacy) | demo_scores(source, held_out.split, held_out.ids, captions)
-    scores |= {name: score(tokens, held_out.tokens) for name, score in more.items()}
     for name, score in scores.items():
         if isinstance(score, float) and not math.isfinite(score):
             raise UserError(f"its {name} is {score}: its weights, or the judge's, are damaged")
@@ -166,6 +165,13 @@ def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequen
     drawn = {scene.image_id: scene for scene in scenes(split)}
     verdict = shares(captions, [drawn[image] for image in images])
     return {"right_subject": verdict.subject, "right_colour": verdict.colour, "instagram_style": verdict.instagram}
+
+
+def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
+    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
+    for name, weights in zip(short, models, strict=True):
+        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights
 
 
 def new_report(held_out: HeldOut, decoding: Decoding, judge: Judge | None) -> dict[str, Any]:
