@@ -66,15 +66,15 @@ class ClipEncoder:
         Args:
             name: OpenAI's or open_clip's name of a model, also as "name:pretrained"; a folder that holds an open_clip
                 config and weights; a file of OpenAI's own; "hf-hub:owner/name"; or "demo".
-            pretrained: a tag that open_clip knows for this model, or a file of weights. Ignored where `name` already
-                names the weights.
+            pretrained: a tag that open_clip knows for this model, or a file of weights. Where `name` already names the
+                weights, none but the default can be given.
             device: where to compute.
             dtype: of the weights, and so of the arithmetic; embeddings come back in float32.
             fast: use `clipcap.fast.vit` where the model allows it: the same embeddings sooner.
 
         Raises:
-            UserError: the name or tag is unknown (near ones are listed), or the weights cannot be read, do not fit the
-                model or cannot be downloaded.
+            UserError: the name or tag is unknown (near ones are listed), both name weights, or the weights cannot be
+                read, do not fit the model or cannot be downloaded.
         """
         name, pretrained, parts = load_parts(str(name), str(pretrained or ""))
         model = parts.model.eval().requires_grad_(False)
