@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcap.captioning.options import DecodingArguments, check_sizes, chosen
-from clipcap.cli import arg, parse, run
+from clipcap.cli import OnOff, arg, parse, run
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least, check_text, first_line
 from clipcap.files import make_folder, only_writer
@@ -43,6 +43,7 @@ class EvaluationArguments:
     )
     clip_prompt: str = arg("A photo depicts", "what CLIPScore puts before a caption", metavar="TEXT")
     base: str | None = arg(None, "what the LoRA weights among them were trained on, if it has moved", metavar="FILE")
+    normalize: bool | None = arg(None, "of published weights: divide CLIP's embeddings by their norm", action=OnOff)
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")
@@ -134,12 +135,12 @@ def compare(
     more = {name: java_scorer(name) for name in args.metrics}
     judge = make_judge(held_out, args.clip_prompt)
     report = new_report(held_out, decoding, judge)
-    settled = (held_out, decoding, judge, pick_dtype(args.precision, device), args.batch_size, more, args.base)
+    settled = (held_out, decoding, judge, pick_dtype(args.precision, device), args.batch_size, more)
     with only_writer(folder):
         for name, weights in short_names(models):
             print(f"{name}: {weights}", file=sys.stderr)
             try:
-                report["models"].append({"name": name, **evaluate_model(weights, *settled)})
+                report["models"].append({"name": name, **evaluate_model(weights, *settled, args.base, args.normalize)})
             except Exception as error:  # whatever is wrong with one file, the others get their scores
                 report["failed"][name] = first_line(error)
                 print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)

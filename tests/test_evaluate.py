@@ -122,6 +122,14 @@ def test_coco_protocol(world, capsys):
     assert "COCO protocol, × 100" in (world / "coco" / "report.html").read_text()
 
 
+def test_normalisation_that_contradicts_the_file_leaves_it_out(world, capsys):
+    argv = [str(world / "base" / "base_weights.pt"), "--data", str(world / "data"), "--output", str(world / "no")]
+    with pytest.raises(UserError, match="none of the 1 models"):
+        evaluate.main([*argv, "--device", "cpu", "--max-tokens", "4", "--normalize"])
+    assert "leave --normalize out" in capsys.readouterr().err
+    assert evaluate.main([*argv, "--device", "cpu", "--max-tokens", "4", "--no-normalize"]) == 0
+
+
 def test_captions_are_those_of_the_captioner(world):
     """The stored embeddings, batches and prompts must give what predict.py gives for the same pictures."""
     from clipcap.captioning.captioner import Captioner

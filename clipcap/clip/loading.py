@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
@@ -48,6 +48,12 @@ class ClipModel(Protocol):
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Token ids (B, T) -> (B, C)."""
+
+    def modules(self) -> Iterator[Any]:
+        """As `nn.Module.modules`."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """As `nn.Module.state_dict`."""
 
     def eval(self) -> Self:
         """As `nn.Module.eval`."""
@@ -231,7 +237,7 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
 def _preprocessing(model: ClipModel, config: dict[str, Any]) -> Preprocessing:
     """The model's preprocessing: its image size, and what `config` says about the rest."""
     size = model.visual.image_size
-    known = {field.name for field in fields(Preprocessing)} - {"size"}
+    known = {field.name for field in fields(Preprocessing)} - {"size", "reduced"}
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in known
     }

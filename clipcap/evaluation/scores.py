@@ -53,6 +53,7 @@ def evaluate_model(
     batch_size: int,
     more: Mapping[str, Callable[[Sequence[metrics.Tokens], metrics.References], float]] = MappingProxyType({}),
     base: str | None = None,
+    normalize: bool | None = None,
 ) -> dict[str, Any]:
     """One model's entry of the report, without its name.
 
@@ -65,12 +66,13 @@ def evaluate_model(
         batch_size: images per batch.
         more: further scorers by name, as `java_metrics.java_scorer` makes them.
         base: the weights that LoRA weights were trained on, if they have moved.
+        normalize: whether published weights take normalised embeddings; None: as far as it is known.
 
     Raises:
         UserError: the weights cannot be used on this data.
     """
     file = resolve_weights(weights)
-    model = _load(file, held_out, base).to(dtype)
+    model = _load(file, held_out, base, normalize).to(dtype)
     tokenizer = tokenizer_of(model.config)
     if not same_clip(held_out.store, model.config):
         check_clip_place(model.config, file)  # its own CLIP is loaded then
@@ -81,7 +83,7 @@ def evaluate_model(
     captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
     seconds = time.perf_counter() - started
     if dtype != torch.float32:  # the loss of rounded weights would not be comparable
-        model = _load(file, held_out, base)
+        model = _load(file, held_out, base, normalize)
     loss = _loss(model, tokenizer, held_out, embeddings, prompts, batch_size)
     tokens = [metrics.tokenize(caption) for caption in captions]
     scores, history = _trained(model.record)
@@ -106,9 +108,9 @@ def evaluate_model(
     }
 
 
-def _load(file: Path, held_out: HeldOut, base: str | None) -> ClipCap:
+def _load(file: Path, held_out: HeldOut, base: str | None, normalize: bool | None) -> ClipCap:
     of_adapters = base if "base" in read(file) else None  # the same option for all models, most of which have no base
-    model = load_checkpoint(file, held_out.device, base=of_adapters).requires_grad_(False)
+    model = load_checkpoint(file, held_out.device, base=of_adapters, normalize=normalize).requires_grad_(False)
     model.use_fast(held_out.fast)
     if held_out.fast:
         speed_up(model)
