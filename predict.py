@@ -38,12 +38,7 @@ class OutputArguments:
     output: str | None = arg(None, "file to write, by its ending: .jsonl, .csv, .html (picture book)", metavar="FILE")
     sidecar: bool = arg(False, "write a .txt beside each picture: a.txt, or a.jpg.txt and a.png.txt if both exist")
     xmp: bool = arg(False, "write an .xmp beside each picture, named likewise, with the caption as its description")
-    existing: str = arg(
-        "skip",
-        f"an older .txt, or description in the .xmp: {', '.join(EXISTING)}",
-        choices=list(EXISTING),
-        metavar="HOW",
-    )
+    existing: str = arg("skip", f"an older text: {', '.join(EXISTING)}", choices=list(EXISTING), metavar="HOW")
     show_literal: bool = arg(False, "also give the literal caption that a prompted model starts from")
 
 

@@ -89,7 +89,8 @@ def test_the_check_has_openais_own_beside_it(tmp_path, monkeypatch, capsys):
     model.build_model = lambda state: theirs.model
     clip._transform = lambda size: lambda image: torch.zeros(3, size, size) + np.asarray(image).mean() / 255
     package.clip, package.model = clip, model
-    monkeypatch.setitem(sys.modules, "clip", package)
+    for module in (package, clip, model):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     status = check.main([str(folder), "--device", "cpu", "--limit", "2"])
     printed = capsys.readouterr().out
     assert "OpenAI*" in printed and (status == 1) == ("below" in printed.splitlines()[-1])

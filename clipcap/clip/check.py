@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from io import BytesIO
 from itertools import islice
 
@@ -130,7 +131,7 @@ def ways(name: str, photos: list[ImageSource], device: torch.device) -> Iterator
 def by_openai(encoder: ClipEncoder, photos: list[ImageSource]) -> Tensor | None:
     """Embeddings (N, C) by OpenAI's package, of the same weights; None where it is missing or has no such model."""
     try:
-        from clip import clip, model
+        clip, model = import_module("clip.clip"), import_module("clip.model")
     except ImportError as error:
         print(f"OpenAI's own is left out: its package `clip` is not installed ({first_line(error)})", file=sys.stderr)
         return None
