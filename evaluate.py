@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcap.captioning.options import DecodingArguments, check_sizes, chosen
-from clipcap.cli import arg, parse, run
+from clipcap.cli import OnOff, arg, parse, run
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least, check_text, first_line
 from clipcap.files import make_folder, only_writer
@@ -36,8 +36,14 @@ class EvaluationArguments:
     metrics: list[str] = arg(
         [], "also METEOR and SPICE, which need Java and pycocoevalcap", choices=["meteor", "spice"]
     )
+    protocol: str = arg(
+        "instagram",
+        "words of BLEU, CIDEr, ...: with emoji and hashtags, or as in COCO's tables",
+        choices=["instagram", "coco"],
+    )
     clip_prompt: str = arg("A photo depicts", "what CLIPScore puts before a caption", metavar="TEXT")
     base: str | None = arg(None, "what the LoRA weights among them were trained on, if it has moved", metavar="FILE")
+    normalize: bool | None = arg(None, "of published weights: divide CLIP's embeddings by their norm", action=OnOff)
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")
@@ -119,21 +125,22 @@ def compare(
     from clipcap.evaluation.held_out import HeldOut, make_judge
     from clipcap.evaluation.java_metrics import java_scorer
     from clipcap.evaluation.report import write_report
-    from clipcap.evaluation.scores import evaluate_model, new_report
+    from clipcap.evaluation.scores import evaluate_model, new_report, short_names
 
     device = pick_device(args.device)
     make_folder(args.output)
-    held_out = HeldOut(EmbeddingStore.open(args.data), args.split, args.limit, device, fast=not args.no_fast)
+    store = EmbeddingStore.open(args.data)
+    held_out = HeldOut(store, args.split, args.limit, device, not args.no_fast, args.protocol)
     shown = held_out.pictures(args.pictures)
     more = {name: java_scorer(name) for name in args.metrics}
     judge = make_judge(held_out, args.clip_prompt)
     report = new_report(held_out, decoding, judge)
-    settled = (held_out, decoding, judge, pick_dtype(args.precision, device), args.batch_size, more, args.base)
+    settled = (held_out, decoding, judge, pick_dtype(args.precision, device), args.batch_size, more)
     with only_writer(folder):
         for name, weights in short_names(models):
             print(f"{name}: {weights}", file=sys.stderr)
             try:
-                report["models"].append({"name": name, **evaluate_model(weights, *settled)})
+                report["models"].append({"name": name, **evaluate_model(weights, *settled, args.base, args.normalize)})
             except Exception as error:  # whatever is wrong with one file, the others get their scores
                 report["failed"][name] = first_line(error)
                 print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)
@@ -142,13 +149,6 @@ def compare(
     if not report["models"]:
         raise UserError(f"none of the {len(models)} models could be evaluated: see above")
     return report
-
-
-def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
-    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
-    for name, weights in zip(short, models, strict=True):
-        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights
 
 
 if __name__ == "__main__":

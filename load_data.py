@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from clipcap.captioning.options import check_sizes
 from clipcap.cli import arg, parse, run
-from clipcap.clip.names import ClipIdentity, pretrained_of
+from clipcap.clip.names import ClipIdentity, model_and_weights, pretrained_of
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.data.canaries import MOST_CANARIES, plant
 from clipcap.data.cleaning import Cleaning
@@ -114,7 +114,9 @@ def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None
     """The CLIP that embeds the images (None if the source brings embeddings), and what the dataset records about it."""
     given = source.examples[0].clip_embedding
     if given is not None:
-        return None, {"model": source.clip, "pretrained": out.pretrained or "openai", "dim": len(given)}
+        name = source.clip or ""
+        model, pretrained = model_and_weights(name, pretrained_of(name, out.pretrained))
+        return None, {"model": model, "pretrained": pretrained or None, "dim": len(given)}
     from clipcap.clip.encoder import ClipEncoder
 
     device = pick_device(out.device)

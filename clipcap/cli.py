@@ -35,6 +35,13 @@ class _Flag(argparse.Action):
         setattr(namespace, self.dest, True)
 
 
+class OnOff(argparse.BooleanOptionalAction):
+    """--NAME or --no-NAME, for an option that is neither on nor off where it is not given."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str = "", **_: Any) -> None:
+        super().__init__(option_strings, dest, default=None, help=help)
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows one spelling of each option and its default, so that a script's help fits on two screens."""
 
@@ -44,6 +51,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
             return super()._format_action_invocation(action)
+        if isinstance(action, OnOff):
+            return f"--[no-]{action.option_strings[0].removeprefix('--')}"
         option = action.option_strings[-1].replace("_", "-")
         if isinstance(action, _Flag) and action.default is True:  # on unless it is negated
             return f"--[no-]{option.removeprefix('--')}"

@@ -10,6 +10,7 @@ from tiny import tiny_model
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
+from clipcap.model.prompts import PROMPTS
 from clipcap.weights import convert
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 
@@ -65,6 +66,30 @@ def test_overrides_reach_the_config(tmp_path):
     for wrong in ({"heads": 5}, {"colour": 1}):
         with pytest.raises(UserError):
             load_checkpoint(tmp_path / "weights.pt", **wrong)
+
+
+def test_published_files_do_not_say_whether_they_are_normalised_and_ours_do(tmp_path):
+    """Guards against a user's own 640-wide transformer that was trained without it and captions as if with it."""
+    model = tiny_model("transformer", clip_dim=640)
+    torch.save(model.state_dict(), tmp_path / "published.pt")
+    published = {"heads": 4, "mapping_heads": 4}
+    assert load_checkpoint(tmp_path / "published.pt", **published).config.normalize
+    assert load_checkpoint(tmp_path / "published.pt", normalize=None, **published).config.normalize
+    assert not load_checkpoint(tmp_path / "published.pt", normalize=False, **published).config.normalize
+    save_checkpoint(model, tmp_path / "ours.pt")
+    assert not load_checkpoint(tmp_path / "ours.pt", normalize=False).config.normalize
+    with pytest.raises(UserError, match="trained without normalisation.*leave --normalize out"):
+        load_checkpoint(tmp_path / "ours.pt", normalize=True)
+
+
+def test_published_prompted_weights_have_no_prompt_unless_it_is_asked_for(tmp_path):
+    """Guards against captions that the published code never made: it trains with a prompt, and captions without one."""
+    literal = {f"original_model.{name}": tensor for name, tensor in tiny_model(seed=5).state_dict().items()}
+    torch.save(tiny_model().state_dict() | literal, tmp_path / "prompted.pt")
+    model = load_checkpoint(tmp_path / "prompted.pt", heads=4)
+    assert model.config.prompt is None and model.literal_captioner is not None
+    asked = load_checkpoint(tmp_path / "prompted.pt", heads=4, prompt=PROMPTS["template"])
+    assert asked.config.prompt == PROMPTS["template"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -187,7 +212,7 @@ def test_every_published_file_loads_at_full_size(shared, tmp_path, name):
     assert config.stop_token == 13
     if transformer:
         assert (config.clip_length, config.mapping_layers, config.mapping_heads) == (40, 8, 8)
-    assert (model.literal_captioner is not None) == (config.prompt is not None) == name.startswith("prompted")
+    assert (model.literal_captioner is not None) == name.startswith("prompted") and config.prompt is None
     captions = model.generate(torch.randn(1, config.clip_dim), Decoding(max_tokens=2))
     assert len(captions[0]) in (1, 2)
 

@@ -141,9 +141,13 @@ def test_openais_own_archive(folder, tiny_registry, tmp_path):
             owner = getattr(owner, part)
         owner.register_buffer(leaf, parameter.half())
     archive.register_buffer("input_resolution", torch.tensor(32))
-    torch.jit.script(archive).save(tmp_path / "ViT-B-32.pt")
-    encoder = ClipEncoder.load(tmp_path / "ViT-B-32.pt")
+    file = tmp_path / "ViT-B-32.pt"
+    torch.jit.script(archive).save(file)
+    encoder = ClipEncoder.load(file)
     assert encoder.model_name == "ViT-B/32" and activations(encoder) == {QuickGELU}
+    # Guards against plain GELU for OpenAI's weights, without a word, under open_clip's spelling of a name.
+    for name, weights in ((f"ViT-B-32:{file}", "openai"), ("ViT-B-32", str(file)), (f"ViT-B/32:{file}", None)):
+        assert activations(ClipEncoder.load(name, weights)) == {QuickGELU}, name
     torch.testing.assert_close(
         encoder.model.visual.conv1.weight, model.visual.conv1.weight.detach(), atol=1e-3, rtol=1e-3
     )
@@ -185,6 +189,13 @@ def test_folders_that_are_not_complete(tmp_path):
 def test_an_unknown_name_lists_near_ones(name, pretrained, told):
     with pytest.raises(UserError, match=told):
         ClipEncoder.load(name, pretrained)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32:openai", "demo", "FOLDER"])
+def test_weights_that_contradict_the_name_are_refused(folder, name):
+    """Guards against a tag that is ignored without a word, so that the embeddings are those of other weights."""
+    with pytest.raises(UserError, match="laion2b_s34b_b79k has no effect, since CLIP"):
+        ClipEncoder.load(folder if name == "FOLDER" else name, "laion2b_s34b_b79k")
 
 
 def test_no_network_says_which_weights(monkeypatch):

@@ -11,6 +11,8 @@ from tiny import save_tiny_clip, tiny_config
 import evaluate
 import load_data
 from clipcap.errors import UserError
+from clipcap.evaluation import treebank
+from clipcap.evaluation.metrics import overlap
 from clipcap.evaluation.report import read_report
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
@@ -105,6 +107,27 @@ def test_report(world, capsys):
     html = (world / "report" / "report.html").read_text(encoding="utf-8")
     assert html.count('<figure class="card"') == 4 and html.count("data:image/jpeg") == 4
     assert "| test loss |" in (world / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_coco_protocol(world, capsys):
+    """Guards against scores beside published ones that were counted in other words, or on another scale."""
+    assert run(world, "base/base_weights.pt", output="coco", protocol="coco") == 0
+    report = read_report(world / "coco")
+    (model,), shown = report["models"], capsys.readouterr().out
+    words = [treebank.tokenize(caption) for caption in model["captions"]]
+    truths = [[treebank.tokenize(caption) for caption in image["captions"]] for image in report["images"]]
+    wanted = {f"coco_{name}": pytest.approx(score) for name, score in overlap(words, truths).items()}
+    assert {name: score for name, score in model["scores"].items() if name.startswith("coco_")} == wanted
+    assert f"{100 * model['scores']['coco_bleu_1']:.2f}" in shown and "cider_d" not in model["scores"]
+    assert "COCO protocol, × 100" in (world / "coco" / "report.html").read_text()
+
+
+def test_normalisation_that_contradicts_the_file_leaves_it_out(world, capsys):
+    argv = [str(world / "base" / "base_weights.pt"), "--data", str(world / "data"), "--output", str(world / "no")]
+    with pytest.raises(UserError, match="none of the 1 models"):
+        evaluate.main([*argv, "--device", "cpu", "--max-tokens", "4", "--normalize"])
+    assert "leave --normalize out" in capsys.readouterr().err
+    assert evaluate.main([*argv, "--device", "cpu", "--max-tokens", "4", "--no-normalize"]) == 0
 
 
 def test_captions_are_those_of_the_captioner(world):

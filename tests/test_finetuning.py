@@ -201,6 +201,25 @@ def test_peft_loads_the_exported_folder(world, tmp_path):
     assert torch.allclose(loaded(tokens).logits, merged(model).gpt(tokens).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_exported_folder_brings_the_gpt2_that_was_trained_on(world, tmp_path, tied):
+    """Guards against adapters on hub's gpt2 where they belong on COCO's: peft loaded it, and said other things."""
+    from peft import AutoPeftModelForCausalLM
+
+    from clipcap.weights.lora import export_peft, merged
+
+    model, settings = trained_adapters(world)
+    with torch.no_grad():
+        model.gpt.transformer.wte.weight.mul_(1.5)  # as training on COCO changes it
+    if not tied:
+        model.gpt.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.gpt.lm_head.weight) / 10)
+        model.config.tied_head = False
+    export_peft(model, settings, tmp_path / "peft")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft").eval()
+    tokens = torch.tensor([[4, 5, 6, 7]])
+    torch.testing.assert_close(loaded(tokens).logits, merged(model).gpt(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_a_lora_file_is_never_half_loaded(world, tmp_path):
     """The published LoRA file was loaded with strict=False: nothing of it, and gibberish came out."""
     from clipcap.weights.lora import save_adapters

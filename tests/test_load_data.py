@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from test_sources import dump
 from tiny import save_hub_folder, save_tiny_clip
 
 import load_data
@@ -234,3 +236,15 @@ def test_pretrained_weights_that_the_models_name_overrides_are_refused(
     name = str(clip) if name == "FOLDER" else name
     with pytest.raises(UserError, match="--pretrained openai has no effect"):
         load(photos, Path(name), tmp_path / "data", "--pretrained", "openai")
+
+
+def test_embeddings_that_come_along_are_recorded_with_their_weights(tmp_path: Path) -> None:
+    """Guards against OpenAI's name for embeddings that `--clip NAME:WEIGHTS` says are those of others."""
+    captions = [{"image_id": str(row), "caption": "a dog", "clip_embedding": row} for row in range(40)]
+    file = dump(tmp_path / "coco.pkl", {"clip_embedding": torch.randn(40, 512), "captions": captions})
+    words = ["--source", "clipcap", str(file), "--clip", "ViT-B-32:laion2b_s34b_b79k"]
+    load_data.main([*words, "--output", str(tmp_path / "data")])
+    recorded = EmbeddingStore.open(tmp_path / "data").clip
+    assert recorded == {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", "dim": 512}
+    with pytest.raises(UserError, match="--pretrained openai has no effect"):
+        load_data.main([*words, "--output", str(tmp_path / "other"), "--pretrained", "openai"])

@@ -63,11 +63,14 @@ class PlainUnpickler(pickle.Unpickler):
         return None
 
 
+def rows_of_instagram(shared):
+    raw = (shared / "instagram_100" / "embeddings_RN50x4_train.pkl").read_bytes()
+    return PlainUnpickler(io.BytesIO(raw)).load()["captions"]
+
+
 def test_equal_to_pycocoevalcap_on_real_captions(shared):
     """Real captions hold emoji, hashtags, line breaks and other scripts."""
-    raw = (shared / "instagram_100" / "embeddings_RN50x4_train.pkl").read_bytes()
-    rows = PlainUnpickler(io.BytesIO(raw)).load()["captions"]
-    tokens = [tokenize(row["caption"]) for row in rows]
+    tokens = [tokenize(row["caption"]) for row in rows_of_instagram(shared)]
     assert len(tokens) == 100
     rng = random.Random(0)
     candidates = [[token for token in caption if rng.random() < 0.7] for caption in tokens]

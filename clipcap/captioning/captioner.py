@@ -24,6 +24,7 @@ from clipcap.captioning.rows import Row
 from clipcap.captioning.rules import Rules, framed
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import UnreadableImage
+from clipcap.clip.names import names_weights
 from clipcap.clip.workers import pixel_batches
 from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.decoding.search import NoCaption
@@ -242,5 +243,7 @@ def _clip_name(
     whole = named == "demo" or named.startswith("hf-hub:") or Path(named).is_dir()  # it has weights of its own
     if named and not whole and Path(clip).is_file():  # a file of the CLIP that the weights name
         return named, str(clip)
+    if names_weights(str(clip)):
+        return str(clip), None
     followed = may_follow(config.clip_pretrained, file)
     return str(clip), (config.clip_pretrained or "openai") if followed else None

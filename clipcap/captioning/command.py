@@ -20,7 +20,7 @@ from clipcap.captioning.options import CaptionArguments, DecodingArguments, chec
 from clipcap.captioning.rows import Writer
 from clipcap.captioning.sidecars import EXISTING, TEXT, XMP, Sidecars
 from clipcap.captioning.writers import open_writer
-from clipcap.cli import arg, parse
+from clipcap.cli import OnOff, arg, parse
 from clipcap.clip.images import find_images
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.decoding.options import SEQUENCES
@@ -38,7 +38,7 @@ class OutputArguments:
     output: str | None = arg(None, "file to write, by its ending: .jsonl, .csv, .html (picture book)", metavar="FILE")
     sidecar: bool = arg(False, "write a .txt beside each picture: a.txt, or a.jpg.txt and a.png.txt if both exist")
     xmp: bool = arg(False, "write an .xmp beside each picture, named likewise, with the caption as its description")
-    existing: str = arg("skip", "where there is a .txt, or a description in the .xmp, already", choices=list(EXISTING))
+    existing: str = arg("skip", f"an older text: {', '.join(EXISTING)}", choices=list(EXISTING), metavar="HOW")
     show_literal: bool = arg(False, "also give the literal caption that a prompted model starts from")
 
 
@@ -51,6 +51,7 @@ class ModelArguments:
     weights: str | None = arg(None, "a file, coco, conceptual, coco-transformer, hf:owner/name, ...", metavar="WEIGHTS")
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
     base: str | None = arg(None, "what LoRA weights were trained on, if it has moved", metavar="FILE")
+    normalize: bool | None = arg(None, "of published weights: divide CLIP's embeddings by their norm", action=OnOff)
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int | None = arg(
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
         captioner = Captioner.load(
             *(model_args.weights, model_args.clip, model_args.device, model_args.precision, not model_args.no_fast),
             base=model_args.base,
+            normalize=model_args.normalize,
         )
         if output_args.show_literal and not needs_literal(captioner.model.config.prompt):
             print("note: these weights start from no literal caption, so there is none to show", file=sys.stderr)

@@ -6,7 +6,7 @@ Shapes: B batch, H x W pixels, C CLIP width. Embeddings are the output of CLIP's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from clipcap.clip.images import ImageSource, load_pixels
 from clipcap.clip.loading import ClipModel, Tokenize, load_parts, load_text_tokenizer
 from clipcap.clip.preprocessing import Preprocessing
+from clipcap.fast.resnet import fold_batch_norms, is_resnet
 from clipcap.fast.vit import FastViT, is_plain_vit
 
 
@@ -66,27 +67,31 @@ class ClipEncoder:
         Args:
             name: OpenAI's or open_clip's name of a model, also as "name:pretrained"; a folder that holds an open_clip
                 config and weights; a file of OpenAI's own; "hf-hub:owner/name"; or "demo".
-            pretrained: a tag that open_clip knows for this model, or a file of weights. Ignored where `name` already
-                names the weights.
+            pretrained: a tag that open_clip knows for this model, or a file of weights. Where `name` already names the
+                weights, none but the default can be given.
             device: where to compute.
             dtype: of the weights, and so of the arithmetic; embeddings come back in float32.
-            fast: use `clipcap.fast.vit` where the model allows it: the same embeddings sooner.
+            fast: use `clipcap.fast` where the model allows it: the same embeddings sooner.
 
         Raises:
-            UserError: the name or tag is unknown (near ones are listed), or the weights cannot be read, do not fit the
-                model or cannot be downloaded.
+            UserError: the name or tag is unknown (near ones are listed), both name weights, or the weights cannot be
+                read, do not fit the model or cannot be downloaded.
         """
         name, pretrained, parts = load_parts(str(name), str(pretrained or ""))
         model = parts.model.eval().requires_grad_(False)
         plain = fast and parts.plain and is_plain_vit(model.visual)
-        # Built before the model is converted: FastViT scales some weights and should round them only once.
+        # Before the model is converted: what scales weights should round them only once.
         vit = FastViT(model.visual, partial(Tensor.to, device=device, dtype=dtype)) if plain else None
+        resnet = is_resnet(model.visual)
+        if fast and resnet:
+            fold_batch_norms(model.visual)
         model = model.to(device=device, dtype=dtype)
         return cls(
             model_name=name,
             pretrained=pretrained or None,
             dim=parts.dim,
-            preprocessing=parts.preprocessing,
+            # With random weights reduced JPEGs moved the embeddings of RN50x4 to a cosine of 0.62, of ViTs to 0.998.
+            preprocessing=replace(parts.preprocessing, reduced=not resnet),
             model=model,
             make_tokenizer=parts.make_tokenizer,
             device=torch.device(device),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clipcap.clip.archive import is_archive, read_archive
 from clipcap.clip.config import check_config, check_preprocessing
-from clipcap.clip.names import WIDTHS, file_name, open_clip_name
+from clipcap.clip.names import WIDTHS, file_name, model_and_weights, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.clip.tensors import check_finite, check_room
 from clipcap.errors import UserError
@@ -49,6 +49,12 @@ class ClipModel(Protocol):
     def encode_text(self, text: Tensor) -> Tensor:
         """Token ids (B, T) -> (B, C)."""
 
+    def modules(self) -> Iterator[Any]:
+        """As `nn.Module.modules`."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """As `nn.Module.state_dict`."""
+
     def eval(self) -> Self:
         """As `nn.Module.eval`."""
 
@@ -72,8 +78,8 @@ def registry_name(name: str) -> str:
 def uses_quick_gelu(name: str, pretrained: str) -> bool:
     """Whether these weights were trained with QuickGELU. With the wrong activation they load, but see badly.
 
-    For a tag open_clip knows the answer. A file does not say, so the model's name decides: under OpenAI's spelling of a
-    name, the file is taken to hold OpenAI's weights.
+    For a tag open_clip knows the answer. A file does not say it, unless it is an archive, which is always OpenAI's; so
+    the model's name decides: under OpenAI's spelling of it, the file is taken to hold OpenAI's weights.
     """
     registered = registry_name(name)
     if open_clip.get_model_config(registered).get("quick_gelu", False):
@@ -103,27 +109,19 @@ def load_parts(name: str, pretrained: str) -> tuple[str, str, Parts]:
         UserError: the name or tag is unknown, or the weights cannot be read, do not fit the model or cannot be
             downloaded.
     """
-    asked, (name, pretrained) = name, _split(name, pretrained)
+    asked, (name, pretrained) = name, model_and_weights(name, pretrained)
     if (name == "demo" or Path(name).is_dir()) and asked.startswith(f"{name}:"):
         raise UserError(f"CLIP {name!r} has weights of its own: leave out {asked.removeprefix(name)!r}")
     if name == "demo":
         return name, "", _from_folder(shipped.CLIP)
+    if Path(name).is_file():
+        name, pretrained = _name_of_file(Path(name)), name
     if Path(name).is_dir():
         folder = Path(name).resolve()
         return str(folder), "", _from_folder(folder)
     if name.startswith("hf-hub:"):
         return name, "", _from_hub(name)
     return name, pretrained, _from_registry(name, pretrained)
-
-
-def _split(name: str, pretrained: str) -> tuple[str, str]:
-    """What the user gave -> a model's name (or folder) and the name (or file) of its weights."""
-    if Path(name).is_file():
-        return _name_of_file(Path(name)), name
-    if name.startswith("hf-hub:") or Path(name).is_dir():
-        return name, ""
-    model, _, weights = name.partition(":")
-    return model, weights or pretrained
 
 
 def _name_of_file(file: Path) -> str:
@@ -221,6 +219,8 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
     kind = open_clip.CoCa if "multimodal_cfg" in config else kind
     try:
         state = read_archive(weights) if is_archive(weights) else None
+        if state is not None:
+            config["quick_gelu"] = True  # OpenAI alone publishes archives, and trained all of its models with it
         with torch.device("meta"):
             check_room(kind(**copy.deepcopy(config)), weights)
         model = kind(**config)
@@ -237,7 +237,7 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
 def _preprocessing(model: ClipModel, config: dict[str, Any]) -> Preprocessing:
     """The model's preprocessing: its image size, and what `config` says about the rest."""
     size = model.visual.image_size
-    known = {field.name for field in fields(Preprocessing)} - {"size"}
+    known = {field.name for field in fields(Preprocessing)} - {"size", "reduced"}
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in known
     }

@@ -56,12 +56,31 @@ def open_clip_name(name: str) -> str:
     return file_name(name).removesuffix("px")
 
 
+def names_weights(name: str) -> bool:
+    """Whether a CLIP's name says which weights it means: NAME:WEIGHTS, a file, a folder, one of the hub, or demo."""
+    return name == "demo" or ":" in name or Path(name).exists()
+
+
 def pretrained_of(name: str, pretrained: str | None) -> str:
     """The weights that the user names beside a model, by default OpenAI's.
 
     Raises:
         UserError: the model's name already says which weights it means, so that others would be ignored.
     """
-    if pretrained and (name == "demo" or ":" in name or Path(name).exists()):
+    if pretrained and names_weights(name):
         raise UserError(f"--pretrained {pretrained} has no effect, since CLIP {name!r} names its weights: leave it out")
     return pretrained or "openai"
+
+
+def model_and_weights(name: str, pretrained: str) -> tuple[str, str]:
+    """What the user calls a CLIP, and weights for it -> its name without weights, and its weights, "" for its own.
+
+    Raises:
+        UserError: the name says already which weights it means, and `pretrained` others than "openai", the default.
+    """
+    if pretrained != "openai":
+        pretrained_of(name, pretrained)
+    if name == "demo" or name.startswith("hf-hub:") or Path(name).exists():
+        return name, ""
+    model, _, weights = name.partition(":")
+    return model, weights or pretrained

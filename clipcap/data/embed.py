@@ -42,7 +42,7 @@ class WithThumbnail:
     preprocessing: Preprocessing
 
     @property
-    def min_side(self) -> int:
+    def min_side(self) -> int | None:
         """As much as CLIP needs and no more, so that a thumbnail does not change the embedding."""
         return self.preprocessing.min_side
 

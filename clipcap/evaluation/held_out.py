@@ -6,7 +6,7 @@ Shapes: N images (each counted once, with all of its captions), C CLIP width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -20,12 +20,15 @@ from clipcap.data.changes import files_as_embedded
 from clipcap.data.contacts import contacts
 from clipcap.data.store import clip_of, same_clip
 from clipcap.errors import UserError, first_line
-from clipcap.evaluation import metrics
+from clipcap.evaluation import metrics, treebank
 
 if TYPE_CHECKING:
     from clipcap.clip.encoder import ClipEncoder
     from clipcap.data.store import EmbeddingStore
     from clipcap.model.clipcap import ClipCap
+
+# How captions become words where they are compared with true ones: with emoji and hashtags, or as in COCO's tables.
+PROTOCOLS = {"instagram": metrics.tokenize, "coco": treebank.tokenize}
 
 
 class HeldOut:
@@ -34,7 +37,7 @@ class HeldOut:
     Attributes:
         ids: the N image identities.
         captions: for each image its true captions.
-        tokens: the same as tokens, for the metrics.
+        protocol: a key of PROTOCOLS, by which `overlap` compares captions.
         first_rows: for each image its first row in the split.
         fast: whether models and CLIP compute by way of `clipcap.fast`.
 
@@ -43,9 +46,15 @@ class HeldOut:
     """
 
     def __init__(
-        self, store: EmbeddingStore, split: str, limit: int | None, device: torch.device, fast: bool = True
+        self,
+        store: EmbeddingStore,
+        split: str,
+        limit: int | None,
+        device: torch.device,
+        fast: bool = True,
+        protocol: str = "instagram",
     ) -> None:
-        self.store, self.split, self.device, self.fast = store, split, device, fast
+        self.store, self.split, self.device, self.fast, self.protocol = store, split, device, fast, protocol
         rows: dict[str, list[int]] = {}
         for row, image in enumerate(store.column(split, "image_id")):
             rows.setdefault(image, []).append(row)
@@ -56,7 +65,6 @@ class HeldOut:
         self.ids = list(rows)
         self.first_rows = [image_rows[0] for image_rows in rows.values()]
         self.captions = [[captions[row] for row in image_rows] for image_rows in rows.values()]
-        self.tokens = [[metrics.tokenize(caption) for caption in texts] for texts in self.captions]
         self._embeddings: dict[tuple[str, str | None], np.ndarray] = {}
         self._encoders: dict[tuple[str, str | None], ClipEncoder] = {}
 
@@ -109,6 +117,22 @@ class HeldOut:
         pictures = zip(ids, thumbnails, paths, strict=True)
         files = files_as_embedded(self.store.path, {image: path for image, small, path in pictures if small is None})
         return [small or files.get(image) for image, small in zip(ids, thumbnails, strict=True)]
+
+    @cached_property
+    def references(self) -> list[list[list[str]]]:
+        """For each image its true captions in the words of the protocol."""
+        return [[PROTOCOLS[self.protocol](caption) for caption in texts] for texts in self.captions]
+
+    def overlap(
+        self,
+        captions: Sequence[str],
+        more: Mapping[str, Callable[[Sequence[metrics.Tokens], metrics.References], float]],
+    ) -> dict[str, float]:
+        """BLEU, ROUGE-L, CIDEr-D and `more` of N captions, in the words of the protocol; those of COCO as coco_*."""
+        candidates = [PROTOCOLS[self.protocol](caption) for caption in captions]
+        scores = metrics.overlap(candidates, self.references)
+        scores |= {name: score(candidates, self.references) for name, score in more.items()}
+        return {f"coco_{name}" if self.protocol == "coco" else name: score for name, score in scores.items()}
 
     @cached_property
     def training_tokens(self) -> dict[tuple[str, ...], str]:

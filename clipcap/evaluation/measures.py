@@ -53,6 +53,11 @@ def size(number: float) -> str:
     return f"{amount(number)}B"
 
 
+def hundredfold(score: float) -> str:
+    """1.0835 -> "108.35", as published tables write it."""
+    return f"{100 * score:.2f}"
+
+
 def percent(share: float) -> str:
     """0.123 -> "12.3%"."""
     return f"{100 * share:.1f}%"
@@ -86,6 +91,19 @@ GROUPS: dict[str, tuple[Measure, ...]] = {
         Measure("cider_d", "CIDEr-D", decimals(3), max, "0 to 10; emoji and hashtags count as words in all of these"),
         Measure("meteor", "METEOR", decimals(3), max, "by pycocoevalcap, English words"),
         Measure("spice", "SPICE", decimals(3), max, "by pycocoevalcap, English words"),
+    ),
+    "COCO protocol, × 100": (
+        *(Measure(f"coco_bleu_{n}", f"BLEU-{n}", hundredfold, max) for n in (1, 2, 3, 4)),
+        Measure("coco_rouge_l", "ROUGE-L", hundredfold, max),
+        Measure(
+            "coco_cider_d",
+            "CIDEr-D",
+            hundredfold,
+            max,
+            "0 to 1000; Penn Treebank words without punctuation, as in published tables, for all of these",
+        ),
+        Measure("coco_meteor", "METEOR", hundredfold, max, "by pycocoevalcap"),
+        Measure("coco_spice", "SPICE", hundredfold, max, "by pycocoevalcap"),
     ),
     "Caption and picture": (
         Measure("clip_score", "CLIPScore", decimals(3), max, "2.5 × cosine of caption and picture, by the data's CLIP"),

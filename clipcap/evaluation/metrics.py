@@ -1,7 +1,7 @@
 """Caption metrics in Python: they need no Java, and emoji and hashtags count as words.
 
 A caption is a list of tokens (see `tokenize`); references are one list of captions per image. On the same tokens BLEU,
-ROUGE-L and CIDEr-D equal those of pycocoevalcap, whose own tokenizer needs Java and deletes emoji.
+ROUGE-L and CIDEr-D equal those of pycocoevalcap, whose own tokenizer deletes emoji; `treebank` has its tokens.
 
 Shapes: N images, R true captions of one image, C CLIP width.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +53,7 @@ def evaluate_model(
     batch_size: int,
     more: Mapping[str, Callable[[Sequence[metrics.Tokens], metrics.References], float]] = MappingProxyType({}),
     base: str | None = None,
+    normalize: bool | None = None,
 ) -> dict[str, Any]:
     """One model's entry of the report, without its name.
 
@@ -65,12 +66,13 @@ def evaluate_model(
         batch_size: images per batch.
         more: further scorers by name, as `java_metrics.java_scorer` makes them.
         base: the weights that LoRA weights were trained on, if they have moved.
+        normalize: whether published weights take normalised embeddings; None: as far as it is known.
 
     Raises:
         UserError: the weights cannot be used on this data.
     """
     file = resolve_weights(weights)
-    model = _load(file, held_out, base).to(dtype)
+    model = _load(file, held_out, base, normalize).to(dtype)
     tokenizer = tokenizer_of(model.config)
     if not same_clip(held_out.store, model.config):
         check_clip_place(model.config, file)  # its own CLIP is loaded then
@@ -81,18 +83,17 @@ def evaluate_model(
     captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
     seconds = time.perf_counter() - started
     if dtype != torch.float32:  # the loss of rounded weights would not be comparable
-        model = _load(file, held_out, base)
+        model = _load(file, held_out, base, normalize)
     loss = _loss(model, tokenizer, held_out, embeddings, prompts, batch_size)
     tokens = [metrics.tokenize(caption) for caption in captions]
     scores, history = _trained(model.record)
     scores |= {"file_bytes": file.stat().st_size, "captions_per_second": len(held_out) / seconds}
     scores |= {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-    scores |= metrics.overlap(tokens, held_out.tokens) | metrics.style(tokens, held_out.training_tokens)
+    scores |= held_out.overlap(captions, more) | metrics.style(tokens, held_out.training_tokens)
     scores |= judge.scores(captions) if judge else {}
     source = held_out.store.info["source"]["name"]
     privacy = given_away(model, tokenizer, held_out, captions, tokens)
     scores |= privacy_scores(privacy) | demo_scores(source, held_out.split, held_out.ids, captions)
-    scores |= {name: score(tokens, held_out.tokens) for name, score in more.items()}
     for name, score in scores.items():
         if isinstance(score, float) and not math.isfinite(score):
             raise UserError(f"its {name} is {score}: its weights, or the judge's, are damaged")
@@ -107,9 +108,9 @@ def evaluate_model(
     }
 
 
-def _load(file: Path, held_out: HeldOut, base: str | None) -> ClipCap:
+def _load(file: Path, held_out: HeldOut, base: str | None, normalize: bool | None) -> ClipCap:
     of_adapters = base if "base" in read(file) else None  # the same option for all models, most of which have no base
-    model = load_checkpoint(file, held_out.device, base=of_adapters).requires_grad_(False)
+    model = load_checkpoint(file, held_out.device, base=of_adapters, normalize=normalize).requires_grad_(False)
     model.use_fast(held_out.fast)
     if held_out.fast:
         speed_up(model)
@@ -166,6 +167,13 @@ def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequen
     drawn = {scene.image_id: scene for scene in scenes(split)}
     verdict = shares(captions, [drawn[image] for image in images])
     return {"right_subject": verdict.subject, "right_colour": verdict.colour, "instagram_style": verdict.instagram}
+
+
+def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
+    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
+    for name, weights in zip(short, models, strict=True):
+        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights
 
 
 def new_report(held_out: HeldOut, decoding: Decoding, judge: Judge | None) -> dict[str, Any]:

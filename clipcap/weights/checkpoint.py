@@ -17,7 +17,6 @@ from torch import Tensor
 from clipcap.clip.tensors import check_finite, check_plain
 from clipcap.errors import UserError, shown
 from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
-from clipcap.model.prompts import PROMPTS
 from clipcap.weights import convert, lora
 from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, header, read, read_config, write
 from clipcap.weights.places import check_language_model_place, find_base
@@ -57,7 +56,9 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
         path: a file, or a name known to `clipcap.weights.published` ("coco", "conceptual", "coco-transformer", ...).
         device: where to put the model.
         overrides: any field of ClipCapConfig; `heads` of GPT-2 and LoRA's `alpha` for published files, which do not
-            hold them; `base`, the weights that LoRA weights were trained on.
+            hold them; `normalize` for those too, which a file of this project says itself; `base`, the weights that
+            LoRA weights were trained on. `prompt=PROMPTS["template"]` puts the prompt of `prompt_finetuning.py` into
+            published prompted weights, whose own code captions without one.
 
     Raises:
         UserError: the file cannot be read, does not hold exactly the tensors of a model, or an override is unknown.
@@ -80,6 +81,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
             )
         else:
             _check_own(content, most_bytes)
+            _check_normalize(content.get("config"), overrides)
             if "base" in content:
                 base = load_checkpoint(find_base(content, file, overrides.get("base")))
                 model = lora.load_adapters(content, base, overrides)
@@ -105,6 +107,16 @@ def _check_own(content: Mapping[str, Any], most_bytes: int) -> None:
         check_plain(part["tensors"], most_bytes)
         check_finite(part["tensors"])
     _check_record(content.get("record", {}))
+
+
+def _check_normalize(config: Any, overrides: Mapping[str, Any]) -> None:
+    """Raise a UserError where a file of our own, which says whether it wants normalised embeddings, is contradicted."""
+    said = config.get("normalize", False) if isinstance(config, Mapping) else None
+    if overrides.get("normalize", said) != said:
+        flag, done = ("--normalize", "without") if overrides["normalize"] else ("--no-normalize", "with")
+        raise UserError(
+            f"it was trained {done} normalisation of CLIP's embeddings, as it says itself: leave {flag} out"
+        )
 
 
 def _check_record(record: Any) -> None:
@@ -157,6 +169,4 @@ def _from_published(content: Mapping[str, Any], overrides: Mapping[str, Any]) ->
         literal = build(convert.infer_config(literal_tensors, overrides.get("heads")), literal_tensors)
     tensors = convert.without_old_buffers(tensors)
     config = convert.infer_config(tensors, overrides.get("heads"))
-    if literal is not None:
-        config.prompt = PROMPTS["template"]
     return build(configure(config, overrides), tensors, literal)

@@ -59,7 +59,7 @@ def infer_config(tensors: Mapping[str, Tensor], heads: int | None = None) -> Cli
     gpt2["n_head"] = width // HEAD_WIDTH if heads is None else heads
     config = mapping_sizes(tensors, width)
     clip_dim = config["clip_dim"]
-    # The published RN50x4 transformer was trained with --normalize_prefix.
+    # The published RN50x4 transformer was trained with --normalize_prefix; others may not be, see `load_checkpoint`.
     normalize = config["mapping"] == "transformer" and clip_dim == 640
     head, embedding = tensors.get("gpt.lm_head.weight"), tensors["gpt.transformer.wte.weight"]
     return ClipCapConfig(

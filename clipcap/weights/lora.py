@@ -6,6 +6,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, https://a
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -186,8 +187,10 @@ def _alpha(model: nn.Module) -> float:
 
 
 def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
-    """Write the adapters as a folder that `peft.PeftModel.from_pretrained(gpt2, folder)` loads.
+    """Write the adapters as a folder that `peft.AutoPeftModelForCausalLM.from_pretrained(folder)` loads.
 
+    The GPT-2 that they were trained on is in `folder/gpt2`. The config names it by its whole path, the only one by
+    which peft finds it: once the folder has moved, load GPT-2 from there and give it to `PeftModel.from_pretrained`.
     The mapping network is not in it, because peft knows only the language model. Raises UserError, and OSError for a
     full disk.
     """
@@ -195,7 +198,7 @@ def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
 
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "gpt2").mkdir(parents=True, exist_ok=True)
         prefix = "base_model.model."
         tensors = {
             prefix + name.removeprefix("gpt.").replace(".default.", "."): tensor.contiguous()
@@ -203,7 +206,8 @@ def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
             if ".lora_" in name
         }
         write_whole(folder / "adapter_model.safetensors", save(tensors))
-        settings.base_model_name_or_path, settings.task_type = model.config.language_model, "CAUSAL_LM"
+        _write_gpt2(model, folder / "gpt2")
+        settings.base_model_name_or_path, settings.task_type = str((folder / "gpt2").resolve()), "CAUSAL_LM"
         settings.inference_mode = True
         with TemporaryDirectory() as unfinished:
             settings.save_pretrained(unfinished)
@@ -212,3 +216,18 @@ def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
         if error.errno in NO_ROOM:
             raise
         raise UserError(f"the peft folder {folder} cannot be written ({error.strerror}): choose another") from None
+
+
+def _write_gpt2(model: ClipCap, folder: Path) -> None:
+    """Write the GPT-2 below the adapters as transformers reads one. Raises OSError."""
+    from safetensors.torch import save
+
+    tensors = {
+        name.replace(".base_layer.", "."): tensor.detach().cpu().contiguous()
+        for name, tensor in model.gpt.state_dict().items()
+        if ".lora_" not in name and not (model.config.tied_head and name == "lm_head.weight")
+    }
+    config = model.gpt.config.to_dict() | {"tie_word_embeddings": model.config.tied_head}
+    config |= {"architectures": ["GPT2LMHeadModel"]}
+    write_whole(folder / "config.json", json.dumps(config).encode())
+    write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
