@@ -120,6 +120,7 @@ def compare(
     from clipcap.evaluation.java_metrics import java_scorer
     from clipcap.evaluation.report import write_report
     from clipcap.evaluation.scores import evaluate_model, new_report
+    from clipcap.weights.places import short_names
 
     device = pick_device(args.device)
     make_folder(args.output)
@@ -142,13 +143,6 @@ def compare(
     if not report["models"]:
         raise UserError(f"none of the {len(models)} models could be evaluated: see above")
     return report
-
-
-def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
-    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
-    for name, weights in zip(short, models, strict=True):
-        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights
 
 
 if __name__ == "__main__":

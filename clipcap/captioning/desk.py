@@ -1,0 +1,120 @@
+"""What the page of app.py does for its visitors: caption an upload, accept a caption, forget a session."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcap.captioning.accepted import LONGEST_SIDE, Accepted, keep, zipped
+from clipcap.captioning.options import CaptionArguments, DecodingArguments, chosen
+from clipcap.clip.images import UnreadableImage, open_image
+from clipcap.errors import UserError
+from clipcap.files import write_whole
+from clipcap.page import small_jpeg
+
+if TYPE_CHECKING:
+    from clipcap.captioning.captioner import Captioner
+
+CHOICES = 3  # captions to choose from
+MOST_SESSIONS = 100  # whose accepted pictures are in memory
+CONTROLS = {  # options of predict.py, and what the page says about them
+    "method": "how captions are searched for: samples, or the likeliest",
+    "temperature": "of nucleus: below 1 is safer, above 1 bolder",
+    "seed": "of nucleus: another number gives other captions",
+    "hashtags": "#hashtags in captions",
+    "emoji": "emoji in captions",
+    "max_hashtags": "most hashtags in a caption",
+    "max_chars": "most characters of a caption",
+    "start_with": "captions go on from it",
+    "ban": "words that no caption holds, with commas between them",
+    "require": "words of which one of the captions holds each, with commas between them",
+    "length": "for weights that were trained with this control",
+    "emoji_count": "for weights that were trained with this control",
+    "hashtag_count": "for weights that were trained with this control",
+}
+
+
+@dataclass
+class Session:
+    """What one visitor has uploaded, what was captioned last and by which weights, and what was accepted."""
+
+    upload: Path | None = None
+    picture: bytes = b""
+    weights: str = ""
+    accepted: list[Accepted] = field(default_factory=list)
+    download: Path | None = None
+
+
+class Desk:
+    """Answers the visitors. What belongs to a session goes when its visitor leaves.
+
+    Args:
+        load: name of weights -> their captioner.
+        folder: where uploads and downloads are.
+        kept: a folder for what is accepted; None to keep nothing.
+    """
+
+    def __init__(self, load: Callable[[str], Captioner], folder: Path, kept: Path | None) -> None:
+        self.load, self.folder, self.kept = load, folder, kept
+        self.sessions: dict[str, Session] = {}
+
+    def captions(self, key: str, photo: str | None, weights: str, asked: dict[str, Any]) -> tuple[list[str], str]:
+        """Captions of an upload to choose from, and what there is to say about them. Raises UserError."""
+        if not photo or not Path(photo).is_file():
+            raise UserError("there is no picture yet: upload one")
+        session = self._session(key)
+        if session.upload and session.upload != Path(photo):
+            session.upload.unlink(missing_ok=True)
+        session.upload = Path(photo)
+        asked = {name: value for name, value in asked.items() if value not in (None, "")}
+        asked |= {name: asked[name].split(",") for name in ("ban", "require") if name in asked}
+        of_search = {field.name for field in fields(DecodingArguments)}
+        decoding, rules = chosen(
+            DecodingArguments(**{name: asked[name] for name in asked.keys() & of_search}),
+            CaptionArguments(num_captions=CHOICES, **{name: asked[name] for name in asked.keys() - of_search}),
+        )
+        if rules.has_fields:
+            raise UserError("an upload has neither folder nor date: leave {folder} and {date} out")
+        try:
+            session.picture = small_jpeg(open_image(photo, min_side=LONGEST_SIDE), LONGEST_SIDE)
+        except UnreadableImage as error:
+            raise UserError(f"this picture cannot be used: {error.reason}") from None
+        [row] = self.load(weights).rows([photo], decoding, rules, workers=0)
+        if row.error is not None:
+            raise UserError(f"this picture gets no caption: {row.error}")
+        session.weights = weights
+        few = f"only {len(row.captions)} different captions were found" if len(row.captions) < CHOICES else ""
+        return row.captions, "; ".join(filter(None, [few, row.note]))
+
+    def accept(self, key: str, caption: str, written: str | None, rating: int | None) -> tuple[Path, int]:
+        """Accept a caption for the picture that was captioned last -> the ZIP of all accepted, and their number.
+
+        Raises:
+            UserError: there is no picture, or the caption or the rating is none.
+            OSError: it could not be kept.
+        """
+        session = self._session(key)
+        if not session.picture:
+            raise UserError("there is no picture with captions yet: upload one, and write captions")
+        accepted = Accepted(session.picture, caption, written or "", session.weights, rating)
+        if self.kept:
+            keep(accepted, self.kept)
+        session.accepted.append(accepted)
+        if session.download is None:
+            session.download = Path(tempfile.mkdtemp(dir=self.folder)) / "accepted.zip"
+        write_whole(session.download, zipped(session.accepted))
+        return session.download, len(session.accepted)
+
+    def forget(self, key: str) -> None:
+        """Delete all that belongs to a session."""
+        session = self.sessions.pop(key, Session())
+        for file in filter(None, [session.upload, session.download]):
+            file.unlink(missing_ok=True)
+
+    def _session(self, key: str) -> Session:
+        if key not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
+            self.forget(next(iter(self.sessions)))
+        return self.sessions.setdefault(key, Session())
