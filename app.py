@@ -9,14 +9,13 @@ kept afterwards, unless --keep says where.
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.accepted import BEST_RATING
 from clipcap.captioning.desk import CONTROLS, Desk
-from clipcap.captioning.options import CaptionArguments, DecodingArguments
 from clipcap.cli import arg, parse, run
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least, first_line
@@ -24,6 +23,8 @@ from clipcap.files import make_folder, only_writer
 
 if TYPE_CHECKING:
     import gradio
+
+    from clipcap.captioning.captioner import Captioner
 
 KEPT = "The pictures and captions that you accept are kept here, without your name."
 
@@ -70,28 +71,34 @@ def opened(args: PageArguments) -> Iterator[str]:
         from clipcap.captioning.visitors import private_folder, served
     except ImportError:
         raise UserError("the page needs one more package: pip install gradio") from None
-    from clipcap.captioning.captioner import Captioner
     from clipcap.weights.places import short_names
     from clipcap.weights.published import names
 
     weights = dict(short_names(args.weights or names()))
-    load = lru_cache(2)(lambda name: Captioner.load(weights[name], args.clip, args.device, args.precision))
+
+    @lru_cache(2)
+    def load(name: str) -> "Captioner":
+        from clipcap.captioning.captioner import Captioner
+
+        return Captioner.load(weights[name], args.clip, args.device, args.precision)
+
     kept = Path(args.keep) if args.keep else None
     with ExitStack() as stack:
         if kept:
             make_folder(kept)
             stack.enter_context(only_writer(kept))
-        load(next(iter(weights)))  # so that a mistake shows at once
         desk = Desk(load, stack.enter_context(private_folder()), kept)
         page = build(desk, list(weights))
-        yield stack.enter_context(served(page, args.host, args.port, args.share, args.max_megabytes))
+        address = stack.enter_context(served(page, args.host, args.port, args.share, args.max_megabytes))
+        load(next(iter(weights)))  # so that a mistake shows at once
+        yield address
 
 
 def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
     """The page: what is on it, and what happens where."""
     import gradio as gr
 
-    from clipcap.captioning.visitors import photo_input
+    from clipcap.captioning.visitors import control, photo_input
 
     with gr.Blocks(title="Captions", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# Captions for your pictures")
@@ -139,21 +146,6 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
         accept.click(accepted, [caption, choices, rating], [message, download], api_visibility="private")
         page.unload(left)
     return page
-
-
-def control(name: str, hint: str) -> "gradio.components.Component":
-    """The control of an option of predict.py; what is left empty is not asked for."""
-    import gradio as gr
-
-    option = {field.name: field for field in (*fields(DecodingArguments), *fields(CaptionArguments))}[name]
-    label, kind, choices = name.replace("_", " "), str(option.type), option.metadata.get("choices")
-    if name == "method":  # several captions need samples or beams
-        return gr.Dropdown(["nucleus", "beam"], label=label, info=hint)
-    if choices:
-        return gr.Dropdown(choices if option.default else [("any", ""), *choices], label=label, info=hint)
-    if "int" in kind or "float" in kind:
-        return gr.Number(None, precision=0 if "int" in kind else None, label=label, info=hint)
-    return gr.Textbox(label=label, info=hint)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clipcap.captioning.accepted import LONGEST_SIDE, Accepted, keep, zipped
 from clipcap.captioning.options import CaptionArguments, DecodingArguments, chosen
 from clipcap.clip.images import UnreadableImage, open_image
-from clipcap.errors import UserError
+from clipcap.errors import UserError, shown
 from clipcap.files import write_whole
 from clipcap.page import small_jpeg
 
@@ -35,6 +35,19 @@ CONTROLS = {  # options of predict.py, and what the page says about them
     "emoji_count": "for weights that were trained with this control",
     "hashtag_count": "for weights that were trained with this control",
 }
+
+OPTIONS = {field.name: field for field in (*fields(DecodingArguments), *fields(CaptionArguments))}
+
+
+def value_of(name: str, given: str) -> Any:
+    """What a visitor has typed or chosen -> the value of an option. Raises UserError for what is no number."""
+    kind = str(OPTIONS[name].type)
+    if name in ("ban", "require"):
+        return given.split(",")
+    try:
+        return int(given) if "int" in kind else float(given) if "float" in kind else given
+    except ValueError:
+        raise UserError(f"{name} must be a {'whole ' * ('int' in kind)}number, not {shown(given)}") from None
 
 
 @dataclass
@@ -61,20 +74,21 @@ class Desk:
         self.load, self.folder, self.kept = load, folder, kept
         self.sessions: dict[str, Session] = {}
 
-    def captions(self, key: str, photo: str | None, weights: str, asked: dict[str, Any]) -> tuple[list[str], str]:
+    def captions(
+        self, key: str, photo: str | None, weights: str, asked: dict[str, str | None]
+    ) -> tuple[list[str], str]:
         """Captions of an upload to choose from, and what there is to say about them. Raises UserError."""
         if not photo or not Path(photo).is_file():
-            raise UserError("there is no picture yet: upload one")
+            raise UserError("there is no picture: upload one")
         session = self._session(key)
         if session.upload and session.upload != Path(photo):
             session.upload.unlink(missing_ok=True)
         session.upload = Path(photo)
-        asked = {name: value for name, value in asked.items() if value not in (None, "")}
-        asked |= {name: asked[name].split(",") for name in ("ban", "require") if name in asked}
+        options = {name: value_of(name, given) for name, given in asked.items() if given}
         of_search = {field.name for field in fields(DecodingArguments)}
         decoding, rules = chosen(
-            DecodingArguments(**{name: asked[name] for name in asked.keys() & of_search}),
-            CaptionArguments(num_captions=CHOICES, **{name: asked[name] for name in asked.keys() - of_search}),
+            DecodingArguments(**{name: options[name] for name in options.keys() & of_search}),
+            CaptionArguments(num_captions=CHOICES, **{name: options[name] for name in options.keys() - of_search}),
         )
         if rules.has_fields:
             raise UserError("an upload has neither folder nor date: leave {folder} and {date} out")

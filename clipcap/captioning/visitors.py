@@ -16,6 +16,7 @@ import gradio as gr
 from gradio.data_classes import ImageData
 from starlette.middleware import Middleware
 
+from clipcap.captioning.desk import OPTIONS
 from clipcap.errors import UserError
 
 WAITING = 32  # visitors in the queue; the next one is told to come back
@@ -57,6 +58,16 @@ def photo_input(**options: Any) -> gr.Image:
     return image
 
 
+def control(name: str, hint: str) -> gr.components.Component:
+    """Where visitors set an option of predict.py. Numbers are text, since Gradio's numbers are 0 until they are set."""
+    label, choices, default = name.replace("_", " "), OPTIONS[name].metadata.get("choices"), OPTIONS[name].default
+    if name == "method":  # several captions need samples or beams
+        choices = ["nucleus", "beam"]
+    if choices:
+        return gr.Dropdown(choices if default else [("any", ""), *choices], label=label, info=hint)
+    return gr.Textbox(label=label, info=hint)
+
+
 class Gate:
     """ASGI middleware: a request for anything that is not PUBLIC is answered with 404, and answers carry the POLICY."""
 
@@ -81,10 +92,16 @@ class Gate:
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder for uploads and downloads of the pages that are built in this context; it is deleted at the end."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}  # of visits, in their browsers
     with TemporaryDirectory(prefix="clipcap-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        yield Path(folder)
+        # Gradio reads these again and again. Run history is what it would write into the browsers of visitors.
+        here = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
+        before = {name: os.environ.get(name) for name in here}
+        os.environ |= here
+        try:
+            yield Path(folder)
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
