@@ -96,7 +96,7 @@ def test_only_splits_that_are_looked_at_have_thumbnails(tmp_path: Path) -> None:
     store = build(tmp_path, given)
     assert store.column("train", "thumbnail") == [None]
     first, second = store.column("test", "thumbnail")
-    assert Image.open(BytesIO(first)).size == (320, 160) and second is None
+    assert Image.open(BytesIO(first)).size == (512, 256) and second is None
 
 
 # interruption

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from clipcap.data.examples import Example
     from clipcap.data.shards import Shard
 
-THUMBNAIL_SIDE = 320  # pixels of the longer side, at most
+THUMBNAIL_SIDE = 512  # pixels of the longer side, at most
 
 Decoded = np.ndarray | tuple[np.ndarray, bytes]  # uint8 (H, W, 3), with a thumbnail as a JPEG where one was asked for
 Embedded = tuple[np.ndarray, bytes | None] | UnreadableImage  # embedding (C) and thumbnail, or why there is none
