@@ -35,7 +35,7 @@ class PageArguments:
 
     _argument_group_name = "page"
 
-    weights: list[str] = arg([], "to choose from: files, or published names (default: all of these)", nargs="+")
+    weights: list[str] | None = arg(None, "to choose from: files, or published names (default: all of these)")
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))

@@ -14,7 +14,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.data_classes import ImageData
-from starlette.middleware import Middleware
 
 from clipcap.captioning.desk import OPTIONS
 from clipcap.errors import UserError
@@ -124,7 +123,7 @@ def served(page: gr.Blocks, host: str | None, port: int, share: bool, max_megaby
             server_port=port,
             share=share,
             max_file_size=f"{max_megabytes}mb",
-            app_kwargs={"middleware": [Middleware(Gate)]},
+            app_kwargs={"middleware": [(Gate, (), {})]},
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             footer_links=[],
             ssr_mode=False,
