@@ -18,7 +18,7 @@ from clipcap.captioning.accepted import BEST_RATING
 from clipcap.captioning.desk import CONTROLS, Desk
 from clipcap.cli import arg, parse, run
 from clipcap.devices import PRECISIONS
-from clipcap.errors import UserError, at_least, first_line
+from clipcap.errors import UserError, at_least
 from clipcap.files import make_folder, only_writer
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class PageArguments:
 
     _argument_group_name = "page"
 
-    weights: list[str] | None = arg(None, "to choose from: files, or published names (default: all of these)")
+    weights: list[str] | None = arg(None, "to choose from: files, or published names; without it, all of these")
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
-    host: str | None = arg(None, "0.0.0.0 for the whole network (default: 127.0.0.1, for this computer)")
+    host: str | None = arg(None, "0.0.0.0 for the whole network; without it, this computer alone: 127.0.0.1")
     port: int = arg(7860, "of the page's address")
     share: bool = arg(False, "give it a public address too, through a program that Gradio downloads")
-    keep: str | None = arg(None, "folder to keep what visitors accept (default: nothing is kept)", metavar="DIR")
+    keep: str | None = arg(None, "folder to keep what visitors accept in; without it, nothing is kept", metavar="DIR")
     max_megabytes: int = arg(20, "largest picture")
 
 
@@ -119,6 +119,10 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
                 download = gr.DownloadButton("Nothing accepted yet", interactive=False, elem_id="download")
                 gr.Markdown(KEPT if desk.kept else "Nothing is kept here when you leave: download what you accepted.")
 
+        def changed(request: gr.Request) -> dict[Any, Any]:
+            desk.change(str(request.session_hash))
+            return say("") | {choices: gr.Radio([], value=None), caption: ""}
+
         def say(text: str) -> dict[Any, Any]:
             return {message: gr.Textbox(text, visible=bool(text))}
 
@@ -133,14 +137,15 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
         def accepted(request: gr.Request, text: str, choice: str | None, stars: int | None) -> dict[Any, Any]:
             try:
                 file, count = desk.accept(str(request.session_hash), text, choice, stars)
-            except (UserError, OSError) as error:
-                return say(first_line(error))
+            except UserError as error:
+                return say(str(error))
             label = f"Download {count} accepted {'caption' if count == 1 else 'captions'}"
             return say("") | {download: gr.DownloadButton(label, value=str(file), interactive=True)}
 
         def left(request: gr.Request) -> None:
             desk.forget(str(request.session_hash))
 
+        photo.input(changed, None, [message, choices, caption], api_visibility="private")
         write.click(written, [photo, name, *controls], [message, choices, caption, rating], api_visibility="private")
         choices.input(None, choices, caption, js="choice => choice")
         accept.click(accepted, [caption, choices, rating], [message, download], api_visibility="private")

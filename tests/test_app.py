@@ -205,8 +205,8 @@ def test_impossible_options_get_one_sentence(page: str, photo: Path) -> None:
     assert "have not learned what length asks for" in visitor.write(upload, length="short")[0]
     assert "temperature must be from" in visitor.write(upload, temperature="1e9")[0]
     assert "max_chars must be a whole number, not 'many'" in visitor.write(upload, max_chars="many")[0]
-    assert "the caption is empty" in visitor.click("accept", [" ", None, None])[0]["value"]
     assert all("turtle" not in caption for caption in visitor.write(upload, ban="turtle, meadow")[1])
+    assert "the caption is empty" in visitor.click("accept", [" ", None, None])[0]["value"]
 
 
 def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
@@ -273,7 +273,9 @@ def browser(tmp_path: Path) -> Iterator[Chromium]:
         yield browser
 
 
-def choose_file(browser: Chromium, path: Path) -> None:
+def choose_file(browser: Chromium, path: Path, replaced: bool = False) -> None:
+    if replaced:
+        browser.click("#photo button[aria-label='Remove Image']")
     browser.wait("!!document.querySelector('#photo input[type=file]')", 20)
     root = browser.call("DOM.getDocument")["root"]["nodeId"]
     node = browser.call("DOM.querySelector", nodeId=root, selector="#photo input[type=file]")["nodeId"]
@@ -307,6 +309,12 @@ def test_in_the_browser(page: str, photo: Path, browser: Chromium, tmp_path: Pat
     file = tmp_path / "accepted.zip"
     while not file.exists():  # downloads appear whole
         time.sleep(0.05)
+    choose_file(browser, photo.rename(tmp_path / "other.jpg"), replaced=True)
+    browser.wait("document.querySelectorAll('#choices input').length === 0")  # they were those of the other picture
+    browser.click("#accept")
+    browser.wait(
+        "(document.querySelector('#message textarea') || {value: ''}).value.startsWith('there is no picture with')"
+    )
     assert "in my words" in edited and trained_on(file.read_bytes(), tmp_path).captions("train") == [edited]
     assert all(url.startswith((page, "data:", "blob:")) for url in browser.requests) and browser.errors == []
 

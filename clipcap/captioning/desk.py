@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CHOICES = 3  # captions to choose from
 MOST_SESSIONS = 100  # whose accepted pictures are in memory
+MOST_ACCEPTED = 500  # by one of them
 CONTROLS = {  # options of predict.py, and what the page says about them
     "method": "how captions are searched for: samples, or the likeliest",
     "temperature": "of nucleus: below 1 is safer, above 1 bolder",
@@ -93,13 +95,18 @@ class Desk:
         if rules.has_fields:
             raise UserError("an upload has neither folder nor date: leave {folder} and {date} out")
         try:
-            session.picture = small_jpeg(open_image(photo, min_side=LONGEST_SIDE), LONGEST_SIDE)
+            picture = small_jpeg(open_image(photo, min_side=LONGEST_SIDE), LONGEST_SIDE)
         except UnreadableImage as error:
             raise UserError(f"this picture cannot be used: {error.reason}") from None
-        [row] = self.load(weights).rows([photo], decoding, rules, workers=0)
+        try:
+            captioner = self.load(weights)
+        except UserError as error:  # it may name places on this computer
+            print(f"weights {weights}: {error}", file=sys.stderr)
+            raise UserError(f"the weights {weights} cannot be loaded here: choose others") from None
+        [row] = captioner.rows([photo], decoding, rules, workers=0)
         if row.error is not None:
             raise UserError(f"this picture gets no caption: {row.error}")
-        session.weights = weights
+        session.picture, session.weights = picture, weights
         few = f"only {len(row.captions)} different captions were found" if len(row.captions) < CHOICES else ""
         return row.captions, "; ".join(filter(None, [few, row.note]))
 
@@ -107,20 +114,27 @@ class Desk:
         """Accept a caption for the picture that was captioned last -> the ZIP of all accepted, and their number.
 
         Raises:
-            UserError: there is no picture, or the caption or the rating is none.
-            OSError: it could not be kept.
+            UserError: there is no picture, the caption or the rating is none, or the disk is full.
         """
         session = self._session(key)
         if not session.picture:
             raise UserError("there is no picture with captions yet: upload one, and write captions")
+        if len(session.accepted) >= MOST_ACCEPTED:
+            raise UserError(f"{MOST_ACCEPTED} captions are accepted: download them, and load the page again for more")
         accepted = Accepted(session.picture, caption, written or "", session.weights, rating)
-        if self.kept:
-            keep(accepted, self.kept)
+        try:
+            session.download = session.download or Path(tempfile.mkdtemp(dir=self.folder)) / "accepted.zip"
+            write_whole(session.download, zipped([*session.accepted, accepted]))
+            if self.kept:
+                keep(accepted, self.kept)
+        except OSError as error:
+            raise UserError(f"the caption could not be stored ({error.strerror}): try again later") from None
         session.accepted.append(accepted)
-        if session.download is None:
-            session.download = Path(tempfile.mkdtemp(dir=self.folder)) / "accepted.zip"
-        write_whole(session.download, zipped(session.accepted))
         return session.download, len(session.accepted)
+
+    def change(self, key: str) -> None:
+        """Take the picture away that was captioned last, when its visitor chooses another."""
+        self._session(key).picture = b""
 
     def forget(self, key: str) -> None:
         """Delete all that belongs to a session."""

@@ -24,7 +24,7 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
 PUBLIC = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static|svelte)/.*"
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static)/.*"
     r"|/gradio_api/(startup-events|upload|upload_progress|queue/(join|data)|cancel|reset|heartbeat/\w+)"
     r"|/gradio_api/file=(?!\w+:/).*",  # Gradio itself gives out no file but uploads; an address it would fetch
     re.DOTALL,
