@@ -161,13 +161,20 @@ def test_no_file_of_the_server_is_given_out(page: str, path: str) -> None:
     assert Visitor(page).status(path) in (403, 404, 405)
 
 
-def test_another_place_in_an_upload_is_refused(page: str, photo: Path) -> None:
+def test_another_place_in_an_upload_is_refused(page: str, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a path, or an address to fetch, in place of what was uploaded."""
+    fetched = []
+
+    async def fetch(address: str, **_) -> str:
+        fetched.append(address)
+        return str(photo)
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
     visitor = Visitor(page)
     for place in (str(photo), "/etc/passwd", "http://127.0.0.1:9/a.jpg", "https://example.com/a.jpg"):
         with pytest.raises(AssertionError, match="success"):
             visitor.write({"path": place, "meta": {"_type": "gradio.FileData"}})
-    assert visitor.write(None) == ("there is no picture: upload one", [])
+    assert fetched == [] and visitor.write(None) == ("there is no picture: upload one", [])
 
 
 def huge_png() -> bytes:
