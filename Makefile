@@ -3,11 +3,12 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test test-oldest compare bench readme
+.PHONY: help setup demo app test test-oldest compare bench readme
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo         fine-tune a small captioner on drawn pictures and caption new ones (a few minutes)"
+	@echo "make app          caption pictures in the browser, with the demo's weights"
 	@echo "make test         check the style, the types and the layout, and run the tests"
 	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, on Python 3.11"
 	@echo "make compare      fine-tune in all four ways on the drawn pictures and write one table"
@@ -37,6 +38,9 @@ demo: $(INSTALLED)
 	@rm -f runs/demo/captions.jsonl  # of an earlier run: predict.py would keep them
 	$(RUN) predict.py --demo runs/demo/photos --output runs/demo/captions.jsonl
 	$(RUN) -m demo.show
+
+app: $(INSTALLED)
+	$(RUN) app.py --weights demo
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -125,7 +125,8 @@ def compare(
     from clipcap.evaluation.held_out import HeldOut, make_judge
     from clipcap.evaluation.java_metrics import java_scorer
     from clipcap.evaluation.report import write_report
-    from clipcap.evaluation.scores import evaluate_model, new_report, short_names
+    from clipcap.evaluation.scores import evaluate_model, new_report
+    from clipcap.weights.places import short_names
 
     device = pick_device(args.device)
     make_folder(args.output)

@@ -15,10 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from clipcap.captioning.options import check_sizes
-from clipcap.cli import arg, parse, run
+from clipcap.cli import ProgressBar, arg, parse, run
 from clipcap.clip.names import ClipIdentity, model_and_weights, pretrained_of
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.data.canaries import MOST_CANARIES, plant
@@ -133,7 +131,7 @@ def embed(
     missing = writer.missing(shards)
     total, left = (sum(len(shard.examples) for shard in part) for part in (shards, missing))
     started = time.perf_counter()
-    with tqdm(total=total, initial=total - left, unit="image", desc="embedding", smoothing=0.1) as bar:
+    with ProgressBar(total=total, initial=total - left, unit="image", desc="embedding", smoothing=0.1) as bar:
         for shard, embedded in embed_shards(missing, encoder, out.batch_size, out.workers, bar.update):
             writer.write(shard, *to_rows(shard, embedded, width))
     seconds = time.perf_counter() - started

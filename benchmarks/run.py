@@ -10,7 +10,6 @@ run on the machine meanwhile.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,14 +83,13 @@ def measure(args: Arguments, folder: Path) -> None:
     Args:
         folder: an empty one, for photos and weights.
     """
-    from tqdm import tqdm
-
     from benchmarks import captioning, fine_tuning, memory
     from benchmarks.machine import describe, measure_limits
     from benchmarks.page import write
     from benchmarks.plan import Plan
     from benchmarks.results import Results, add_to
     from benchmarks.setting import TINY, Setting, Sizes
+    from clipcap.cli import ProgressBar
     from clipcap.devices import pick_device
 
     device = pick_device(args.device)
@@ -111,7 +109,7 @@ def measure(args: Arguments, folder: Path) -> None:
         results = add_to(Path(args.output), results)
     chosen = args.only or [name for name in NAMES if not (args.quick and name == "memory")]
     names = [name for name in NAMES if name in chosen]
-    with tqdm(names, "measuring", unit="comparison", file=sys.stderr) as bar:
+    with ProgressBar(names, "measuring", unit="comparison") as bar:
         plan = Plan(rounds, args.quick, device, bar.set_postfix_str)
         for name in bar:
             if name == "memory":

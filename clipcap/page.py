@@ -66,11 +66,16 @@ def picture_uri(image: str | Path | bytes | Image.Image, longest: int = 320) -> 
     from clipcap.clip.formats import open_picture
 
     image = image if isinstance(image, Image.Image) else open_picture(image)
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    return f"data:image/jpeg;base64,{base64.b64encode(small_jpeg(ImageOps.exif_transpose(image), longest)).decode()}"
+
+
+def small_jpeg(image: Image.Image, longest: int) -> bytes:
+    """An upright picture as a JPEG without metadata, its longest side at most `longest` pixels."""
+    image = image.convert("RGB")
     image.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, "JPEG", quality=85, exif=b"")
+    return buffer.getvalue()
 
 
 def picture_page(rows: Iterable[Mapping[str, Any]], path: str | Path, title: str) -> None:

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from clipcap.cli import run
+from clipcap.cli import ProgressBar, run
 from clipcap.errors import UserError, at_least
 from clipcap.files import whole_file
 from clipcap.world.author import own_post
@@ -69,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     at_least(1, posts=count)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_archive(file, list(tqdm(scenes("train", count), "drawing", count, unit="post", file=sys.stderr)))
+        write_archive(file, list(ProgressBar(scenes("train", count), "drawing", count, unit="post")))
     except OSError as error:
         raise UserError(f"{str(file)!r} cannot be written ({error.strerror}): give another file") from None
     print(file)

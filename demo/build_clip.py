@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
+from clipcap.cli import ProgressBar
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.world.scenes import Scene, combinations
 
@@ -101,7 +101,7 @@ def draw_pixels(pictured: list[Scene]) -> Tensor:
     """The scenes as CLIP sees them, drawn in two processes: uint8 (N, 64, 64, 3)."""
     with ProcessPoolExecutor(2) as pool:
         drawn = pool.map(_pixels, pictured, chunksize=64)
-        return torch.from_numpy(np.stack(list(tqdm(drawn, "drawing", len(pictured), unit=" pictures"))))
+        return torch.from_numpy(np.stack(list(ProgressBar(drawn, "drawing", len(pictured), unit=" pictures"))))
 
 
 def _pixels(scene: Scene) -> np.ndarray:
@@ -140,7 +140,7 @@ def _fit(
     steps = EPOCHS * (len(pictured) // lap) * -(-lap // BATCH)
     optimizer, schedule = adamw(model, LEARNING_RATE, DECAY, steps)
     model.train()
-    with tqdm(total=steps, desc="CLIP", unit=" steps") as progress:
+    with ProgressBar(total=steps, desc="CLIP", unit=" steps") as progress:
         for epoch in range(EPOCHS):
             for batch in _batches(len(pictured), lap, chance):
                 texts = [pictured[i].literal if chance.random() < 0.5 else pictured[i].post(epoch) for i in batch]

@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from clipcap.cli import ProgressBar
 from demo.build_clip import END, adamw, save_tokenizer, take_step, train_bpe
 from demo.corpus import SIGNS, WORDS, documents
 
@@ -27,7 +27,7 @@ def train_gpt2(folder: Path, seed: int = 0) -> None:
     """Train, and write config, weights and tokenizer to `folder`, in the form that transformers reads."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = list(tqdm(documents(DOCUMENTS, seed), "writing", DOCUMENTS, unit=" documents"))
+    texts = list(ProgressBar(documents(DOCUMENTS, seed), "writing", DOCUMENTS, unit=" documents"))
     tokenizer = train_bpe(_in_pieces(texts[: DOCUMENTS // 4]), VOCABULARY, [END])
     save_tokenizer(tokenizer, folder, bos_token=END, unk_token=END)
     end = tokenizer.token_to_id(END)
@@ -68,7 +68,7 @@ def fit(model: GPT2LMHeadModel, tokens: Tensor) -> None:
     batches = tokens[torch.randperm(len(tokens))].split(BATCH)
     optimizer, schedule = adamw(model, LEARNING_RATE, DECAY, len(batches))
     model.train()
-    progress = tqdm(batches, "GPT-2", unit=" steps")
+    progress = ProgressBar(batches, "GPT-2", unit=" steps")
     for batch in progress:  # (B, T)
         logits = model(batch[:, :-1], use_cache=False).logits  # (B, T - 1, V)
         loss = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())

@@ -5,13 +5,10 @@ python -m demo.draw [FOLDER]
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from clipcap.cli import run
+from clipcap.cli import ProgressBar, run
 from clipcap.errors import UserError
 from clipcap.world.scenes import SPLITS, Scene, scenes
 from clipcap.world.shipped import PHOTOS
@@ -27,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(argv[0] if argv else PHOTOS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for scene in tqdm(scenes("test"), "drawing", SPLITS["test"], unit="picture", file=sys.stderr):
+        for scene in ProgressBar(scenes("test"), "drawing", SPLITS["test"], unit="picture"):
             scene.draw().save(photo(folder, scene))
     except OSError as error:
         raise UserError(f"the pictures cannot be written to {folder} ({error.strerror}): give another folder") from None

@@ -96,7 +96,15 @@ def test_only_splits_that_are_looked_at_have_thumbnails(tmp_path: Path) -> None:
     store = build(tmp_path, given)
     assert store.column("train", "thumbnail") == [None]
     first, second = store.column("test", "thumbnail")
-    assert Image.open(BytesIO(first)).size == (320, 160) and second is None
+    assert Image.open(BytesIO(first)).size == (512, 256) and second is None
+
+
+def test_thumbnails_are_large_where_clip_sees_a_quarter(tmp_path: Path) -> None:
+    """Guards against pictures of 270 pixels to rate, which is what a JPEG of 1080 is decoded to for CLIP."""
+    picture(1).resize((1080, 1080)).save(tmp_path / "a.jpg")
+    store = build(tmp_path / "data", [Example(split, ("x",), tmp_path / "a.jpg", split) for split in ("train", "test")])
+    assert Image.open(BytesIO(store.column("test", "thumbnail")[0])).size == (512, 512)
+    np.testing.assert_array_equal(store.embeddings("train"), store.embeddings("test"))
 
 
 # interruption

@@ -160,6 +160,23 @@ def browser(tmp_path):
         yield browser
 
 
+def test_a_wide_table_shows_that_it_scrolls(folder, browser, tmp_path):
+    """Guards against models that nobody finds on a phone: a shade at the edge says that there is more behind it."""
+
+    def edge() -> int:
+        x, y = browser.run(
+            "(box => [box.right - 3, box.top + 8])(document.querySelector('.scroll').getBoundingClientRect())"
+        )
+        browser.screenshot(tmp_path / "page.png")
+        return sum(Image.open(tmp_path / "page.png").convert("RGB").getpixel((int(x), int(y))))
+
+    browser.open((folder / "report.html").as_uri(), 390)
+    more = edge()
+    browser.run("document.querySelector('.scroll').scrollLeft = 9999")
+    browser.wait("document.querySelector('.scroll').scrollLeft > 0")
+    assert more < 700 < edge()
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("hash", ["", "#rate"])
 def test_page_fits(folder, browser, width, hash):

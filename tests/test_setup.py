@@ -74,7 +74,7 @@ def test_the_oldest_environment_has_every_lower_bound(tmp_path: Path) -> None:
     assert "--constraint .venv-oldest/constraints.txt --editable .[dev]" in installs
     assert len(tests) == 2 and all(call.startswith("-m pytest") for call in tests)
     oldest = (tmp_path / ".venv-oldest/constraints.txt").read_text().splitlines()
-    for requirement in required("dev", "wandb"):
+    for requirement in required("dev", "wandb", "trackio"):
         [bound] = [specifier.version for specifier in requirement.specifier if specifier.operator == ">="]
         assert f"{requirement.name}=={bound}" in oldest
 

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import LoggerType
 from tiny import byte_tokenizer, tiny_config, tiny_model
 
 from clipcap.errors import Interrupted, UserError
@@ -217,3 +219,26 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
     pytest.importorskip("tensorboard")
     trainer(tmp_path, report_to="tensorboard", epochs=1).run()
     assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+TRACKIO = """
+class config:
+    update = lambda values, **_: None
+
+class Run:
+    log = lambda self, values, step, **_: print("logged", step, *values)
+    finish = lambda self: print("finished")
+
+init = lambda project, **_: Run()
+"""
+
+
+def test_metrics_go_to_trackio_too(tmp_path, monkeypatch, capsys):
+    """Guards against a tracker that is offered, and that accelerate does not know. A stand-in takes its place."""
+    (tmp_path / "trackio.py").write_text(TRACKIO)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TRACKIO])
+    trainer(tmp_path / "run", report_to="trackio", epochs=1).run()
+    printed = capsys.readouterr().out
+    assert "train_loss" in printed and "val_loss" in printed and printed.endswith("finished\n")

@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from tqdm import tqdm
-
 from clipcap.captioning.rows import Row, Writer
 from clipcap.captioning.sidecars import Sidecars
+from clipcap.cli import ProgressBar
 
 # What would move a terminal's cursor, start a new line, or turn the direction of the text that follows.
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -26,7 +25,7 @@ def write_out(rows: Iterable[Row], total: int, outputs: Sequence[Writer | Sideca
     """
     started, done = time.perf_counter(), 0
     failures: Counter[str] = Counter()
-    with tqdm(rows, total=total, unit="image", desc="captioning", smoothing=0.1) as progress:
+    with ProgressBar(rows, total=total, unit="image", desc="captioning", smoothing=0.1) as progress:
         for row in progress:
             told = [row.error, *(output.write(row) for output in outputs if output.wants(row.image))]
             problems = [problem for problem in told if problem]
@@ -65,6 +64,6 @@ def _line(text: str, stream: TextIO | None) -> None:
     encoding = stream.encoding or "utf-8"
     # File names may hold any bytes and captions hold emoji: what the stream cannot show is escaped.
     text = text.encode(encoding, "backslashreplace").decode(encoding)
-    write = tqdm.write if stream.isatty() else print  # a terminal may be showing the progress bar
+    write = ProgressBar.write if stream.isatty() else print  # a terminal may be showing the progress bar
     write(text, file=stream)
     stream.flush()

@@ -121,7 +121,7 @@ def load_pixels(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixel
     """Any source of a picture -> what `preprocessing` makes of it: uint8 (H, W, 3). Raises UnreadableImage."""
     image, box = _decode(source, preprocessing.min_side)
     try:
-        return preprocessing.pixels(image, box)
+        return preprocessing.pixels(image, box, lambda min_side: _decode(source, min_side)[0])
     except (ValueError, MemoryError) as error:
         raise UnreadableImage(_reason(error)) from error
 

@@ -5,6 +5,7 @@ This is open_clip's inference transform in plain Pillow, so that worker processe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -15,6 +16,7 @@ from clipcap.clip.upright import Box
 
 MAX_RESIZED_PIXELS = 64_000_000  # a picture 1 pixel high and 60000 wide would be resized to gigabytes
 Pixels = TypeVar("Pixels", covariant=True)
+Again = Callable[[int], Image.Image]  # decodes a picture once more, each side with as many pixels as this or all it has
 
 
 class PixelMaker(Protocol[Pixels]):
@@ -24,8 +26,8 @@ class PixelMaker(Protocol[Pixels]):
     def min_side(self) -> int | None:
         """How many pixels each side of the decoded picture needs; None for all that it has."""
 
-    def pixels(self, image: Image.Image, box: Box | None = None) -> Pixels:
-        """RGB picture, and which part of it counts -> pixels."""
+    def pixels(self, image: Image.Image, box: Box | None, again: Again) -> Pixels:
+        """RGB picture, which part of it counts, and a function that decodes it with longer sides -> pixels."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ class Preprocessing:
         """How many pixels each side of a picture needs before it is resized; None for all that it has."""
         return max(self.size) if self.reduced else None
 
-    def pixels(self, image: Image.Image, box: Box | None = None) -> np.ndarray:
+    def pixels(self, image: Image.Image, box: Box | None = None, again: Again | None = None) -> np.ndarray:
         """RGB picture -> uint8 (height, width, 3), not yet normalised. Equal to `open_clip.image_transform`.
 
         Args:
             image: upright and in RGB.
             box: left, top, right and bottom of the part that counts, for a picture that was decoded at a reduced size
                 and ends within a pixel; None: all of it.
+            again: not used, since the picture has what CLIP needs.
 
         Raises:
             ValueError: when the picture is so long and thin that resizing its short side would take gigabytes.

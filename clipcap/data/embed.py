@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from clipcap.clip.images import UnreadableImage
-from clipcap.clip.preprocessing import PixelMaker, Preprocessing
+from clipcap.clip.preprocessing import Again, PixelMaker, Preprocessing
 from clipcap.clip.upright import Box
 from clipcap.clip.workers import pixel_batches
 from clipcap.data.reading import legible
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from clipcap.data.examples import Example
     from clipcap.data.shards import Shard
 
-THUMBNAIL_SIDE = 320  # pixels of the longer side, at most
+THUMBNAIL_SIDE = 512  # pixels of the longer side, at most
 
 Decoded = np.ndarray | tuple[np.ndarray, bytes]  # uint8 (H, W, 3), with a thumbnail as a JPEG where one was asked for
 Embedded = tuple[np.ndarray, bytes | None] | UnreadableImage  # embedding (C) and thumbnail, or why there is none
@@ -37,7 +37,7 @@ Embedded = tuple[np.ndarray, bytes | None] | UnreadableImage  # embedding (C) an
 
 @dataclass(frozen=True)
 class WithThumbnail:
-    """A preprocessing that also makes a small JPEG of the whole picture, from the same decoded pixels."""
+    """A preprocessing that also makes a small JPEG of the whole picture."""
 
     preprocessing: Preprocessing
 
@@ -46,10 +46,11 @@ class WithThumbnail:
         """As much as CLIP needs and no more, so that a thumbnail does not change the embedding."""
         return self.preprocessing.min_side
 
-    def pixels(self, image: Image.Image, box: Box | None = None) -> tuple[np.ndarray, bytes]:
+    def pixels(self, image: Image.Image, box: Box | None, again: Again) -> tuple[np.ndarray, bytes]:
         """RGB picture -> uint8 (H, W, 3) for CLIP, and the thumbnail as a JPEG."""
         pixels = self.preprocessing.pixels(image, box)
-        small, file = image.copy(), BytesIO()
+        large = max(image.size) >= THUMBNAIL_SIDE
+        small, file = image.copy() if large else again(THUMBNAIL_SIDE), BytesIO()
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         small.save(file, "JPEG", quality=80)
         return pixels, file.getvalue()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from clipcap.cli import ProgressBar
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.changes import files_as_embedded
 from clipcap.data.contacts import contacts
@@ -99,7 +99,7 @@ class HeldOut:
         if wanted.model is None or len(pictures) < len(self):
             raise UserError(f"it wants embeddings of {wanted}, and {self.store.path} holds neither them nor pictures")
         encoder = self.encoder(wanted.model, wanted.pretrained)
-        starts = tqdm(range(0, len(pictures), 64), f"CLIP {wanted.model}", unit="batch", leave=False, file=sys.stderr)
+        starts = ProgressBar(range(0, len(pictures), 64), f"CLIP {wanted.model}", unit="batch", leave=False)
         try:
             embeddings = torch.cat([encoder.encode_images(pictures[i : i + 64]) for i in starts]).numpy()
         except UnreadableImage as error:

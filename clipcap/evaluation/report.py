@@ -28,6 +28,7 @@ from clipcap.page import escape, page, picture_uri
 from clipcap.training.plots import losses_svg
 
 FORMAT = 1
+SIDE = 512  # pixels of a picture's longer side, at most: enough to judge a caption by
 TABLE_STARTS, TABLE_ENDS = "<!-- table -->", "<!-- end of table -->"
 
 
@@ -56,7 +57,7 @@ def write_report(report: dict[str, Any], folder: Path, pictures: Sequence[bytes 
 def _uri(picture: bytes | str) -> str | None:
     """A picture for the page; None for one that cannot be read, since the data may come from anybody."""
     try:
-        return picture_uri(open_image(picture, min_side=320))
+        return picture_uri(open_image(picture, min_side=SIDE), SIDE)
     except UnreadableImage:
         return None
 

@@ -9,15 +9,14 @@ Shapes: N images, C CLIP width.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from clipcap.cli import ProgressBar
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.controls import Request, ask
@@ -89,9 +88,7 @@ def caption_embeddings(
     tokenizer = tokenizer_of(model.config)
     captions: list[str] = []
     hidden = progress is None
-    with tqdm(
-        total=len(embeddings), desc=progress, unit="captions", leave=False, disable=hidden, file=sys.stderr
-    ) as bar:
+    with ProgressBar(total=len(embeddings), desc=progress, unit="captions", leave=False, disable=hidden) as bar:
         for start in range(0, len(embeddings), batch_size):
             part = slice(start, start + batch_size)
             batch = torch.tensor(np.asarray(embeddings[part]), device=model.device)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from clipcap.cli import ProgressBar
 from clipcap.fast.large_weights import HeadLoss
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
@@ -36,7 +34,7 @@ def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, pr
     model.eval()
     batches = loader(dataset, in_order(dataset, batch_size), model.device)
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for batch in tqdm(batches, "loss", unit="batch", leave=False, disable=not progress, file=sys.stderr):
+    for batch in ProgressBar(batches, "loss", unit="batch", leave=False, disable=not progress):
         total += model.token_losses(batch.to(model.device)).double().sum().cpu()
         count += len(batch.targets)
     model.train(was_training)

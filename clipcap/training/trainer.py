@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
-from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+from clipcap.cli import ProgressBar
 from clipcap.errors import Interrupted, UserError
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf
@@ -143,7 +143,7 @@ class Trainer:
         self.journal.start()
         total = len(self.train_set) * args.epochs
         done = progress.step * len(self.train_set) // self.epoch_steps
-        bar = tqdm(total=total, initial=done, desc=self.strategy, unit="captions", disable=not main, file=sys.stderr)
+        bar = ProgressBar(total=total, initial=done, desc=self.strategy, unit="captions", disable=not main)
         begun = time.perf_counter()
         with bar, deferred_interrupt() as interrupted:
             if not progress.step:

@@ -7,7 +7,7 @@ every other place is for the user to name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,3 +112,10 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
     raise UserError(
         f"its base {shown} was not found beside it: give that file with --base (base= in Python), or put it there"
     )
+
+
+def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
+    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
+    for name, weights in zip(short, models, strict=True):
+        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights

@@ -260,6 +260,12 @@ MUTANTS = [
         ("xmp", "if self.item[0] >= 0 else (self.first, self.first)", "if True else (self.first, self.first)"),
         ("sidecars", 'f"{before}\\n".startswith(f"{text}\\n")', "before.startswith(text)"),
         ("console", "return 0 if not failures else 1 if done or skipped else 2", "return 0"),
+        ("visitors", 'if re.match(r"\\w+:/", str(file)):', "if False:", "test_app"),
+        ("visitors", 'if scope["type"] == "http" and not PUBLIC.fullmatch(scope["path"]):', "if False:", "test_app"),
+        ("visitors", "preprocess=preprocess, ", "", "test_app"),
+        ("desk", "session.upload and session.upload != Path(photo)", "False", "test_app"),
+        ("desk", "file.unlink(missing_ok=True)", "pass", "test_app"),
+        ("accepted", "{one.file_name: one.picture for one in accepted}.items()", "[]", "test_app"),
     ),
     *room(
         "data",

@@ -1,0 +1,157 @@
+"""A page in the browser: upload a picture, choose among three captions, edit, and download what you accepted.
+
+    python app.py --weights coco runs/base/base_weights.pt
+
+The download is a ZIP: unpack it, and `load_data.py --source folder` makes training data of it. Nothing of a visit is
+kept afterwards, unless --keep says where.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcap.captioning.accepted import BEST_RATING
+from clipcap.captioning.desk import CONTROLS, Desk
+from clipcap.cli import arg, parse, run
+from clipcap.devices import PRECISIONS
+from clipcap.errors import UserError, at_least
+from clipcap.files import make_folder, only_writer
+
+if TYPE_CHECKING:
+    import gradio
+
+    from clipcap.captioning.captioner import Captioner
+
+KEPT = "The pictures and captions that you accept are kept here, without your name."
+
+
+@dataclass
+class PageArguments:
+    """What captions the pictures, and who can reach the page."""
+
+    _argument_group_name = "page"
+
+    weights: list[str] | None = arg(None, "to choose from: files, or published names; without it, all of these")
+    clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
+    device: str = arg("auto", "cpu, cuda, ...")
+    precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
+    host: str | None = arg(None, "0.0.0.0 for the whole network; without it, this computer alone: 127.0.0.1")
+    port: int = arg(7860, "of the page's address")
+    share: bool = arg(False, "give it a public address too, through a program that Gradio downloads")
+    keep: str | None = arg(None, "folder to keep what visitors accept in; without it, nothing is kept", metavar="DIR")
+    max_megabytes: int = arg(20, "largest picture")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until the program is interrupted."""
+    (args,) = parse(
+        argv,
+        PageArguments,
+        description="Serve a page on which people caption their pictures.",
+        example="python app.py --weights coco runs/base/base_weights.pt",
+    )
+    with opened(args) as address:
+        print(f"the page is at {address} until you press Ctrl-C", flush=True)
+        threading.Event().wait()
+
+
+@contextmanager
+def opened(args: PageArguments) -> Iterator[str]:
+    """Serve the page as long as the context lasts; gives its address.
+
+    Raises:
+        UserError: Gradio is missing, the first weights cannot be loaded, or the port or the folder cannot be used.
+    """
+    at_least(1, option=True, port=args.port, max_megabytes=args.max_megabytes)
+    try:
+        from clipcap.captioning.visitors import private_folder, served
+    except ImportError:
+        raise UserError("the page needs one more package: pip install gradio") from None
+    from clipcap.weights.places import short_names
+    from clipcap.weights.published import names
+
+    weights = dict(short_names(args.weights or names()))
+
+    @lru_cache(2)
+    def load(name: str) -> "Captioner":
+        from clipcap.captioning.captioner import Captioner
+
+        return Captioner.load(weights[name], args.clip, args.device, args.precision)
+
+    kept = Path(args.keep) if args.keep else None
+    with ExitStack() as stack:
+        if kept:
+            make_folder(kept)
+            stack.enter_context(only_writer(kept))
+        desk = Desk(load, stack.enter_context(private_folder()), kept)
+        page = build(desk, list(weights))
+        address = stack.enter_context(served(page, args.host, args.port, args.share, args.max_megabytes))
+        load(next(iter(weights)))  # so that a mistake shows at once
+        yield address
+
+
+def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
+    """The page: what is on it, and what happens where."""
+    import gradio as gr
+
+    from clipcap.captioning.visitors import control, photo_input
+
+    with gr.Blocks(title="Captions", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("# Captions for your pictures")
+        with gr.Row():
+            with gr.Column():
+                photo = photo_input(sources=["upload", "webcam"], label="Picture", height=380, elem_id="photo")
+                name = gr.Dropdown(list(weights), label="Weights")
+                with gr.Accordion("Options", open=False):
+                    controls = [control(option, hint) for option, hint in CONTROLS.items()]
+                write = gr.Button("Write captions", variant="primary", elem_id="write")
+            with gr.Column():
+                message = gr.Textbox(label="Please note", visible=False, interactive=False, elem_id="message")
+                choices = gr.Radio([], label="Choose a caption", elem_id="choices")
+                caption = gr.Textbox(label="Edit it", lines=4, buttons=["copy"], elem_id="caption")
+                stars = list(range(BEST_RATING + 1))
+                rating = gr.Radio(stars, label="Rate it: 0 is bad, 5 is perfect", elem_id="rating")
+                accept = gr.Button("Accept", elem_id="accept")
+                download = gr.DownloadButton("Nothing accepted yet", interactive=False, elem_id="download")
+                gr.Markdown(KEPT if desk.kept else "Nothing is kept here when you leave: download what you accepted.")
+
+        def changed(request: gr.Request) -> dict[Any, Any]:
+            desk.change(str(request.session_hash))
+            return say("") | {choices: gr.Radio([], value=None), caption: ""}
+
+        def say(text: str) -> dict[Any, Any]:
+            return {message: gr.Textbox(text, visible=bool(text))}
+
+        def written(request: gr.Request, photo: str | None, name: str, *values: Any) -> dict[Any, Any]:
+            try:
+                asked = dict(zip(CONTROLS, values, strict=True))
+                found, note = desk.captions(str(request.session_hash), photo, name, asked)
+            except UserError as error:
+                return say(str(error)) | {choices: gr.Radio([], value=None), caption: ""}
+            return say(note) | {choices: gr.Radio(found, value=found[0]), caption: found[0], rating: None}
+
+        def accepted(request: gr.Request, text: str, choice: str | None, stars: int | None) -> dict[Any, Any]:
+            try:
+                file, count = desk.accept(str(request.session_hash), text, choice, stars)
+            except UserError as error:
+                return say(str(error))
+            label = f"Download {count} accepted {'caption' if count == 1 else 'captions'}"
+            return say("") | {download: gr.DownloadButton(label, value=str(file), interactive=True)}
+
+        def left(request: gr.Request) -> None:
+            desk.forget(str(request.session_hash))
+
+        photo.input(changed, None, [message, choices, caption], api_visibility="private")
+        write.click(written, [photo, name, *controls], [message, choices, caption, rating], api_visibility="private")
+        choices.input(None, choices, caption, js="choice => choice")
+        accept.click(accepted, [caption, choices, rating], [message, download], api_visibility="private")
+        page.unload(left)
+    return page
+
+
+if __name__ == "__main__":
+    run(main)

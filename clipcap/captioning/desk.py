@@ -1,0 +1,148 @@
+"""What the page of app.py does for its visitors: caption an upload, accept a caption, forget a session."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcap.captioning.accepted import LONGEST_SIDE, Accepted, keep, zipped
+from clipcap.captioning.options import CaptionArguments, DecodingArguments, chosen
+from clipcap.clip.images import UnreadableImage, open_image
+from clipcap.errors import UserError, shown
+from clipcap.files import write_whole
+from clipcap.page import small_jpeg
+
+if TYPE_CHECKING:
+    from clipcap.captioning.captioner import Captioner
+
+CHOICES = 3  # captions to choose from
+MOST_SESSIONS = 100  # whose accepted pictures are in memory
+MOST_ACCEPTED = 500  # by one of them
+CONTROLS = {  # options of predict.py, and what the page says about them
+    "method": "how captions are searched for: samples, or the likeliest",
+    "temperature": "of nucleus: below 1 is safer, above 1 bolder",
+    "seed": "of nucleus: another number gives other captions",
+    "hashtags": "#hashtags in captions",
+    "emoji": "emoji in captions",
+    "max_hashtags": "most hashtags in a caption",
+    "max_chars": "most characters of a caption",
+    "start_with": "captions go on from it",
+    "ban": "words that no caption holds, with commas between them",
+    "require": "words of which one of the captions holds each, with commas between them",
+    "length": "for weights that were trained with this control",
+    "emoji_count": "for weights that were trained with this control",
+    "hashtag_count": "for weights that were trained with this control",
+}
+
+OPTIONS = {field.name: field for field in (*fields(DecodingArguments), *fields(CaptionArguments))}
+
+
+def value_of(name: str, given: str) -> Any:
+    """What a visitor has typed or chosen -> the value of an option. Raises UserError for what is no number."""
+    kind = str(OPTIONS[name].type)
+    if name in ("ban", "require"):
+        return given.split(",")
+    try:
+        return int(given) if "int" in kind else float(given) if "float" in kind else given
+    except ValueError:
+        raise UserError(f"{name} must be a {'whole ' * ('int' in kind)}number, not {shown(given)}") from None
+
+
+@dataclass
+class Session:
+    """What one visitor has uploaded, what was captioned last and by which weights, and what was accepted."""
+
+    upload: Path | None = None
+    picture: bytes = b""
+    weights: str = ""
+    accepted: list[Accepted] = field(default_factory=list)
+    download: Path | None = None
+
+
+class Desk:
+    """Answers the visitors. What belongs to a session goes when its visitor leaves.
+
+    Args:
+        load: name of weights -> their captioner.
+        folder: where uploads and downloads are.
+        kept: a folder for what is accepted; None to keep nothing.
+    """
+
+    def __init__(self, load: Callable[[str], Captioner], folder: Path, kept: Path | None) -> None:
+        self.load, self.folder, self.kept = load, folder, kept
+        self.sessions: dict[str, Session] = {}
+
+    def captions(
+        self, key: str, photo: str | None, weights: str, asked: dict[str, str | None]
+    ) -> tuple[list[str], str]:
+        """Captions of an upload to choose from, and what there is to say about them. Raises UserError."""
+        if not photo or not Path(photo).is_file():
+            raise UserError("there is no picture: upload one")
+        session = self._session(key)
+        if session.upload and session.upload != Path(photo):
+            session.upload.unlink(missing_ok=True)
+        session.upload = Path(photo)
+        options = {name: value_of(name, given) for name, given in asked.items() if given}
+        of_search = {field.name for field in fields(DecodingArguments)}
+        decoding, rules = chosen(
+            DecodingArguments(**{name: options[name] for name in options.keys() & of_search}),
+            CaptionArguments(num_captions=CHOICES, **{name: options[name] for name in options.keys() - of_search}),
+        )
+        if rules.has_fields:
+            raise UserError("an upload has neither folder nor date: leave {folder} and {date} out")
+        try:
+            picture = small_jpeg(open_image(photo, min_side=LONGEST_SIDE), LONGEST_SIDE)
+        except UnreadableImage as error:
+            raise UserError(f"this picture cannot be used: {error.reason}") from None
+        try:
+            captioner = self.load(weights)
+        except UserError as error:  # it may name places on this computer
+            print(f"weights {weights}: {error}", file=sys.stderr)
+            raise UserError(f"the weights {weights} cannot be loaded here: choose others") from None
+        [row] = captioner.rows([photo], decoding, rules, workers=0)
+        if row.error is not None:
+            raise UserError(f"this picture gets no caption: {row.error}")
+        session.picture, session.weights = picture, weights
+        few = f"only {len(row.captions)} different captions were found" if len(row.captions) < CHOICES else ""
+        return row.captions, "; ".join(filter(None, [few, row.note]))
+
+    def accept(self, key: str, caption: str, written: str | None, rating: int | None) -> tuple[Path, int]:
+        """Accept a caption for the picture that was captioned last -> the ZIP of all accepted, and their number.
+
+        Raises:
+            UserError: there is no picture, the caption or the rating is none, or the disk is full.
+        """
+        session = self._session(key)
+        if not session.picture:
+            raise UserError("there is no picture with captions yet: upload one, and write captions")
+        if len(session.accepted) >= MOST_ACCEPTED:
+            raise UserError(f"{MOST_ACCEPTED} captions are accepted: download them, and load the page again for more")
+        accepted = Accepted(session.picture, caption, written or "", session.weights, rating)
+        try:
+            session.download = session.download or Path(tempfile.mkdtemp(dir=self.folder)) / "accepted.zip"
+            write_whole(session.download, zipped([*session.accepted, accepted]))
+            if self.kept:
+                keep(accepted, self.kept)
+        except OSError as error:
+            raise UserError(f"the caption could not be stored ({error.strerror}): try again later") from None
+        session.accepted.append(accepted)
+        return session.download, len(session.accepted)
+
+    def change(self, key: str) -> None:
+        """Take the picture away that was captioned last, when its visitor chooses another."""
+        self._session(key).picture = b""
+
+    def forget(self, key: str) -> None:
+        """Delete all that belongs to a session."""
+        session = self.sessions.pop(key, Session())
+        for file in filter(None, [session.upload, session.download]):
+            file.unlink(missing_ok=True)
+
+    def _session(self, key: str) -> Session:
+        if key not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
+            self.forget(next(iter(self.sessions)))
+        return self.sessions.setdefault(key, Session())

@@ -1,0 +1,141 @@
+"""What the page of app.py lets the visitors of a network do: see the page, and hand over pictures. Nothing else.
+
+Gradio brings more: it opens uploads in any of Pillow's formats, fetches addresses that a visitor names, and has dozens
+of other routes. None of them is needed here.
+"""
+
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+
+from clipcap.captioning.desk import OPTIONS
+from clipcap.errors import UserError
+
+WAITING = 32  # visitors in the queue; the next one is told to come back
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+PUBLIC = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static)/.*"
+    r"|/gradio_api/(startup-events|upload|upload_progress|queue/(join|data)|cancel|reset|heartbeat/\w+)"
+    r"|/gradio_api/file=(?!\w+:/).*",  # Gradio itself gives out no file but uploads; an address it would fetch
+    re.DOTALL,
+)
+POLICY = (  # of the content: whatever Gradio's page may name elsewhere, a browser asks this server alone
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; worker-src 'self' blob:"
+)
+
+
+def photo_input(**options: Any) -> gr.Image:
+    """Where visitors put a picture. The event gets its file as it came, so that `clipcap.clip.images` alone decodes it.
+
+    Args:
+        **options: those of gr.Image.
+    """
+    image = gr.Image(**options)
+    to_cache = image.async_move_resource_to_block_cache
+
+    def preprocess(upload: ImageData | None) -> str | None:
+        return upload.path if upload else None
+
+    async def uploaded(file: Any) -> str | None:
+        if re.match(r"\w+:/", str(file)):
+            raise gr.Error("A picture is uploaded as a file, not named by an address.")
+        return await to_cache(file)
+
+    # In this object, not in a class derived from gr.Image: Gradio writes a .pyi beside the module of such a class.
+    vars(image).update(preprocess=preprocess, async_move_resource_to_block_cache=uploaded)
+    return image
+
+
+def control(name: str, hint: str) -> gr.components.Component:
+    """Where visitors set an option of predict.py. Numbers are text, since Gradio's numbers are 0 until they are set."""
+    label, choices, default = name.replace("_", " "), OPTIONS[name].metadata.get("choices"), OPTIONS[name].default
+    if name == "method":  # several captions need samples or beams
+        choices = ["nucleus", "beam"]
+    if choices:
+        return gr.Dropdown(choices if default else [("any", ""), *choices], label=label, info=hint)
+    return gr.Textbox(label=label, info=hint)
+
+
+class Gate:
+    """ASGI middleware: a request for anything that is not PUBLIC is answered with 404, and answers carry the POLICY."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
+        """Answer one request, as ASGI has it."""
+        if scope["type"] == "http" and not PUBLIC.fullmatch(scope["path"]):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder for uploads and downloads of the pages that are built in this context; it is deleted at the end."""
+    with TemporaryDirectory(prefix="clipcap-") as folder:
+        # Gradio reads these again and again. Run history is what it would write into the browsers of visitors.
+        here = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
+        before = {name: os.environ.get(name) for name in here}
+        os.environ |= here
+        try:
+            yield Path(folder)
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def served(page: gr.Blocks, host: str | None, port: int, share: bool, max_megabytes: int) -> Iterator[str]:
+    """Serve a page as long as the context lasts; gives its address.
+
+    Args:
+        page: what to serve.
+        host: where to listen; None for $GRADIO_SERVER_NAME, or else for this computer alone.
+        port: likewise.
+        share: ask Gradio for a public address too.
+        max_megabytes: the largest upload.
+
+    Raises:
+        UserError: the port cannot be used.
+    """
+    try:
+        page.queue(max_size=WAITING).launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            max_file_size=f"{max_megabytes}mb",
+            app_kwargs={"middleware": [(Gate, (), {})]},
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            footer_links=[],
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except (OSError, OverflowError):  # whatever keeps the server from listening
+        where = f"port {port}{f' of {host}' if host else ''}"
+        raise UserError(
+            f"{where} cannot be used, mostly because another program has it: choose another --port"
+        ) from None
+    try:
+        yield str(page.share_url or page.local_url)
+    finally:
+        page.close(verbose=False)

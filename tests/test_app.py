@@ -1,0 +1,342 @@
+"""The page of app.py: from an upload to training data, in Chromium and by the requests that a browser makes."""
+
+import io
+import json
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from chromium import PROGRAM, Chromium
+from PIL import Image
+
+import app
+import load_data
+from clipcap.captioning.captioner import Captioner
+from clipcap.captioning.desk import Desk
+from clipcap.captioning.rows import Row
+from clipcap.data.store import EmbeddingStore
+from clipcap.errors import UserError
+from clipcap.world.scenes import scenes
+from clipcap.world.shipped import LITERAL
+
+pytest.importorskip("gradio")
+ROOT = Path(__file__).resolve().parent.parent
+HOSTILE = ["<img src=x onerror=\"document.title='broken'\">", "**bold** [a](https://example.com)", "<b>b</b>"]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[str]:
+    """The page's address, with the demo's weights under two names."""
+    with app.opened(app.PageArguments(weights=["demo", str(LITERAL)], port=free_port(), max_megabytes=1)) as address:
+        yield address
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A picture whose EXIF says where it was taken, and that it lies on its side."""
+    path = tmp_path / "my photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8825)[1] = "N"
+    next(scenes("test", 1)).draw().transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95)
+    return path
+
+
+class Visitor:
+    """A browser, as far as the server can tell."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.session = address.rstrip("/"), uuid.uuid4().hex
+        self.config = json.loads(self.get("/config"))
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.address + path, timeout=20) as answer:
+            return answer.read()
+
+    def status(self, path: str, **request) -> int:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.address + path, **request), timeout=20) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def post(self, path: str, body: bytes, kind: str = "application/json"):
+        request = urllib.request.Request(self.address + path, body, {"Content-Type": kind})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.loads(answer.read())
+
+    def upload(self, content: bytes, name: str) -> dict:
+        head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+        body = head.encode() + content + b"\r\n--x--\r\n"
+        [path] = self.post("/gradio_api/upload", body, "multipart/form-data; boundary=x")
+        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+    def click(self, button: str, data: list) -> list:
+        """What the components that depend on a button become. Raises AssertionError where the server failed."""
+        target = next(part["id"] for part in self.config["components"] if part["props"].get("elem_id") == button)
+        number = next(event["id"] for event in self.config["dependencies"] if [target, "click"] in event["targets"])
+        call = {"data": data, "fn_index": number, "session_hash": self.session, "trigger_id": target}
+        self.post("/gradio_api/queue/join", json.dumps(call).encode())
+        with urllib.request.urlopen(f"{self.address}/gradio_api/queue/data?session_hash={self.session}") as events:
+            for line in events:
+                message = json.loads(line[5:]) if line.startswith(b"data:") else {}
+                if message.get("msg") == "process_completed":
+                    assert message["success"], message
+                    return message["output"]["data"]
+        raise AssertionError("no answer")
+
+    def write(self, upload: dict | None, weights: str = "demo", **asked) -> tuple[str, list[str]]:
+        """What the page says, and the captions to choose from."""
+        values = [asked.get(name, "nucleus" if name == "method" else None) for name in app.CONTROLS]
+        values = [value or ("keep" if name in ("hashtags", "emoji") else "" if name == "length" else value)
+                  for name, value in zip(app.CONTROLS, values, strict=True)]  # fmt: skip
+        message, choices, *_ = self.click("write", [upload, weights, *values])
+        return message["value"], [value for _, value in choices["choices"]]
+
+
+def trained_on(archive: bytes, folder: Path) -> EmbeddingStore:
+    """What load_data.py makes of a download."""
+    zipfile.ZipFile(io.BytesIO(archive)).extractall(folder / "accepted")
+    all_train = "--val-fraction 0 --test-fraction 0"
+    load_data.main(f"--source folder {folder}/accepted --clip demo --output {folder}/data {all_train}".split())
+    return EmbeddingStore.open(folder / "data")
+
+
+def test_from_upload_to_training_data(page: str, photo: Path, tmp_path: Path) -> None:
+    """Guards against captions other than predict.py's, and a download that load_data.py does not take."""
+    visitor = Visitor(page)
+    upload = visitor.upload(photo.read_bytes(), "my photo.jpg")
+    said, captions = visitor.write(upload, seed="3")
+    assert said == "" and len(captions) == 3
+    assert captions == Captioner.load("demo")([photo], num_captions=3, seed=3)[0]
+    for text, rating in ((f"{captions[1]} edited 🐢", 4), ("a second caption\nof two lines", None)):
+        said, download = visitor.click("accept", [text, captions[1], rating])
+        assert said["value"] == ""
+    archive = visitor.get(f"/gradio_api/file={download['value']['path']}")
+    content = zipfile.ZipFile(io.BytesIO(archive))
+    rows = [json.loads(line) for line in content.read("metadata.jsonl").splitlines()]
+    assert rows[0]["written"] == captions[1] and rows[0]["weights"] == "demo" and rows[0]["rating"] == 4
+    picture = Image.open(content.open(rows[0]["file_name"]))
+    assert not picture.getexif() and picture.getpixel((5, 5))[2] > 100  # upright: the sky is at the top
+    store = trained_on(archive, tmp_path)
+    assert store.captions("train") == [f"{captions[1]} edited 🐢", "a second caption\nof two lines"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        f"/gradio_api/file={LITERAL}",
+        f"/gradio_api/file={ROOT}/app.py",
+        "/gradio_api/file=app.py",
+        "/gradio_api/file=..%2f..%2f..%2f..%2fetc/passwd",
+        "/gradio_api/file=https://example.com/",
+        "/gradio_api/file=file:///etc/passwd",
+        "/gradio_api/proxy=https://example.com/",
+        "/gradio_api/info",
+        "/gradio_api/runs",
+        "/static/..%2f..%2f..%2f..%2f..%2f..%2fetc/passwd",
+        "/assets/%2e%2e/%2e%2e/routes.py",
+        "/monitoring",
+        "/docs",
+    ],
+)
+def test_no_file_of_the_server_is_given_out(page: str, path: str) -> None:
+    """Guards against Gradio's own routes, which read files, fetch addresses and tell about other visitors."""
+    assert Visitor(page).status(path) in (403, 404, 405)
+
+
+def test_another_place_in_an_upload_is_refused(page: str, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a path, or an address to fetch, in place of what was uploaded."""
+    fetched = []
+
+    async def fetch(address: str, **_) -> str:
+        fetched.append(address)
+        return str(photo)
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+    visitor = Visitor(page)
+    for place in (str(photo), "/etc/passwd", "http://127.0.0.1:9/a.jpg", "https://example.com/a.jpg"):
+        with pytest.raises(AssertionError, match="success"):
+            visitor.write({"path": place, "meta": {"_type": "gradio.FileData"}})
+    assert fetched == [] and visitor.write(None) == ("there is no picture: upload one", [])
+
+
+def huge_png() -> bytes:
+    """30,000 x 30,000 black pixels of one bit."""
+    row, squeeze = bytes(30_000 // 8 + 1), zlib.compressobj()
+    data = b"".join(squeeze.compress(row) for _ in range(30_000)) + squeeze.flush()
+    chunks = [(b"IHDR", (30_000).to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])), (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4) for kind, body in chunks
+    )
+
+
+def test_what_is_no_picture_gets_one_sentence(page: str, photo: Path) -> None:
+    """Guards against a traceback on the page, a page that goes down, and a format that starts other programs."""
+    visitor = Visitor(page)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nquit\n"
+    for content, told in (
+        (b"no picture", "this picture cannot be used: not a picture"),
+        (b"", "this picture cannot be used: empty file"),
+        (eps, "this picture cannot be used: not a picture"),
+        (huge_png(), "this picture cannot be used: too many pixels"),
+        (photo.read_bytes()[:-700], "this picture cannot be used: truncated file"),
+    ):
+        said, captions = visitor.write(visitor.upload(content, "a.jpg"))
+        assert said.startswith(told) and "\n" not in said and captions == []
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        visitor.upload(bytes(1_200_000), "a.jpg")
+    assert len(visitor.write(visitor.upload(photo.read_bytes(), "a.jpg"))[1]) == 3
+
+
+def test_impossible_options_get_one_sentence(page: str, photo: Path) -> None:
+    visitor = Visitor(page)
+    upload = visitor.upload(photo.read_bytes(), "a.jpg")
+    assert "an upload has neither folder nor date" in visitor.write(upload, start_with="in {folder}")[0]
+    assert "have not learned what length asks for" in visitor.write(upload, length="short")[0]
+    assert "temperature must be from" in visitor.write(upload, temperature="1e9")[0]
+    assert "max_chars must be a whole number, not 'many'" in visitor.write(upload, max_chars="many")[0]
+    assert all("turtle" not in caption for caption in visitor.write(upload, ban="turtle, meadow")[1])
+    assert "the caption is empty" in visitor.click("accept", [" ", None, None])[0]["value"]
+
+
+def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
+    """Guards against pictures of strangers that stay on the server."""
+    visitor = Visitor(page)
+    with urllib.request.urlopen(f"{visitor.address}/gradio_api/heartbeat/{visitor.session}") as heartbeat:
+        heartbeat.readline()
+        first, second = (Path(visitor.upload(photo.read_bytes(), f"{name}.jpg")["path"]) for name in "ab")
+        for path in (first, second):
+            _, captions = visitor.write({"path": str(path), "meta": {"_type": "gradio.FileData"}})
+        assert not first.exists()
+        download = Path(visitor.click("accept", [captions[0], captions[0], None])[1]["value"]["path"])
+        assert second.exists() and download.exists()
+    for _ in range(400):
+        if not (second.exists() or download.exists()):
+            return
+        time.sleep(0.05)
+    raise AssertionError("files are left")
+
+
+class Fake:
+    """A captioner whose captions are those of a stranger's weights."""
+
+    def rows(self, images, *_, **__) -> Iterator[Row]:
+        yield Row(str(images[0]), HOSTILE, asked=3)
+
+
+def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> None:
+    """Guards against a folder with a line but no picture, and a session whose memory never ends."""
+    (tmp_path / "kept").mkdir()
+    desk = Desk(lambda name: Fake(), tmp_path, tmp_path / "kept")
+    for key in map(str, range(101)):
+        desk.captions(key, str(photo), "demo", {}) if key == "0" else desk._session(key)
+        if key == "0":
+            desk.accept("0", "my caption", HOSTILE[0], 5)
+    assert "0" not in desk.sessions and not photo.exists() and not list(tmp_path.glob("*/accepted.zip"))
+    [row] = map(json.loads, (tmp_path / "kept" / "metadata.jsonl").read_text().splitlines())
+    assert row["caption"] == "my caption" and (tmp_path / "kept" / row["file_name"]).is_file()
+    with pytest.raises(UserError, match="no picture with captions yet"):
+        desk.accept("1", "caption", None, None)
+
+
+def test_a_port_in_use_is_told_in_one_sentence() -> None:
+    """Guards against a traceback, and against a page that comes up at another port than was asked for."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="cannot be used, mostly because another program has it: choose another"):
+            app.main(["--weights", "demo", "--port", str(taken.getsockname()[1])])
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "clipcap.captioning.visitors", raising=False)
+    with pytest.raises(UserError, match="pip install gradio"), app.opened(app.PageArguments(weights=["demo"])):
+        pass
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chromium]:
+    if PROGRAM is None:
+        pytest.skip("Chromium is not installed: the page is not looked at")
+    with Chromium(tmp_path / "profile", tmp_path) as browser:
+        yield browser
+
+
+def choose_file(browser: Chromium, path: Path, replaced: bool = False) -> None:
+    if replaced:
+        browser.click("#photo button[aria-label='Remove Image']")
+    browser.wait("!!document.querySelector('#photo input[type=file]')", 20)
+    root = browser.call("DOM.getDocument")["root"]["nodeId"]
+    node = browser.call("DOM.querySelector", nodeId=root, selector="#photo input[type=file]")["nodeId"]
+    browser.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+    browser.wait("!!document.querySelector('#photo img')", 20)
+
+
+CAPTION = "document.querySelector('#caption textarea').value"
+
+
+def test_in_the_browser(page: str, photo: Path, browser: Chromium, tmp_path: Path) -> None:
+    """Upload, three captions, edit, rate, download, load_data.py; on a phone too, and no other host is asked."""
+    for width in (390, 1280):
+        browser.open(page, width)
+        choose_file(browser, photo)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+    browser.run("[...document.querySelectorAll('button')].find(e => e.innerText.includes('Options')).click()")
+    time.sleep(0.5)  # what nobody has filled in must not count as 0, as Gradio's numbers do once they are in sight
+    browser.click("#write")
+    browser.wait("document.querySelectorAll('#choices input').length === 3", 20)
+    second = browser.run("document.querySelectorAll('#choices input')[1].value")
+    browser.click("#choices label:nth-child(2)")
+    browser.wait(f"{CAPTION} === {json.dumps(second)}")
+    browser.click("#caption textarea")
+    browser.call("Input.insertText", text=" in my words")
+    browser.click("#rating label:nth-child(5)")
+    browser.click("#accept")
+    browser.wait("document.querySelector('#download').innerText.includes('Download 1')", 20)
+    edited = browser.run(CAPTION)
+    browser.click("#download")
+    file = tmp_path / "accepted.zip"
+    while not file.exists():  # downloads appear whole
+        time.sleep(0.05)
+    choose_file(browser, photo.rename(tmp_path / "other.jpg"), replaced=True)
+    browser.wait("document.querySelectorAll('#choices input').length === 0")  # they were those of the other picture
+    browser.click("#accept")
+    browser.wait(
+        "(document.querySelector('#message textarea') || {value: ''}).value.startsWith('there is no picture with')"
+    )
+    assert "in my words" in edited and trained_on(file.read_bytes(), tmp_path).captions("train") == [edited]
+    assert all(url.startswith((page, "data:", "blob:")) for url in browser.requests) and browser.errors == []
+
+
+def test_captions_of_strangers_are_text(photo: Path, browser: Chromium) -> None:
+    """Guards against weights whose captions run scripts, or become links, in a visitor's browser."""
+    from clipcap.captioning.visitors import private_folder, served
+
+    with ExitStack() as stack:
+        desk = Desk(lambda name: Fake(), stack.enter_context(private_folder()), None)
+        address = stack.enter_context(served(app.build(desk, ["demo"]), None, free_port(), False, 20))
+        browser.open(address)
+        choose_file(browser, photo)
+        browser.click("#write")
+        browser.wait("document.querySelectorAll('#choices input').length === 3", 20)
+        shown = browser.run("[...document.querySelectorAll('#choices label')].map(e => e.innerText.trim())")
+        assert shown == HOSTILE and browser.run(CAPTION) == HOSTILE[0]
+        assert browser.run("document.title") == "Captions" and not browser.run("!!document.querySelector('#choices a')")
