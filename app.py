@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.accepted import BEST_RATING
 from clipcap.captioning.desk import CONTROLS, Desk
-from clipcap.cli import arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.status import run
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least
 from clipcap.files import make_folder, only_writer

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipcap.cli import arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.status import run
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
 from clipcap.world.shipped import FINE_TUNING

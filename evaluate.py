@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from clipcap.captioning.options import DecodingArguments, check_sizes, chosen
-from clipcap.cli import OnOff, arg, parse, run
+from clipcap.cli.options import OnOff, arg, parse
+from clipcap.cli.status import run
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least, check_text, first_line
 from clipcap.files import make_folder, only_writer

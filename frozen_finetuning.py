@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipcap.cli import arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.status import run
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.options import check_sizes
-from clipcap.cli import ProgressBar, arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.progress import ProgressBar
+from clipcap.cli.status import run
 from clipcap.clip.names import ClipIdentity, model_and_weights, pretrained_of
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.data.canaries import MOST_CANARIES, plant

@@ -12,7 +12,7 @@ Where the package is installed, this is the command `clipcap`; both are `clipcap
 from collections.abc import Sequence
 
 from clipcap.captioning import command
-from clipcap.cli import run
+from clipcap.cli.status import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

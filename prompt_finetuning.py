@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcap.cli import arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.status import run
 from clipcap.data.store import check_clip
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcap.cli import arg, parse
+from clipcap.cli.options import arg, parse
 from clipcap.errors import UserError, at_least
 
 HERE = Path(__file__).resolve().parent
@@ -89,7 +89,7 @@ def measure(args: Arguments, folder: Path) -> None:
     from benchmarks.plan import Plan
     from benchmarks.results import Results, add_to
     from benchmarks.setting import TINY, Setting, Sizes
-    from clipcap.cli import ProgressBar
+    from clipcap.cli.progress import ProgressBar
     from clipcap.devices import pick_device
 
     device = pick_device(args.device)

@@ -1,7 +1,7 @@
 """The command `clipcap`, also `python -m clipcap`: captions photos."""
 
 from clipcap.captioning import command
-from clipcap.cli import run
+from clipcap.cli.status import run
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipcap.cli import ProgressBar, run
+from clipcap.cli.progress import ProgressBar
+from clipcap.cli.status import run
 from clipcap.errors import UserError, at_least
 from clipcap.files import whole_file
 from clipcap.world.author import own_post

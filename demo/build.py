@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipcap.cli import run
+from clipcap.cli.status import run
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.errors import UserError
 from clipcap.model.batches import encode_captions

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from clipcap.cli import ProgressBar
+from clipcap.cli.progress import ProgressBar
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.world.scenes import Scene, combinations
 

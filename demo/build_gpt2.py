@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from clipcap.cli import ProgressBar
+from clipcap.cli.progress import ProgressBar
 from demo.build_clip import END, adamw, save_tokenizer, take_step, train_bpe
 from demo.corpus import SIGNS, WORDS, documents
 

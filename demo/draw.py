@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipcap.cli import ProgressBar, run
+from clipcap.cli.progress import ProgressBar
+from clipcap.cli.status import run
 from clipcap.errors import UserError
 from clipcap.world.scenes import SPLITS, Scene, scenes
 from clipcap.world.shipped import PHOTOS

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipcap.cli import run
+from clipcap.cli.status import run
 from clipcap.errors import UserError
 from clipcap.world.judge import shares
 from clipcap.world.scenes import scenes

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from clipcap.cli import run
+from clipcap.cli.status import run
 from clipcap.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -101,7 +101,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):  # `clipcap.cli.run` makes a sentence of it
+    with pytest.raises(OSError, match="No space left"):  # `clipcap.cli.status.run` makes a sentence of it
         save_checkpoint(tiny_model(seed=9), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

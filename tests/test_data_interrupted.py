@@ -368,7 +368,8 @@ def test_signal_ends_the_command_with_a_sentence_and_all_that_was_written(
     """With worker processes, which must end too, in the middle of the second shard."""
     code = (
         "if __name__ == '__main__':\n"
-        "    import time, load_data; from clipcap.cli import run; from clipcap.clip.encoder import ClipEncoder as E\n"
+        "    import time, load_data; from clipcap.cli.status import run\n"
+        "    from clipcap.clip.encoder import ClipEncoder as E\n"
         "    load_data.IMAGES_PER_SHARD = 8; encode = E.encode_pixels\n"
         "    E.encode_pixels = lambda *args: time.sleep(0.3) or encode(*args)\n"
         "    run(load_data.main)"

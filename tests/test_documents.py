@@ -24,7 +24,7 @@ import yaml
 from mutation.mutants import MUTANTS
 from packaging.specifiers import SpecifierSet
 
-from clipcap import cli
+from clipcap.cli import options
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.errors import UserError
@@ -400,14 +400,14 @@ class Helped:
     """A script's parser as `main` builds it, its dataclasses, and what its help says: option -> text."""
 
     def __init__(self, script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        parsers: list[cli.Parser] = []
+        parsers: list[options.Parser] = []
 
-        class Recorded(cli.Parser):
+        class Recorded(options.Parser):
             def __init__(self, *args, **kwargs) -> None:
                 super().__init__(*args, **kwargs)
                 parsers.append(self)
 
-        monkeypatch.setattr(cli, "Parser", Recorded)
+        monkeypatch.setattr(options, "Parser", Recorded)
         self.lines = help_of(script, capsys).splitlines()
         (parser,) = parsers
         self.actions: list[argparse.Action] = parser._actions

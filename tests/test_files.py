@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipcap.cli import FAULT, arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.status import FAULT, run
 from clipcap.errors import Interrupted, UserError
 from clipcap.files import only_writer, whole_file, write_whole
 
@@ -159,7 +160,9 @@ def test_every_end_has_its_exit_status(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_a_script_with_a_sentence(number: int, status: int) -> None:
-    code = "import time; from clipcap.cli import run; run(lambda _: (print('ready', flush=True), time.sleep(60)))"
+    code = (
+        "from time import *; from clipcap.cli.status import run; run(lambda _: (print('ready', flush=True), sleep(60)))"
+    )
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
         assert script.stdout and script.stdout.readline() == "ready\n"
@@ -170,13 +173,14 @@ def test_signal_ends_a_script_with_a_sentence(number: int, status: int) -> None:
 
 
 def test_terminal_that_shows_ascii_only_ends_no_work() -> None:
-    command = [sys.executable, "-c", "from clipcap.cli import run; run(lambda _: print(chr(0xe9) + chr(0xdcff)))"]
+    code = "from clipcap.cli.status import run; run(lambda _: print(chr(0xe9) + chr(0xdcff)))"
+    command = [sys.executable, "-c", code]
     ended = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "\\xe9\\udcff\n")
 
 
 def test_reader_that_ends_early_is_no_error_of_ours() -> None:
-    code = "from clipcap.cli import run; run(lambda _: [print(i, flush=True) for i in range(100_000)] and None)"
+    code = "from clipcap.cli.status import run; run(lambda _: [print(i, flush=True) for i in range(100_000)] and None)"
     command = f'{sys.executable} -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (141, "0\n", "")

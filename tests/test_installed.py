@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from test_setup import required
 
-from clipcap.cli import TRAIN
+from clipcap.cli.status import TRAIN
 from clipcap.world.scenes import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def test_the_command_captions_without_what_training_needs(site: Path, tmp_path: 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*_finetuning.py")) + ["evaluate", "load_data"]
 RUN_ALL = f"""
 import sys
-from clipcap.cli import run
+from clipcap.cli.status import run
 for name in {SCRIPTS}:
     sys.argv = [name, "--demo", *(["demo"] if name == "evaluate" else [])]
     try:
@@ -100,7 +100,7 @@ def test_a_script_that_trains_names_the_extra(site: Path, tmp_path: Path) -> Non
 
 def test_a_package_that_is_missing_for_another_reason_is_a_fault(site: Path, tmp_path: Path) -> None:
     """Guards against an extra that is recommended where it does not help."""
-    code = "from clipcap.cli import run\nrun(lambda argv: __import__('no_such_package'))"
+    code = "from clipcap.cli.status import run\nrun(lambda argv: __import__('no_such_package'))"
     assert run(site, tmp_path, "-c", code).returncode == 70
 
 

@@ -34,7 +34,7 @@ LAYERS = (
     ("decoding.",),
     ("fast.",),
     ("world.",),
-    ("cli", "devices", "files", "offline"),
+    ("cli.", "devices", "files", "offline"),
     ("text", "errors"),
 )
 # What takes seconds to import, and what processes that only decode images must never load.
@@ -155,7 +155,7 @@ def test_there_is_no_circle(sources) -> None:
     [
         ("clipcap.model.mapping", "from clipcap.training.trainer import Trainer"),
         ("clipcap.fast.linear", "def late():\n    from clipcap.model.clipcap import ClipCap"),
-        ("clipcap.errors", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import clipcap.cli"),
+        ("clipcap.errors", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import clipcap.cli.status"),
         ("clipcap.world.scenes", "from clipcap.captioning import rules"),
     ],
 )
@@ -200,7 +200,7 @@ def test_training_never_imports_the_encoder() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["clipcap.clip.images", "clipcap.clip.preprocessing", "clipcap.clip.workers", "clipcap.cli"]
+    "name", ["clipcap.clip.images", "clipcap.clip.preprocessing", "clipcap.clip.workers", "clipcap.cli.options"]
 )
 def test_decoding_processes_load_nothing_heavy(name: str) -> None:
     """Guards against worker processes that each spend seconds and memory on torch, and a slow `--help`."""

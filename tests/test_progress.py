@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clipcap.cli import ProgressBar
+from clipcap.cli.progress import ProgressBar
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = """

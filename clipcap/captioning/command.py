@@ -20,7 +20,7 @@ from clipcap.captioning.options import CaptionArguments, DecodingArguments, chec
 from clipcap.captioning.rows import Writer
 from clipcap.captioning.sidecars import EXISTING, TEXT, XMP, Sidecars
 from clipcap.captioning.writers import open_writer
-from clipcap.cli import OnOff, arg, parse
+from clipcap.cli.options import OnOff, arg, parse
 from clipcap.clip.images import find_images
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.decoding.options import SEQUENCES

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from clipcap.captioning.rows import Row, Writer
 from clipcap.captioning.sidecars import Sidecars
-from clipcap.cli import ProgressBar
+from clipcap.cli.progress import ProgressBar
 
 # What would move a terminal's cursor, start a new line, or turn the direction of the text that follows.
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

@@ -7,7 +7,7 @@ from typing import Any
 
 from clipcap.captioning.posts import INSTAGRAM
 from clipcap.captioning.rules import KEEP_OR_NONE, RANKS, Rules
-from clipcap.cli import arg
+from clipcap.cli.options import arg
 from clipcap.decoding.options import METHODS, Decoding
 from clipcap.errors import UserError, at_least
 from clipcap.model.controls import LENGTHS

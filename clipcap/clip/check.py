@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipcap.cli import arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.status import run
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import ImageSource, UnreadableImage, find_images, open_image
 from clipcap.devices import pick_device

@@ -6,7 +6,7 @@ import html
 import re
 from dataclasses import dataclass
 
-from clipcap.cli import arg
+from clipcap.cli.options import arg
 from clipcap.data.contacts import emails, handles, phones
 from clipcap.errors import UserError, at_least
 from clipcap.text import HASHTAG, PLACEHOLDER, cut_out

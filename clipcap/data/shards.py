@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from clipcap.cli import no_room
+from clipcap.cli.status import no_room
 from clipcap.data import tables
 from clipcap.data.changes import (
     PICTURES,

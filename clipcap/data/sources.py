@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcap.cli import arg
+from clipcap.cli.options import arg
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.archives import instagram_archive
 from clipcap.data.examples import Deferred, Example, Source, check_fractions, split_name

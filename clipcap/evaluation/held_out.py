@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from clipcap.cli import ProgressBar
+from clipcap.cli.progress import ProgressBar
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.changes import files_as_embedded
 from clipcap.data.contacts import contacts

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipcap.cli import ProgressBar
+from clipcap.cli.progress import ProgressBar
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.controls import Request, ask

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from clipcap.cli import arg
+from clipcap.cli.options import arg
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least
 

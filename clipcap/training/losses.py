@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clipcap.cli import ProgressBar
+from clipcap.cli.progress import ProgressBar
 from clipcap.fast.large_weights import HeadLoss
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap

@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from clipcap.cli import ProgressBar
+from clipcap.cli.progress import ProgressBar
 from clipcap.errors import Interrupted, UserError
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf

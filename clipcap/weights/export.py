@@ -17,7 +17,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from clipcap.cli import arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.status import run
 from clipcap.errors import UserError
 from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
 from clipcap.weights.checkpoint import load_checkpoint

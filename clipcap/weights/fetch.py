@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipcap.cli import parse, run
+from clipcap.cli.options import parse
+from clipcap.cli.status import run
 from clipcap.errors import UserError
 
 

@@ -14,7 +14,8 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clipcap.cli import arg, parse, run
+from clipcap.cli.options import arg, parse
+from clipcap.cli.status import run
 from clipcap.errors import UserError, check_text
 from clipcap.model.clipcap import ClipCap
 from clipcap.weights.card import model_card

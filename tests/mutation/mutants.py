@@ -315,8 +315,11 @@ MUTANTS = [
             "        path.write_bytes(unfinished.read_bytes())\n",
             "test_files",
         ),
-        ("cli", "signal.signal(signal.SIGTERM, _interrupt)", "pass", "test_files"),
         ("devices", "fast = torch.cuda.is_bf16_supported(including_emulation=False)", "fast = True"),
+    ),
+    *room(
+        "cli",
+        ("status", "signal.signal(signal.SIGTERM, _interrupt)", "pass", "test_files"),
     ),
     *room(
         "world",

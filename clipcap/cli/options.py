@@ -1,23 +1,13 @@
-"""The command line of all scripts: dataclasses become options, and an error becomes one clear sentence."""
+"""Options from dataclasses: a field is an option, a class is a group of the help."""
 
 from __future__ import annotations
 
 import argparse
-import io
-import os
-import signal
-import stat
 import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
-from types import FrameType, NoneType
+from types import NoneType
 from typing import Any, get_args, get_type_hints
-
-from tqdm import tqdm
-
-from clipcap.errors import Interrupted, UserError, first_line, is_out_of_memory
-from clipcap.files import NO_ROOM
 
 
 def arg(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
@@ -170,126 +160,3 @@ def parse(
         if value == "" and parser.get_default(name) is None:  # from a variable of the shell that is not set, mostly
             parser.error(f"--{name.replace('_', '-')} is empty: give a value, or leave it out")
     return tuple(parsed if positional else parsed[:-1])
-
-
-TRANSIENT = 10.0  # seconds from which on lines tell of a step that leaves no bar behind
-
-
-class ProgressBar(tqdm):
-    """A progress bar on stderr; one line for every tenth of the way where that is no terminal.
-
-    So it is where stdout is a pipe too. The pipe may end in the same terminal, and rows would be printed into the bar.
-
-    Args:
-        *args, **options: those of tqdm.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.lines = sys.stderr is None or not sys.stderr.isatty() or _is_pipe(sys.stdout)
-        self.tenths = 0  # that were told
-        if self.lines:
-            delay = 0 if options.get("leave", True) else TRANSIENT
-            options |= {"mininterval": 0, "miniters": 1, "smoothing": 0, "delay": delay}
-        if sys.stderr is None:  # the shell has closed it
-            options["disable"] = True
-        super().__init__(*args, **options)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        """Draw the bar, or print its line if another tenth is done."""
-        if not self.lines:
-            return super().display(msg, pos)
-        tenths = int(10 * self.n / self.total) if self.total else 0
-        if tenths > self.tenths:
-            self._line()
-            self.tenths = tenths
-        return True
-
-    def clear(self, *args: Any, **options: Any) -> None:
-        """Make room for other output, which lines need not."""
-        if not self.lines:
-            super().clear(*args, **options)
-
-    def close(self) -> None:
-        """End the bar as it stands; a line says where it ended, if none has said that it is done."""
-        if self.lines and not self.disable:
-            if self.n and self.tenths < 10 and self.format_dict["elapsed"] >= self.delay:
-                self._line()
-            self.sp = None  # without it, tqdm's own end prints nothing
-        super().close()
-
-    def _line(self) -> None:
-        self.fp.write(f"{self}\n")
-        self.fp.flush()
-
-
-def _is_pipe(stream: Any) -> bool:
-    try:
-        return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
-    except (AttributeError, OSError, ValueError):  # there is no stream, or no file behind it
-        return False
-
-
-# Packages that captioning does without, which the extra [train] installs.
-TRAIN = frozenset({"accelerate", "datasets", "matplotlib", "peft", "pyarrow"})
-FAULT = 70  # exit status of an error that no code foresaw: EX_SOFTWARE of sysexits.h
-
-
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a script's `main` and exit with the status that it returns.
-
-    A `UserError`, an error of the file system and a full memory become one sentence on stderr and status 2. Ctrl-C
-    becomes status 130, and a request to terminate 143. Any other error is a fault of the program: its traceback is
-    shown, and the status is 70.
-    """
-    signal.signal(signal.SIGTERM, _interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path that the terminal cannot show must not end hours of work
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        status = main(sys.argv[1:])
-    except UserError as error:
-        status = _say(f"error: {error}", 2)
-    except KeyboardInterrupt as error:
-        number = getattr(error, "number", signal.SIGINT)
-        status = _say(
-            str(error) or "interrupted: what was written is kept; run the same command to go on", 128 + number
-        )
-    except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
-    except OSError as error:
-        if not error.errno:
-            raise
-        status = _say(f"error: {no_room(error) if error.errno in NO_ROOM else _file_error(error)}", 2)
-    except SystemExit:
-        raise
-    except BaseException as error:  # libraries in Rust panic past Exception
-        if isinstance(error, ModuleNotFoundError) and error.name in TRAIN:
-            told = "which captioning does without: pip install 'clipcap-instagram[train]', or make setup"
-            status = _say(f"error: this needs the package {error.name}, {told}", 2)
-        elif is_out_of_memory(error):
-            status = _say(f"error: out of memory ({first_line(error)}): take a smaller --batch-size", 2)
-        else:
-            traceback.print_exc()
-            status = _say("this is a fault of the program, not of what it was given: please report it", FAULT)
-    sys.exit(status or 0)
-
-
-def no_room(error: OSError) -> str:
-    """The sentence for a full disk, an exhausted quota, or a file that outgrew a limit."""
-    where = f"{str(error.filename)!r} could not be written" if error.filename else "the output could not be written"
-    return f"{where} ({error.strerror}): what was written before is kept; make room and run the same command again"
-
-
-def _file_error(error: OSError) -> str:
-    where = f"{str(error.filename)[:300]!r} cannot be used" if error.filename else "a file cannot be used"
-    return f"{where} ({error.strerror}); what was written before is kept"
-
-
-def _interrupt(number: int, _: FrameType | None) -> None:
-    raise Interrupted("terminated: what was written is kept; run the same command to go on", number)
-
-
-def _say(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
-    return status
