@@ -25,6 +25,7 @@ from mutation.mutants import MUTANTS
 from packaging.specifiers import SpecifierSet
 
 from clipcap.cli import options
+from clipcap.cli.options import OnOff
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.errors import UserError
@@ -497,10 +498,11 @@ def test_a_flag_that_can_be_negated_has_one_line(parser: Helped) -> None:
     on = [field.name for field in parser.fields if field.default is True]
     assert bool(on) == ("--source" in parser.told), "the steps of cleaning can be negated"
     names = [line.split()[0] for line in parser.lines if line.startswith("  --")]
-    for name in (field.replace("_", "-") for field in on):
+    either = [field.name for field in parser.fields if field.metadata.get("action") is OnOff]  # neither on nor off
+    for name in (field.replace("_", "-") for field in on + either):
         assert names.count(f"--[no-]{name}") == 1
         assert f"--{name}" not in names and f"--no-{name}" not in names
-    assert sum(name.startswith("--[no-]") for name in names) == len(on)
+    assert sum(name.startswith("--[no-]") for name in names) == len(on + either)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
