@@ -106,7 +106,7 @@ def _add_option(group: argparse._ArgumentGroup, option: Field, kind: Any) -> Non
     (kind,) = [part for part in get_args(kind) if part is not NoneType] if NoneType in get_args(kind) else [kind]
     spellings = sorted({option.name, option.name.replace("_", "-")}, reverse=True)
     if kind is bool:
-        group.add_argument(*(f"--{name}" for name in spellings), action=_Flag, **keywords)
+        group.add_argument(*(f"--{name}" for name in spellings), **({"action": _Flag} | keywords))
         if option.default is True:
             keywords |= {"dest": option.name, "action": "store_false"}
             group.add_argument(f"--no_{spellings[0]}", f"--no-{spellings[-1]}", **keywords)
