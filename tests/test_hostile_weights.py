@@ -478,7 +478,7 @@ def test_the_empty_tokenizer_of_a_machine_without_a_network_is_refused(tmp_path,
     monkeypatch.setattr(GPT2Tokenizer, "from_pretrained", lambda source, **_: GPT2Tokenizer())
     name = "somebody/gpt2"  # GPT-2's own comes with the package
     for refuse in (lambda: load_tokenizer(name), lambda: tokenizer_of(ClipCapConfig(language_model=name))):
-        with pytest.raises(UserError, match=r"tokenizer of 'somebody/gpt2' has \d tokens?.*go online once") as caught:
+        with pytest.raises(UserError, match=r"the tokenizer of .* has \d tokens?.*go online once") as caught:
             refuse()
         assert "\n" not in str(caught.value)
 
