@@ -1,15 +1,18 @@
-"""Language models other than GPT-2: every architecture computes, decodes, trains and comes back as transformers has it."""
+"""Language models other than GPT-2: each computes, decodes and comes back as transformers has it."""
 
 import pytest
 import torch
 from tiny import tiny_config
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import CONFIG_MAPPING
 
 from clipcap.decoding.options import Decoding
+from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.networks import plain_settings
+from clipcap.model.networks import PARTS, blocks_of, parameters_of, plain_settings
 from clipcap.model.settings import ARCHITECTURES
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.lora import ALL_LINEAR, inject, merged, save_adapters
+from clipcap.weights.places import Base
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
 # What each architecture needs besides, and what its published models have.
@@ -80,6 +83,59 @@ def test_the_logits_are_those_of_transformers_own_forward_pass(kind):
     embedded = torch.cat((prefix, model.gpt.get_input_embeddings()(tokens[:, :-1])), 1)
     theirs = model.gpt(inputs_embeds=embedded).logits[:, model.config.prefix_length - 1 :]
     torch.testing.assert_close(model(embeddings(1), tokens), theirs)
+
+
+@each
+def test_parts_are_found_by_what_they_do(kind):
+    """Guards against names of GPT-2: each part has parameters, and every parameter of the model belongs to one."""
+    model = tiny_network(kind)
+    if model.config.tied_head:
+        model.untie_head()
+    rotary = kind != "opt"
+    parts = {part: parameters_of(model, part) for part in PARTS if part != "positions" or not rotary}
+    assert all(parts.values())
+    between = {name for name, _ in model.named_parameters() if "project_" in name and "clip" not in name}  # in OPT's
+    assert set().union(*parts.values()) | between == {name for name, _ in model.named_parameters()}
+    assert not parts["attention"] & parts["mlp"] and not parts["mlp"] & parts["norms"]
+    assert {name.split(".")[-3] for name in parts["attention"]} and not parts["head"] & parts["embeddings"]
+    blocks = parts["attention"] | parts["mlp"]
+    assert parameters_of(model, "last:2") >= blocks > parameters_of(model, "last:1") & blocks
+    for part in ["positions"] * rotary + ["last:3", "tail"]:
+        with pytest.raises(UserError, match=f"--train {part} is no part of this model; choose from head, mapping"):
+            parameters_of(model, part)
+
+
+@each
+def test_adapters_are_merged_as_peft_computes_them(kind, tmp_path):
+    """Guards against GPT-2's transposed weights in models that have none, and linear layers that are left out."""
+    model = tiny_network(kind)
+    save_checkpoint(model, tmp_path / "base.pt")
+    adapted = inject(model, 2, 16.0, 0.0, [ALL_LINEAR])
+    linear = {
+        name.rpartition(".")[2]
+        for name, layer in blocks_of(tiny_network(kind).gpt).named_modules()
+        if type(layer) is torch.nn.Linear
+    }
+    assert set(adapted.target_modules) == linear and len(linear) >= 4
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1)
+    save_adapters(model.eval(), tmp_path / "lora.pt", Base.of(str(tmp_path / "base.pt")), adapted)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    wanted = model(embeddings(1), tokens)
+    for plain in (merged(model), load_checkpoint(tmp_path / "lora.pt")):
+        torch.testing.assert_close(plain(embeddings(1), tokens), wanted)
+    assert not torch.allclose(load_checkpoint(tmp_path / "base.pt")(embeddings(1), tokens), wanted, atol=1e-3)
+
+
+def test_dropout_is_off_while_a_model_in_training_captions():
+    """Guards against samples of validation captions that transformers' own forward pass has spoiled with dropout."""
+    model = tiny_network("opt")
+    wanted = model.generate(embeddings(), METHODS[0])
+    assert model.train().generate(embeddings(), METHODS[0]) == wanted
+    assert model.training and model.gpt.training
 
 
 @each

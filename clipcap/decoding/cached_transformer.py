@@ -9,9 +9,10 @@ Shapes: B images, K continuations of each, P prefix length, S prefix and prompt,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 
@@ -27,7 +28,9 @@ class CachedTransformer:
     captures = False  # its steps are not recorded
 
     def __init__(self, gpt: PreTrainedModel, positions: int, fast: bool = True) -> None:
-        self.body, self.embed, self.head = gpt.base_model, gpt.get_input_embeddings(), gpt.get_output_embeddings()
+        self.body: nn.Module = gpt.base_model
+        self.embed = cast(nn.Embedding, gpt.get_input_embeddings())
+        self.head: nn.Module = gpt.get_output_embeddings()
         self.vocabulary, self.positions, self.fast = len(self.embed.weight), positions, fast
         config = gpt.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -89,7 +92,7 @@ class TransformerSession:
     def reorder(self, parents: Tensor) -> None:
         """Let continuation k of each image go on from continuation parents[:, k]; parents is (B, K)."""
         first = torch.arange(len(parents), device=parents.device)[:, None] * self.width
-        self.cache.reorder_cache((first + parents).flatten())
+        self.cache.reorder_cache(cast(LongTensor, (first + parents).flatten()))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with only these images; `rows` (B',) holds their indices in the present batch."""

@@ -37,7 +37,7 @@ def tokenize(caption: str) -> list[str]:
     """Caption -> lower-case tokens: words, numbers, #hashtags, @mentions, links, and each emoji by itself.
 
     "I'm SO happy!!😍😍 #sunset @jane.doe" -> i'm so happy 😍 😍 #sunset @jane.doe. Punctuation and spaces are dropped;
-    an emoji keeps its skin tone and joined parts. Words are never split, not at apostrophes, and hashtags are not; but in
+    an emoji keeps its skin tone and joined parts. Words are never split, not at apostrophes and not within hashtags. In
     scripts that are written without blanks, such as Chinese, Japanese and Thai, each character is a token.
     """
     text = unicodedata.normalize("NFC", caption.lower().replace("\u2019", "'"))

@@ -24,7 +24,7 @@ from clipcap.errors import UserError
 from clipcap.model.batches import Batch
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.mapping import MAPPINGS
-from clipcap.model.networks import compute_frequencies, language_model, outside_blocks
+from clipcap.model.networks import compute_frequencies, embedding_of, language_model, outside_blocks
 
 LITERAL_CAPTIONER = "literal_captioner."  # how the names of the literal captioner's parameters begin
 
@@ -66,7 +66,7 @@ class ClipCap(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the language model's weights lie."""
-        return self.gpt.get_input_embeddings().weight.device
+        return embedding_of(self.gpt).weight.device
 
     @property
     def room(self) -> int:
@@ -97,7 +97,7 @@ class ClipCap(nn.Module):
         if torch.is_grad_enabled():
             self._prepared = None  # an optimizer may follow
         prefix = self.prefix(clip_embedding)
-        embedded = self.gpt.get_input_embeddings()(tokens[:, :-1])  # the last token is only predicted, never read
+        embedded = embedding_of(self.gpt)(tokens[:, :-1])  # the last token is only predicted, never read
         states = self.gpt.base_model(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
         return states.last_hidden_state[:, self.config.prefix_length - 1 :]
 
@@ -156,7 +156,7 @@ class ClipCap(nn.Module):
 
     def untie_head(self) -> None:
         """Give the language-model head weights of its own, so that it can train while the embedding is frozen."""
-        self.head.weight = nn.Parameter(self.gpt.get_input_embeddings().weight.detach().clone())
+        self.head.weight = nn.Parameter(embedding_of(self.gpt).weight.detach().clone())
         self.config.tied_head = self.gpt.config.tie_word_embeddings = False
 
     @torch.inference_mode()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BYTES = 256  # a byte-level tokenizer has a token for each
 PADDED = 128  # vocabularies are rounded up to multiples of 64 or 128
-PADDED_NETWORK = 1024  # some makers of other models leave more room for tokens that are to come
+ROOM = 50  # one row in so many is left for tokens that are to come, by the makers of some large models
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 
 
@@ -96,11 +96,15 @@ def tokenizer_of(config: ClipCapConfig) -> Tokenizer:
 def _check_vocabulary(tokenizer: Tokenizer, config: ClipCapConfig) -> None:
     """Raise a UserError unless the tokenizer has the tokens that the model was made for.
 
-    A model may have up to PADDED rows more than there are tokens, and a tokenizer special tokens that no text has.
+    A model may have some rows more than there are tokens, and a tokenizer special tokens that no text has.
     """
-    wanted, padded = config.vocabulary, PADDED_NETWORK if config.network else PADDED
+    wanted = config.vocabulary
     tokens, largest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
-    if tokens <= wanted - padded or largest >= wanted or end_of_text(tokenizer, config.end_of_text) >= wanted:
+    if (
+        tokens <= wanted - max(PADDED, wanted // ROOM)
+        or largest >= wanted
+        or end_of_text(tokenizer, config.end_of_text) >= wanted
+    ):
         where = "in the weights" if config.tokenizer else f"of {config.language_model!r}"
         raise UserError(
             f"the tokenizer {where} has {tokens} tokens, and the model has {wanted}: captions would be nonsense; "
@@ -194,9 +198,10 @@ def _check_kind(name: str, config: PreTrainedConfig) -> None:
         raise UserError(f"{name!r} is a {kind} model, an encoder-decoder, and no causal language model: {known}")
     if config.get_text_config() is not config:
         raise UserError(f"{name!r} is a {kind} model, which reads more than text: {known}")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    network: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if network is None:
         raise UserError(f"{name!r} is a {kind} model, which is no causal language model: {known}")
-    if "inputs_embeds" not in signature(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].forward).parameters:
+    if "inputs_embeds" not in signature(network.forward).parameters:
         raise UserError(f"{name!r} is a {kind} model, which reads no embeddings (inputs_embeds): {known}")
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"{name!r} is quantised, and cannot be trained here: use the original weights")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -34,8 +34,9 @@ def transformers_config(config: ClipCapConfig) -> PreTrainedConfig:
 
     settings = {"model_type": "gpt2"} | (config.network or config.gpt2)
     kind = settings.pop("model_type")
+    configuration: Any = CONFIG_MAPPING[kind]
     try:
-        return CONFIG_MAPPING[kind](
+        return configuration(
             **settings, tie_word_embeddings=config.tied_head, bos_token_id=None, eos_token_id=None, pad_token_id=None
         )
     except Exception as error:  # each architecture checks its settings in a way of its own
@@ -47,8 +48,9 @@ def language_model(config: ClipCapConfig) -> PreTrainedModel:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     settings = transformers_config(config)
+    network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
     try:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)](settings)
+        return network(settings)
     except Exception as error:
         raise UserError(f"its settings make no {settings.model_type} model ({first_line(error)[:200]})") from None
 
@@ -77,11 +79,16 @@ def plain_settings(config: PreTrainedConfig) -> dict[str, Any]:
 
 def compute_frequencies(gpt: PreTrainedModel) -> None:
     """Give rotary positions their frequencies in float32: no file holds them, and rounded ones mean other positions."""
-    device = gpt.get_input_embeddings().weight.device
+    device = embedding_of(gpt).weight.device
     for parent in gpt.modules():
         for name, child in parent.named_children():
             if type(child).__name__.endswith("RotaryEmbedding") and device.type != "meta":
                 setattr(parent, name, type(child)(gpt.config).to(device))
+
+
+def embedding_of(gpt: PreTrainedModel) -> nn.Embedding:
+    """The embedding of the tokens."""
+    return cast(nn.Embedding, gpt.get_input_embeddings())
 
 
 def blocks_of(gpt: PreTrainedModel) -> nn.ModuleList:
@@ -102,7 +109,7 @@ def parameters_of(model: ClipCap, part: str) -> set[str]:
         UserError: the model has no such part.
     """
     gpt, blocks = model.gpt, blocks_of(model.gpt)
-    embedding, norms = gpt.get_input_embeddings(), [module for module in gpt.modules() if _is_norm(module)]
+    embedding, norms = embedding_of(gpt), [module for module in gpt.modules() if _is_norm(module)]
     inside = set(blocks.modules())
     children = [child for block in blocks for child in block.children()]
     attention = [child for child in children if "Attention" in type(child).__name__]

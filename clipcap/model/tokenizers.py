@@ -28,9 +28,10 @@ PATTERNS = {  # where texts are split before they are encoded, in the tokenizer.
     f"{_CONTRACTIONS}\\p{{N}}{_REST}",  # Qwen
     *("\\p{N}{1,3}", "\\p{N}", " {2,}"),
 }
-# WordPiece's decoder puts a blank in front of every word, and with a BERT vocabulary each Chinese character is one.
+# WordPiece's decoder puts a blank in front of every word. In a BERT vocabulary each Chinese character is a word, and so is
+# what follows the sign of a hashtag or a mention.
 _UNSPACED = "[\\p{Han}\\p{Hiragana}\\p{Katakana}\\u30FC\\u3000-\\u303F\\uFF00-\\uFFEF]"
-BETWEEN_CHARACTERS = f"(?<={_UNSPACED}) (?={_UNSPACED})"
+BETWEEN_CHARACTERS = f"(?<={_UNSPACED}) (?={_UNSPACED})|(?<=[#@]) "
 GLUED: dict[str, Any] = {"type": "Replace", "pattern": {"Regex": BETWEEN_CHARACTERS}, "content": ""}
 # The post-processor that transformers gives a GPT-2 tokenizer: texts stay as they are.
 NOTHING_ADDED = {
@@ -100,7 +101,7 @@ def _check(part: Part | None, inner: str, allowed: Mapping[str, Callable[[Part],
 
 def _check_model(model: Part, what: str) -> None:
     kind, vocabulary = model["type"], model["vocab"]
-    prefix, unknown = model.get("continuing_subword_prefix"), model.get("unk_token")
+    prefix, unknown = model.get("continuing_subword_prefix") or "", model.get("unk_token")
     known = unknown in vocabulary if kind != "Unigram" else False
     if kind == "BPE":
         fits = (unknown is None or known) and not any((model.get("dropout"), prefix, model.get("end_of_word_suffix")))

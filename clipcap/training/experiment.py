@@ -188,7 +188,8 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
     language_model = args.language_model or "gpt2"
     gpt = load_language_model(language_model)
     tokenizer = load_tokenizer(language_model)
-    chosen = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
+    chosen: dict[str, Any] = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
+    chosen["gpt2" if gpt.config.model_type == "gpt2" else "network"] = plain_settings(gpt.config)
     config = ClipCapConfig(
         clip_model=store.clip["model"],
         clip_pretrained=store.clip["pretrained"],
@@ -198,7 +199,6 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
         tied_head=gpt.config.tie_word_embeddings,
         tokenizer=tokenizer.to_str(),
         end_of_text=find_end_of_text(tokenizer, gpt.config),
-        **{"gpt2" if gpt.config.model_type == "gpt2" else "network": plain_settings(gpt.config)},
         **chosen,
     )
     with torch.device("meta"):

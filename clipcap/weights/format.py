@@ -26,7 +26,7 @@ from clipcap.errors import UserError, first_line
 from clipcap.files import NO_ROOM, whole_file
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
-from clipcap.model.networks import compute_frequencies
+from clipcap.model.networks import compute_frequencies, embedding_of
 from clipcap.model.prompts import check_template
 from clipcap.weights.sizes import check_sizes
 
@@ -136,7 +136,7 @@ def build(config: ClipCapConfig, tensors: Mapping[str, Tensor], literal_captione
         )
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
     if config.tied_head:
-        model.head.weight = model.gpt.get_input_embeddings().weight
+        model.head.weight = embedding_of(model.gpt).weight
     compute_frequencies(model.gpt)
     model.literal_captioner = literal_captioner
     return model.eval()
@@ -145,7 +145,7 @@ def build(config: ClipCapConfig, tensors: Mapping[str, Tensor], literal_captione
 def tied_names(model: ClipCap) -> tuple[str, str]:
     """The names of the weights of token embedding and head, which are one tensor where the head is tied."""
     names = {module: name for name, module in model.named_modules()}
-    return f"{names[model.gpt.get_input_embeddings()]}.weight", f"{names[model.head]}.weight"
+    return f"{names[embedding_of(model.gpt)]}.weight", f"{names[model.head]}.weight"
 
 
 def _shortened(names: list[str]) -> str:

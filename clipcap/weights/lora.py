@@ -143,7 +143,7 @@ def merge_lora(
     """A state dict saved through peft -> one of the plain model, with B A alpha / rank added to each adapted weight.
 
     Both naming schemes are read, with `base_layer` (peft 0.7 and later) and without. A state dict without adapters
-    comes back with the same tensors. GPT-2's weights are (in, out), which peft calls `fan_in_fan_out`; others (out, in).
+    comes back with the same tensors. GPT-2's weights are (in, out), which peft calls `fan_in_fan_out`; others are not.
 
     Raises:
         UserError: half of an adapter, an adapter without its weight, or one that does not fit it.
