@@ -28,8 +28,8 @@ PATTERNS = {  # where texts are split before they are encoded, in the tokenizer.
     f"{_CONTRACTIONS}\\p{{N}}{_REST}",  # Qwen
     *("\\p{N}{1,3}", "\\p{N}", " {2,}"),
 }
-# WordPiece's decoder puts a blank in front of every word. In a BERT vocabulary each Chinese character is a word, and so is
-# what follows the sign of a hashtag or a mention.
+# WordPiece's decoder puts a blank in front of every word. In a BERT vocabulary each Chinese character is a word, and so
+# is what follows the sign of a hashtag or a mention.
 _UNSPACED = "[\\p{Han}\\p{Hiragana}\\p{Katakana}\\u30FC\\u3000-\\u303F\\uFF00-\\uFFEF]"
 BETWEEN_CHARACTERS = f"(?<={_UNSPACED}) (?={_UNSPACED})|(?<=[#@]) "
 GLUED: dict[str, Any] = {"type": "Replace", "pattern": {"Regex": BETWEEN_CHARACTERS}, "content": ""}
@@ -113,9 +113,7 @@ def _check_model(model: Part, what: str) -> None:
     else:
         fits = False
     if not fits:
-        raise UserError(
-            f"{what} is no BPE, Unigram or WordPiece as language models have them, but {shown(kind)}: use another one"
-        )
+        raise UserError(f"{what} has a part that is not known here, its model of type {shown(kind)}")
 
 
 def _always(part: Part) -> bool:

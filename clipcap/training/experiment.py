@@ -187,7 +187,6 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
         return model
     language_model = args.language_model or "gpt2"
     gpt = load_language_model(language_model)
-    tokenizer = load_tokenizer(language_model)
     chosen: dict[str, Any] = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
     chosen["gpt2" if gpt.config.model_type == "gpt2" else "network"] = plain_settings(gpt.config)
     config = ClipCapConfig(
@@ -197,8 +196,7 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
         normalize=args.normalize,
         language_model=language_model,
         tied_head=gpt.config.tie_word_embeddings,
-        tokenizer=tokenizer.to_str(),
-        end_of_text=find_end_of_text(tokenizer, gpt.config),
+        end_of_text=find_end_of_text(load_tokenizer(language_model), gpt.config),
         **chosen,
     )
     with torch.device("meta"):
