@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from clipcap.errors import UserError, first_line
+from clipcap.errors import UserError, first_line, is_out_of_memory
 from clipcap.model.settings import GPT2, NETWORK, check_architecture, check_network
 
 if TYPE_CHECKING:
@@ -28,31 +28,24 @@ WITHOUT_EFFECT = {"initializer_range", "init_std", "use_cache", "pretraining_tp"
 WITHOUT_EFFECT |= {"bos_token_id", "eos_token_id", "pad_token_id", "layerdrop", "tie_word_embeddings"}
 
 
-def transformers_config(config: ClipCapConfig) -> PreTrainedConfig:
-    """The configuration of the language model for transformers. Raises UserError if its settings contradict another."""
-    from transformers import CONFIG_MAPPING
+def language_model(config: ClipCapConfig) -> PreTrainedModel:
+    """A language model with its head, and with weights that are yet to be loaded.
+
+    Raises:
+        UserError: a setting is impossible, or contradicts another.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     settings = {"model_type": "gpt2"} | (config.network or config.gpt2)
-    kind = settings.pop("model_type")
-    configuration: Any = CONFIG_MAPPING[kind]
+    kind, unused = settings.pop("model_type"), dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     try:
-        return configuration(
-            **settings, tie_word_embeddings=config.tied_head, bos_token_id=None, eos_token_id=None, pad_token_id=None
-        )
+        made: Any = CONFIG_MAPPING[kind](**settings, **unused, tie_word_embeddings=config.tied_head)
+        network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
+        return network(made)
     except Exception as error:  # each architecture checks its settings in a way of its own
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"its settings make no {kind} model ({first_line(error)[:200]})") from None
-
-
-def language_model(config: ClipCapConfig) -> PreTrainedModel:
-    """A language model with its head, with weights of no value. Raises UserError if its settings contradict another."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    settings = transformers_config(config)
-    network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
-    try:
-        return network(settings)
-    except Exception as error:
-        raise UserError(f"its settings make no {settings.model_type} model ({first_line(error)[:200]})") from None
 
 
 def plain_settings(config: PreTrainedConfig) -> dict[str, Any]:
@@ -61,7 +54,7 @@ def plain_settings(config: PreTrainedConfig) -> dict[str, Any]:
     Raises:
         UserError: the architecture is not known here, or a setting of this one.
     """
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     kind, values = config.model_type, json.loads(json.dumps(config.to_dict(), default=str))
     if kind == "gpt2":
@@ -70,10 +63,9 @@ def plain_settings(config: PreTrainedConfig) -> dict[str, Any]:
     plain = {name: values[name] for name in NETWORK if name in values}
     check_network(plain)
     rebuilt = CONFIG_MAPPING[kind](**{name: value for name, value in plain.items() if name != "model_type"}).to_dict()
-    base = type(config).mro()[1]().to_dict()
-    for name in sorted(rebuilt.keys() - base.keys() - WITHOUT_EFFECT):
-        if rebuilt[name] != values[name]:
-            raise UserError(f"its {name} is {values[name]!r:.100}, which is not known here")
+    for name in sorted(rebuilt.keys() - PreTrainedConfig().to_dict().keys() - WITHOUT_EFFECT):
+        if rebuilt[name] != values.get(name):
+            raise UserError(f"its {name} is {values.get(name)!r:.100}, which is not known here")
     return plain
 
 
