@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from clipcap.cli import arg, parse, run
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.networks import PARTS, parameters_of
+from clipcap.model.parts import PARTS, parameters_of
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
 from clipcap.world.shipped import FINE_TUNING

@@ -8,7 +8,8 @@ from transformers import CONFIG_MAPPING
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.networks import PARTS, blocks_of, parameters_of, plain_settings
+from clipcap.model.networks import blocks_of, plain_settings
+from clipcap.model.parts import PARTS, parameters_of
 from clipcap.model.settings import ARCHITECTURES
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import ALL_LINEAR, inject, merged, save_adapters
@@ -28,11 +29,11 @@ MORE = {
     "stablelm": {"intermediate_size": 64, "num_key_value_heads": 2, "use_qkv_bias": True},
     "starcoder2": {"intermediate_size": 64, "num_key_value_heads": 2, "sliding_window": 100},
 }
-PROMPTS = [[1, 2, 3], [5], [], [7, 8], [9, 9, 9, 9, 9], [4]]
+PROMPTS = [[1, 2, 3], [5], []]
 METHODS = [
-    Decoding(max_tokens=20),
-    Decoding(method="beam", beams=4, max_tokens=20, return_all=True),
-    Decoding(method="nucleus", num_captions=3, max_tokens=20, return_all=True, temperature=0.8, seed=5),
+    Decoding(max_tokens=10),
+    Decoding(method="beam", beams=3, max_tokens=10, return_all=True),
+    Decoding(method="nucleus", num_captions=2, max_tokens=10, return_all=True, temperature=0.8, seed=5),
 ]
 each = pytest.mark.parametrize("kind", ARCHITECTURES)
 
@@ -52,7 +53,7 @@ def tiny_network(kind: str, **changes) -> ClipCap:
     return model
 
 
-def embeddings(rows: int = 6) -> torch.Tensor:
+def embeddings(rows: int = 3) -> torch.Tensor:
     return torch.randn(rows, 16, generator=torch.Generator().manual_seed(3))
 
 
@@ -63,7 +64,7 @@ def test_a_batch_decodes_as_each_row_alone_and_as_without_a_cache(kind):
     model = tiny_network(kind)
     for decoding in METHODS:
         together = model.generate(embeddings(), decoding, PROMPTS)
-        alone = [model.generate(embeddings()[row : row + 1], decoding, [PROMPTS[row]])[0] for row in range(6)]
+        alone = [model.generate(embeddings()[row : row + 1], decoding, [PROMPTS[row]])[0] for row in range(3)]
         assert together == alone
     for embedding, prompt, found in zip(
         embeddings(), PROMPTS, model.generate(embeddings(), METHODS[0], PROMPTS), strict=True

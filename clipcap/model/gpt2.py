@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BYTES = 256  # a byte-level tokenizer has a token for each
 PADDED = 128  # vocabularies are rounded up to multiples of 64 or 128
-ROOM = 50  # one row in so many is left for tokens that are to come, by the makers of some large models
+SPARE = 50  # one row in so many is left for tokens that are to come, by the makers of some large models
 ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 
 
@@ -101,7 +101,7 @@ def _check_vocabulary(tokenizer: Tokenizer, config: ClipCapConfig) -> None:
     wanted = config.vocabulary
     tokens, largest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
     if (
-        tokens <= wanted - max(PADDED, wanted // ROOM)
+        tokens <= wanted - max(PADDED, wanted // SPARE)
         or largest >= wanted
         or end_of_text(tokenizer, config.end_of_text) >= wanted
     ):

@@ -7,8 +7,6 @@ ends with a norm, then the head.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -19,10 +17,8 @@ from clipcap.model.settings import GPT2, NETWORK, check_architecture, check_netw
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from clipcap.model.clipcap import ClipCap
     from clipcap.model.config import ClipCapConfig
 
-PARTS = ("head", "mapping", "embeddings", "positions", "norms", "attention", "mlp")
 # Settings that change no number of a network here: it starts from given weights, ends no text, and keeps no padding.
 WITHOUT_EFFECT = {"initializer_range", "init_std", "use_cache", "pretraining_tp", "classifier_dropout", "is_decoder"}
 WITHOUT_EFFECT |= {"bos_token_id", "eos_token_id", "pad_token_id", "layerdrop", "tie_word_embeddings"}
@@ -92,39 +88,3 @@ def outside_blocks(gpt: PreTrainedModel, kind: type[nn.Module]) -> list[nn.Modul
     """The modules of a kind in the body that belong to no block, such as embeddings and the dropout behind them."""
     inside = set(blocks_of(gpt).modules())
     return [module for module in gpt.base_model.modules() if isinstance(module, kind) and module not in inside]
-
-
-def parameters_of(model: ClipCap, part: str) -> set[str]:
-    """The names of the parameters of a part of the model: one of PARTS, or "last:N" for the last N blocks.
-
-    Raises:
-        UserError: the model has no such part.
-    """
-    gpt, blocks = model.gpt, blocks_of(model.gpt)
-    embedding, norms = embedding_of(gpt), [module for module in gpt.modules() if _is_norm(module)]
-    inside = set(blocks.modules())
-    children = [child for block in blocks for child in block.children()]
-    attention = [child for child in children if "Attention" in type(child).__name__]
-    modules: dict[str, Iterable[nn.Module]] = {
-        "head": [gpt.get_output_embeddings(), *(norm for norm in norms if norm not in inside)],
-        "mapping": [model.clip_project],
-        "embeddings": [embedding],
-        "positions": [module for module in outside_blocks(gpt, nn.Embedding) if module is not embedding],
-        "norms": norms,
-        "attention": attention,
-        "mlp": [child for child in children if not _is_norm(child) and child not in attention],
-    }
-    last = re.fullmatch(r"last:(\d{1,9})", part)
-    if last and 1 <= int(last[1]) <= len(blocks):
-        modules[part] = blocks[-int(last[1]) :]
-    chosen = {parameter for module in modules.get(part, ()) for parameter in module.parameters()}
-    if not chosen:
-        known = ", ".join(name for name in PARTS if any(list(module.parameters()) for module in modules[name]))
-        raise UserError(
-            f"--train {part} is no part of this model; choose from {known}, and last:1 to last:{len(blocks)}"
-        )
-    return {name for name, parameter in model.own_parameters() if parameter in chosen}
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__

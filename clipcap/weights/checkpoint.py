@@ -17,20 +17,10 @@ from torch import Tensor
 from clipcap.clip.tensors import check_finite, check_plain
 from clipcap.errors import UserError, shown
 from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
+from clipcap.model.parts import tied_names
 from clipcap.model.prompts import PROMPTS
 from clipcap.weights import convert, lora
-from clipcap.weights.format import (
-    CONFIG_FIELDS,
-    FORMAT,
-    VERSION,
-    build,
-    configure,
-    header,
-    read,
-    read_config,
-    tied_names,
-    write,
-)
+from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, header, read, read_config, write
 from clipcap.weights.places import check_language_model_place, find_base
 from clipcap.weights.published import resolve_weights
 

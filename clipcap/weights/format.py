@@ -142,12 +142,6 @@ def build(config: ClipCapConfig, tensors: Mapping[str, Tensor], literal_captione
     return model.eval()
 
 
-def tied_names(model: ClipCap) -> tuple[str, str]:
-    """The names of the weights of token embedding and head, which are one tensor where the head is tied."""
-    names = {module: name for name, module in model.named_modules()}
-    return f"{names[embedding_of(model.gpt)]}.weight", f"{names[model.head]}.weight"
-
-
 def _shortened(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -162,8 +162,8 @@ def merge_lora(
         layer = name.partition(".lora_")[0]
         down, up = plain[name].float(), plain[name.replace("lora_A", "lora_B")].float()
         weight = plain[f"{layer}.weight"]
-        shape = (down.shape[-1], len(up)) if fan_in_fan_out else (len(up), down.shape[-1])
-        if down.ndim != 2 or up.ndim != 2 or not len(down) or up.shape[1] != len(down) or weight.shape != shape:
+        fits = down.ndim == up.ndim == 2 and len(down) > 0 and up.shape[1] == len(down)
+        if not fits or weight.shape != ((down.shape[1], len(up)) if fan_in_fan_out else (len(up), down.shape[1])):
             raise UserError(f"the LoRA adapter of {layer} does not fit its weight of shape {tuple(weight.shape)}")
         scale = (LORA_ALPHA if alpha is None else alpha) / len(down)
         product = (up @ down).t() if fan_in_fan_out else up @ down

@@ -62,16 +62,13 @@ def check_sizes(config: ClipCapConfig, tensors: Mapping[str, Tensor]) -> None:
     for name, size in found.items():
         if said[name] != size:
             raise UserError(f"its config says {name} {said[name]}, and its tensors say {size}")
-    heads = 1 if config.network else (GPT2_SIZES | config.gpt2)["n_head"]  # transformers looks at those of others
-    if config.width % heads:
+    heads = (GPT2_SIZES | config.gpt2)["n_head"]
+    if not config.network and config.width % heads:
         raise UserError(f"GPT-2's width {config.width} cannot be divided among {heads} heads")
     if config.stop_token >= config.vocabulary:
         raise UserError(f"stop_token {config.stop_token} is no token of a vocabulary of {config.vocabulary}")
     if config.prefix_length >= config.positions:
-        raise UserError(
-            f"prefix_length {config.prefix_length} leaves no room for text in the {config.positions} positions of the "
-            "language model"
-        )
+        raise UserError(f"prefix_length {config.prefix_length} leaves no room for text in {config.positions} positions")
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
