@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import regex
 
-from clipcap.text import EMOJI, EMOJI_PATTERN
+from clipcap.text import CJK, EMOJI, EMOJI_PATTERN
 
 Tokens = Sequence[str]
 References = Sequence[Sequence[Tokens]]
@@ -24,7 +24,7 @@ NGram = tuple[str, ...]
 
 _WORD = r"[\p{L}\p{M}\p{N}_]"
 # Scripts that are written without blanks, in which each character counts as a word, with the marks behind it.
-_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\u30FC\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_UNSPACED = rf"[{CJK}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}]"
 _SPACED = rf"[{_WORD}--{_UNSPACED}]"
 _TOKEN = regex.compile(
     rf"""https?://\S+ | {EMOJI_PATTERN} | \#(?:{_WORD}|{EMOJI_PATTERN})+

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from clipcap.errors import UserError, first_line, shown
+from clipcap.text import CJK
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,7 +31,7 @@ PATTERNS = {  # where texts are split before they are encoded, in the tokenizer.
 }
 # WordPiece's decoder puts a blank in front of every word. In a BERT vocabulary each Chinese character is a word, and so
 # is what follows the sign of a hashtag or a mention.
-_UNSPACED = "[\\p{Han}\\p{Hiragana}\\p{Katakana}\\u30FC\\u3000-\\u303F\\uFF00-\\uFFEF]"
+_UNSPACED = f"[{CJK}\\u3000-\\u303F\\uFF00-\\uFFEF]"  # and their punctuation
 BETWEEN_CHARACTERS = f"(?<={_UNSPACED}) (?={_UNSPACED})|(?<=[#@]) "
 GLUED: dict[str, Any] = {"type": "Replace", "pattern": {"Regex": BETWEEN_CHARACTERS}, "content": ""}
 # The post-processor that transformers gives a GPT-2 tokenizer: texts stay as they are.
