@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_decoding import plain_beams
 from tiny import tiny_config
 from transformers import CONFIG_MAPPING
 
@@ -73,6 +74,8 @@ def test_a_batch_decodes_as_each_row_alone_and_as_without_a_cache(kind):
         for _ in found:
             tokens.append(int(model(embedding[None], torch.tensor([[*tokens, 0]]))[0, -1].argmax()))
         assert tokens == [*prompt, *found]
+    beams = Decoding(method="beam", beams=4, max_tokens=8, stop_token=-1, return_all=True)
+    assert model.generate(embeddings(2), beams) == [plain_beams(model, row, 4, 8, stop=-1) for row in embeddings(2)]
 
 
 @each
