@@ -34,10 +34,10 @@ def language_model(config: ClipCapConfig) -> PreTrainedModel:
 
     settings = {"model_type": "gpt2"} | (config.network or config.gpt2)
     kind, unused = settings.pop("model_type"), dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    configuration: Any = CONFIG_MAPPING[kind]
+    network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[configuration]
     try:
-        made: Any = CONFIG_MAPPING[kind](**settings, **unused, tie_word_embeddings=config.tied_head)
-        network: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
-        return network(made)
+        return network(configuration(**settings, **unused, tie_word_embeddings=config.tied_head))
     except Exception as error:  # each architecture checks its settings in a way of its own
         if is_out_of_memory(error):
             raise
