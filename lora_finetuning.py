@@ -1,4 +1,4 @@
-"""LoRA fine-tuning: low-rank adapters in GPT-2 and the mapping network train, the weights of GPT-2 stay as they are.
+"""LoRA fine-tuning: low-rank adapters and the mapping network train, the weights of the language model stay.
 
     python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
     python lora_finetuning.py --data my_posts --init instagram-base --freeze-mapping   # one person's 50 to 500 posts
@@ -21,7 +21,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
 from clipcap.weights.checkpoint import save_checkpoint
-from clipcap.weights.lora import export_peft, inject, merged, save_adapters
+from clipcap.weights.lora import ALL_LINEAR, export_peft, inject, merged, save_adapters
 from clipcap.weights.places import Base
 from clipcap.world.shipped import FINE_TUNING
 
@@ -34,7 +34,7 @@ class StrategyArguments:
     rank: list[int] = arg([4], "one model is trained per rank; of several, each in a folder DIR_RANK (default: 4)")
     alpha: float = arg(16.0, "adapters are scaled by alpha / rank")
     dropout: float = arg(0.1, "dropout in front of the adapters")
-    target: list[str] = arg(["c_attn", "c_proj", "c_fc"], "layers to adapt (default: c_attn c_proj c_fc)")
+    target: list[str] = arg([ALL_LINEAR], f"layers to adapt, by the last part of their names (default: {ALL_LINEAR})")
     freeze_mapping: bool = arg(False, "leave the mapping network as it is: better with 500 captions or fewer")
     merged: bool = arg(False, "also write a file that needs no base")
     export_peft: str | None = arg(None, "also write a folder that peft loads", metavar="DIR")
@@ -50,9 +50,9 @@ class LoRALoopArguments(LoopArguments):
 
 
 def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[str, Any]:
-    """Put adapters of this rank into GPT-2; they and the mapping network train. Returns what `save_adapters` needs."""
-    if max(args.rank) > (width := experiment.model.gpt.config.n_embd):
-        raise UserError(f"--rank must be at most {width}, the width of this GPT-2, not {max(args.rank)}")
+    """Put in adapters of this rank; they and the mapping network train. Returns what `save_adapters` needs."""
+    if max(args.rank) > (width := experiment.model.config.width):
+        raise UserError(f"--rank must be at most {width}, the width of this language model, not {max(args.rank)}")
     settings = inject(experiment.model, rank, args.alpha, args.dropout, args.target)
     mapping = not args.freeze_mapping
     experiment.model.train_only(lambda name: ".lora_" in name or (mapping and name.startswith("clip_project.")))

@@ -28,8 +28,7 @@ from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import find_images
 from clipcap.devices import pick_dtype
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.config import ClipCapConfig
-from clipcap.model.gpt2 import END_OF_TEXT
+from clipcap.model.config import END_OF_TEXT, ClipCapConfig
 
 PHOTOS = ((640, 480), (480, 640), (800, 600), (1024, 768), (1080, 1080), (1080, 1350), (1600, 1200))
 DIFFERENT_PHOTOS = 42  # a larger folder holds them several times

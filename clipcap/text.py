@@ -38,6 +38,9 @@ MENTION = re.compile(
 )
 PLACEHOLDER = "@user"  # stands for a mention in training captions, so that the sentence stays whole
 
+# The characters of Chinese and Japanese, which are written without blanks, for use inside a set of a pattern.
+CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC"
+
 # What is removed from a caption that must not hold any of them.
 EMOJI_TRACE = regex.compile(
     r"(?:[0-9#*]\uFE0F?\u20E3|[\p{Extended_Pictographic}\p{Regional_Indicator}\p{Emoji_Modifier}\uFE0F])"

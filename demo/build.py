@@ -24,7 +24,8 @@ from clipcap.errors import UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
-from clipcap.model.gpt2 import end_of_text, load_language_model, load_tokenizer, plain_gpt2_config
+from clipcap.model.gpt2 import end_of_text, load_language_model, load_tokenizer
+from clipcap.model.networks import plain_settings
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.trainer import Trainer
@@ -74,7 +75,7 @@ def train_literal(pictured: list[Scene], pixels: Tensor) -> None:
         clip_dim=encoder.dim,
         prefix_length=PREFIX_LENGTH,
         language_model="demo",
-        gpt2=plain_gpt2_config(gpt.config),
+        gpt2=plain_settings(gpt.config),
         stop_token=end_of_text(tokenizer),
         tokenizer=tokenizer.to_str(),
     )

@@ -212,7 +212,7 @@ def test_a_batch_is_cut_until_its_cache_fits(decoding, monkeypatch):
     begin = CachedGPT2.begin
 
     def counted(self, prefix, prompts, width, steps):
-        sizes.append(len(prefix) * (prefix.shape[1] + width * steps) * self.position_bytes)
+        sizes.append(len(prefix) * self.cache_bytes(prefix.shape[1], width, steps))
         return begin(self, prefix, prompts, width, steps)
 
     monkeypatch.setattr(CachedGPT2, "begin", counted)

@@ -236,7 +236,7 @@ HUGE = str(10**12)
             "this mapping network would have [0-9,]{12,} parameters.*--clip-length",
         ),
         (frozen_finetuning, ["--train", "last:" + "9" * 5000], "is no part of this model"),
-        (lora_finetuning, ["--rank", "1000000000"], "--rank must be at most 32, the width of this GPT-2"),
+        (lora_finetuning, ["--rank", "1000000000"], "--rank must be at most 32, the width of this language model"),
         (lora_finetuning, ["--rank", "2", "1000000000"], "--rank must be at most 32"),
         (lora_finetuning, ["--rank", "-1"], "--rank must be at least 1, not -1"),
         *((lora_finetuning, ["--alpha", value], "--alpha must be above 0") for value in ("nan", "inf", "0", "-1")),

@@ -51,7 +51,7 @@ class Candidates:
         self.begun = [len(tokens) for tokens in begun]
         before = prompts or [()] * len(clip_embedding)
         self.prompts = [[*prompt, *tokens] for prompt, tokens in zip(before, begun, strict=True)]
-        self.end = end_of_text(tokenizer)
+        self.end = end_of_text(tokenizer, model.config.end_of_text)
 
     def __len__(self) -> int:
         return len(self.clip_embedding)
@@ -89,7 +89,10 @@ class Candidates:
     def text(self, row: int, ids: Sequence[int]) -> str:
         """A picture's start and token ids -> the caption, without end-of-text."""
         ids = ids[:-1] if ids and ids[-1] == self.end else ids
-        return (self.starts[row] + self.tokenizer.decode(list(ids), skip_special_tokens=False)).strip()
+        begun = self.prompts[row][len(self.prompts[row]) - self.begun[row] :]
+        # Behind a start, since some tokenizers leave out the blank in front of a text.
+        before, whole = (self.tokenizer.decode(tokens, skip_special_tokens=False) for tokens in (begun, [*begun, *ids]))
+        return (self.starts[row] + whole.removeprefix(before)).strip()
 
     def sort(self, captions: Mapping[int, list[Caption]]) -> dict[int, list[Caption]]:
         """Row -> its captions in any order -> the same, best first. Equal scores keep the order given."""

@@ -1,1 +1,1 @@
-"""Prefix to caption tokens: greedy, nucleus and beam search over a cached GPT-2."""
+"""Prefix to caption tokens: greedy, nucleus and beam search over a cached language model."""

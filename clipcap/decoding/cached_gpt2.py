@@ -107,9 +107,19 @@ class CachedGPT2:
         return self.fast and cuda_graph.captures(self.embedding.device)
 
     @property
-    def position_bytes(self) -> int:
-        """The memory that one cache position takes, in bytes."""
-        return 2 * len(self.blocks) * self.embedding.shape[1] * self.embedding.element_size()
+    def vocabulary(self) -> int:
+        """V, how many tokens the model has."""
+        return len(self.embedding)
+
+    @property
+    def positions(self) -> int:
+        """How many positions prefix and text may take together."""
+        return len(self.position)
+
+    def cache_bytes(self, before: int, width: int, steps: int) -> int:
+        """The memory of the cache of one image: `before` positions, and `steps` more for each of K continuations."""
+        position = 2 * len(self.blocks) * self.embedding.shape[1] * self.embedding.element_size()
+        return position * (before + width * steps)
 
     def begin(self, prefix: Tensor, prompts: Sequence[Sequence[int]] | None, width: int, steps: int) -> Session:
         """Read prefix (B, P, D) and prompts (B lists of ids, or None); the session then holds the first logits.

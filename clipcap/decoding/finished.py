@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clipcap.decoding.cached_gpt2 import Session
+from clipcap.decoding.cached_transformer import TransformerSession
 
 
 class Finished:
@@ -22,7 +23,7 @@ class Finished:
         rows: (B',), indices into the whole batch of the rows that the session still decodes.
     """
 
-    def __init__(self, session: Session, batch: int, device: torch.device) -> None:
+    def __init__(self, session: Session | TransformerSession, batch: int, device: torch.device) -> None:
         self.session = session
         self.rows = torch.arange(batch, device=device)
         self.halves = session.gpt.captures

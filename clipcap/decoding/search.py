@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clipcap.decoding.cached_gpt2 import CachedGPT2, Session
+from clipcap.decoding.cached_transformer import CachedTransformer, TransformerSession
 from clipcap.decoding.finished import Finished
 from clipcap.decoding.forbidden import Constraint, Forbidden
 from clipcap.decoding.next_token import argmax, draw, most_probable, random_numbers
@@ -60,7 +61,7 @@ class Captions:
 
 
 def decode(
-    gpt: CachedGPT2,
+    gpt: CachedGPT2 | CachedTransformer,
     prefix: Tensor,
     decoding: Decoding,
     stop_token: int,
@@ -95,7 +96,7 @@ def decode(
     """
     if not (streams.isfinite().all() and prefix.isfinite().all()):
         raise NoCaption("its embedding, or what the weights make of it, is not finite")
-    vocabulary, width = len(gpt.embedding), decoding.width
+    vocabulary, width = gpt.vocabulary, decoding.width
     if decoding.method == "beam" and width > vocabulary:
         raise UserError(f"beams must be at most {vocabulary}, the number of tokens of these weights, not {width}")
     given = prompts or [()] * len(prefix)
@@ -110,7 +111,7 @@ def decode(
     captions: dict[int, list[list[int]]] = {}
     for steps, rows in alike.items():
         before = prefix.shape[1] + max(len(given[row]) for row in rows)
-        size = max(1, min(ROWS // width, CACHE // (gpt.position_bytes * (before + width * steps))))
+        size = max(1, min(ROWS // width, CACHE // gpt.cache_bytes(before, width, steps)))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
@@ -122,23 +123,21 @@ def decode(
     return [captions[row] for row in range(len(prefix))]
 
 
-def _steps(gpt: CachedGPT2, before: int, decoding: Decoding, begun: int) -> int:
+def _steps(gpt: CachedGPT2 | CachedTransformer, before: int, decoding: Decoding, begun: int) -> int:
     """The most tokens for a caption of which `begun` are there, behind `before` positions. Raises UserError."""
-    room = len(gpt.position) + 1 - before
+    room = gpt.positions + 1 - before
     if room < 1:
-        raise UserError(
-            f"prefix and prompt take {before} positions, and GPT-2 has {len(gpt.position)}: shorten the prompt"
-        )
+        raise UserError(f"prefix and prompt take {before} positions, and there are {gpt.positions}: shorten the prompt")
     if decoding.min_tokens >= room + begun:
         raise UserError(
-            f"min_tokens must be below {room + begun}, the tokens that GPT-2's {len(gpt.position)} positions have room "
-            f"for behind prefix and prompt, not {decoding.min_tokens}"
+            f"min_tokens must be below {room + begun}, the tokens that {gpt.positions} positions have room for behind "
+            f"prefix and prompt, not {decoding.min_tokens}"
         )
     return min(decoding.max_tokens - begun, room)
 
 
 def _sample(
-    session: Session,
+    session: Session | TransformerSession,
     decoding: Decoding,
     steps: int,
     stop_token: int,
@@ -186,7 +185,7 @@ def _sample(
 
 
 def _beam(
-    session: Session,
+    session: Session | TransformerSession,
     decoding: Decoding,
     steps: int,
     stop_token: int,

@@ -16,16 +16,19 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import regex
 
-from clipcap.text import EMOJI, EMOJI_PATTERN
+from clipcap.text import CJK, EMOJI, EMOJI_PATTERN
 
 Tokens = Sequence[str]
 References = Sequence[Sequence[Tokens]]
 NGram = tuple[str, ...]
 
 _WORD = r"[\p{L}\p{M}\p{N}_]"
+# Scripts that are written without blanks, in which each character counts as a word, with the marks behind it.
+_UNSPACED = rf"[{CJK}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}]"
+_SPACED = rf"[{_WORD}--{_UNSPACED}]"
 _TOKEN = regex.compile(
     rf"""https?://\S+ | {EMOJI_PATTERN} | \#(?:{_WORD}|{EMOJI_PATTERN})+
-      | @{_WORD}+(?:\.{_WORD}+)* | {_WORD}+(?:'{_WORD}+)*""",
+      | @{_WORD}+(?:\.{_WORD}+)* | {_UNSPACED}\p{{M}}* | {_SPACED}+(?:'{_SPACED}+)*""",
     regex.VERBOSE | regex.VERSION1,
 )
 
@@ -34,8 +37,8 @@ def tokenize(caption: str) -> list[str]:
     """Caption -> lower-case tokens: words, numbers, #hashtags, @mentions, links, and each emoji by itself.
 
     "I'm SO happy!!😍😍 #sunset @jane.doe" -> i'm so happy 😍 😍 #sunset @jane.doe. Punctuation and spaces are dropped;
-    an emoji keeps its skin tone and joined parts. Words are never split: not at apostrophes, not within hashtags, and
-    not in scripts that are written without spaces.
+    an emoji keeps its skin tone and joined parts. Words are never split, not at apostrophes and not within hashtags. In
+    scripts that are written without blanks, such as Chinese, Japanese and Thai, each character is a token.
     """
     text = unicodedata.normalize("NFC", caption.lower().replace("\u2019", "'"))
     return _TOKEN.findall(text)

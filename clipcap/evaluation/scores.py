@@ -128,8 +128,9 @@ def _loss(
     """Mean cross-entropy per token of the true captions, in nats; with end-of-text where the weights learned it."""
     image_of = [image for image, captions in enumerate(held_out.captions) for _ in captions]
     texts = [caption for captions in held_out.captions for caption in captions]
-    captions = encode_captions(tokenizer, texts, MAX_TOKENS, model.config.blank)
-    end = end_of_text(tokenizer)
+    name = model.config.end_of_text
+    captions = encode_captions(tokenizer, texts, MAX_TOKENS, name, model.config.blank)
+    end = end_of_text(tokenizer, name)
     if model.config.stop_token != end:
         captions = [ids[:-1] if ids[-1] == end and len(ids) > 1 else ids for ids in captions]
     if prompts:

@@ -6,11 +6,14 @@ times as fast and head-only fine-tuning 1.13 times. Runs in fp32 do not use it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+POSITIONS = re.compile(r"\.(wpe|embed_positions)\.")
 
 
 class FrozenInHalf:
@@ -28,7 +31,7 @@ class FrozenInHalf:
         self.matrices = [
             parameter
             for name, parameter in model.named_parameters()
-            if enabled and not parameter.requires_grad and parameter.ndim == 2 and "wpe" not in name
+            if enabled and not parameter.requires_grad and parameter.ndim == 2 and not POSITIONS.search(name)
         ]
         self.exact = [parameter.data for parameter in self.matrices]
         self.half = [parameter.data.to(torch.bfloat16) for parameter in self.matrices]

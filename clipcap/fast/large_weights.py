@@ -56,7 +56,7 @@ class HeadLoss:
 
     def __call__(self, states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
         """Cross-entropy (N,), in nats, of the targets (N,) after the states (N, D)."""
-        if not _takes_over(head.weight, frozen=True):
+        if head.bias is not None or not _takes_over(head.weight, frozen=True):
             return F.cross_entropy(head(states).float(), targets, reduction="none")
         return _Losses.apply(states, head.weight, targets, self)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clipcap.errors import UserError
+from clipcap.model.config import END_OF_TEXT
 from clipcap.model.gpt2 import end_of_text
 
 if TYPE_CHECKING:
@@ -57,13 +58,15 @@ class Batch:
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
-def encode_captions(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int, blank: str = "") -> list[list[int]]:
-    """Captions, each behind a blank if there is one -> token ids that end with end-of-text, at most `max_tokens`.
+def encode_captions(
+    tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int, end_name: str = END_OF_TEXT, blank: str = ""
+) -> list[list[int]]:
+    """Captions, each behind a blank if there is one -> token ids that end with `end_name`, at most `max_tokens`.
 
     A longer caption is cut between characters (an emoji is several tokens) and gets no end-of-text, since it does not
     end there.
     """
-    end = end_of_text(tokenizer)
+    end = end_of_text(tokenizer, end_name)
     return [
         [*encoding.ids, end] if len(encoding.ids) < max_tokens else _cut(encoding, max_tokens)
         for encoding in tokenizer.encode_batch([blank + caption for caption in captions])

@@ -1,8 +1,9 @@
-"""ClipCap: a mapping network in front of GPT-2, which of its parameters train, and the loss.
+"""ClipCap: a mapping network in front of a language model, which of its parameters train, and the loss.
 
 Mokady et al., "ClipCap: CLIP Prefix for Image Captioning", 2021, https://arxiv.org/abs/2111.09734.
 
-Shapes: B batch, C CLIP width, P prefix length, T tokens, D GPT-2 width, V vocabulary, N caption tokens in the batch.
+Shapes: B batch, C CLIP width, P prefix length, T tokens, D width of the token embeddings, V vocabulary, N caption
+tokens in the batch.
 """
 
 from __future__ import annotations
@@ -13,24 +14,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from clipcap.decoding.cached_gpt2 import CachedGPT2
+from clipcap.decoding.cached_transformer import CachedTransformer
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import decode
 from clipcap.errors import UserError
 from clipcap.model.batches import Batch
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.mapping import MAPPINGS
+from clipcap.model.networks import compute_frequencies, embedding_of, language_model, outside_blocks
 
 LITERAL_CAPTIONER = "literal_captioner."  # how the names of the literal captioner's parameters begin
 
 
 class ClipCap(nn.Module):
-    """CLIP embedding -> prefix -> GPT-2.
+    """CLIP embedding -> prefix -> language model.
 
     Attributes:
-        gpt: Hugging Face's GPT-2 with its head.
+        gpt: Hugging Face's GPT-2 with its head, or another causal language model.
         clip_project: the mapping network, under the name that the published weights give it.
         literal_captioner: for prompted weights, the frozen model whose caption fills the prompt's "{literal}".
         record: how the model was trained, in plain values (see `clipcap.training.state.run_record`).
@@ -45,34 +48,35 @@ class ClipCap(nn.Module):
         if config.mapping not in MAPPINGS:
             raise UserError(f"unknown mapping network {config.mapping!r}; choose one of {', '.join(MAPPINGS)}")
         self.config = config
-        gpt2 = GPT2Config(**config.gpt2, tie_word_embeddings=config.tied_head, bos_token_id=None, eos_token_id=None)
-        width = gpt2.n_embd
-        if config.mapping == "transformer" and width % config.mapping_heads:
-            raise UserError(f"GPT-2's width {width} cannot be divided among {config.mapping_heads} mapping heads")
-        if config.prefix_length >= gpt2.n_positions:
-            raise UserError(
-                f"a prefix of {config.prefix_length} does not fit into the {gpt2.n_positions} positions of GPT-2"
-            )
-        self.gpt = GPT2LMHeadModel(gpt2)
-        sizes = [config.clip_dim, width, config.prefix_length]
+        if config.mapping == "transformer" and config.width % config.mapping_heads:
+            raise UserError(f"the width {config.width} cannot be divided among {config.mapping_heads} mapping heads")
+        if config.prefix_length >= config.positions:
+            raise UserError(f"a prefix of {config.prefix_length} does not fit into {config.positions} positions")
+        self.gpt = language_model(config)
+        sizes = [config.clip_dim, config.width, config.prefix_length]
         if config.mapping == "transformer":
             sizes += [config.clip_length, config.mapping_layers, config.mapping_heads]
         self.clip_project = MAPPINGS[config.mapping](*sizes)
         self.literal_captioner = literal_captioner
         self.record: dict[str, Any] = {}
         self.fast = True
-        self._prepared: tuple[list[tuple[int, int]], CachedGPT2] | None = None
+        self._prepared: tuple[list[tuple[int, int]], CachedGPT2 | CachedTransformer] | None = None
         self.register_load_state_dict_post_hook(self._drop_prepared)
 
     @property
     def device(self) -> torch.device:
-        """Where GPT-2's weights lie."""
-        return self.gpt.transformer.wte.weight.device
+        """Where the language model's weights lie."""
+        return embedding_of(self.gpt).weight.device
 
     @property
     def room(self) -> int:
         """How many tokens fit behind the prefix; the last one is only predicted and needs no position of its own."""
-        return self.gpt.config.n_positions - self.config.prefix_length + 1
+        return self.config.positions - self.config.prefix_length + 1
+
+    @property
+    def head(self) -> nn.Linear:
+        """The language-model head: states (..., D) -> logits (..., V)."""
+        return self.gpt.get_output_embeddings()
 
     def prefix(self, clip_embedding: Tensor) -> Tensor:
         """CLIP embeddings (B, C) -> prefixes (B, P, D). Raises UserError for embeddings of another width."""
@@ -93,13 +97,17 @@ class ClipCap(nn.Module):
         if torch.is_grad_enabled():
             self._prepared = None  # an optimizer may follow
         prefix = self.prefix(clip_embedding)
-        embedded = self.gpt.transformer.wte(tokens[:, :-1])  # the last token is only predicted, never read
-        states = self.gpt.transformer(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
+        if self.config.network and torch.is_autocast_enabled(prefix.device.type):
+            prefix = (
+                prefix.float()
+            )  # the residual stream stays exact; GPT-2's does by the positions that are added to it
+        embedded = embedding_of(self.gpt)(tokens[:, :-1])  # the last token is only predicted, never read
+        states = self.gpt.base_model(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
         return states.last_hidden_state[:, self.config.prefix_length - 1 :]
 
     def forward(self, clip_embedding: Tensor, tokens: Tensor) -> Tensor:
         """(B, C), (B, T) -> logits (B, T, V); logits[:, t] predicts tokens[:, t]."""
-        return self.gpt.lm_head(self.hidden_states(clip_embedding, tokens))
+        return self.head(self.hidden_states(clip_embedding, tokens))
 
     def caption_states(self, batch: Batch) -> Tensor:
         """The states (N, D) that predict the caption tokens, without those that predict prompt or padding."""
@@ -108,7 +116,7 @@ class ClipCap(nn.Module):
 
     def token_losses(self, batch: Batch) -> Tensor:
         """Cross-entropy (N,), in nats, of every caption token. No logits are computed for prompt and padding."""
-        logits = self.gpt.lm_head(self.caption_states(batch))  # (N, V)
+        logits = self.head(self.caption_states(batch))  # (N, V)
         return F.cross_entropy(logits.float(), batch.targets, reduction="none")
 
     def loss(self, batch: Batch) -> Tensor:
@@ -124,8 +132,9 @@ class ClipCap(nn.Module):
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
         # The dropout behind the embeddings has no parameters, so it follows the modules that give it its input.
-        below_blocks = (self.clip_project, self.gpt.transformer.wte, self.gpt.transformer.wpe)
-        self.gpt.transformer.drop.train(mode and any(module.training for module in below_blocks))
+        below_blocks = (self.clip_project, *outside_blocks(self.gpt, nn.Embedding))
+        for dropout in outside_blocks(self.gpt, nn.Dropout):
+            dropout.train(mode and any(module.training for module in below_blocks))
         return self
 
     def train_only(self, trains: Callable[[str], bool]) -> dict[str, int]:
@@ -151,7 +160,7 @@ class ClipCap(nn.Module):
 
     def untie_head(self) -> None:
         """Give the language-model head weights of its own, so that it can train while the embedding is frozen."""
-        self.gpt.lm_head.weight = nn.Parameter(self.gpt.transformer.wte.weight.detach().clone())
+        self.head.weight = nn.Parameter(embedding_of(self.gpt).weight.detach().clone())
         self.config.tied_head = self.gpt.config.tie_word_embeddings = False
 
     @torch.inference_mode()
@@ -191,22 +200,38 @@ class ClipCap(nn.Module):
         """
         if not len(clip_embedding):
             return []
+        if self.training and self.config.network:  # CachedGPT2 knows no dropout, and transformers' own models do
+            self.eval()
+            try:
+                return self.generate_all(clip_embedding, decoding, prompts, begun)
+            finally:
+                self.train()
         stop = self.config.stop_token if decoding.stop_token is None else decoding.stop_token
         prefix = self.prefix(clip_embedding)
         return decode(self.decoder(), prefix, decoding, stop, prompts, clip_embedding, begun)
 
-    def decoder(self) -> CachedGPT2:
-        """GPT-2 prepared for decoding; kept for the next call as long as its weights stay the same.
+    def decoder(self) -> CachedGPT2 | CachedTransformer:
+        """The language model prepared for decoding; kept for the next call as long as its weights stay the same.
 
         PyTorch counts the changes to a tensor, but not those that a fused optimizer makes. So what was prepared is also
         dropped by `train()`, by loading weights and by a forward pass with gradients, and not kept in training mode.
         """
         state = [(weight.data_ptr(), weight._version) for weight in self.gpt.parameters() if not weight.is_inference()]
         if self._prepared is None or self._prepared[0] != state:
-            prepared = CachedGPT2(self.gpt, self.fast)
+            prepared: CachedGPT2 | CachedTransformer
+            if isinstance(self.gpt, GPT2LMHeadModel):
+                prepared = CachedGPT2(self.gpt, self.fast)
+            else:
+                prepared = CachedTransformer(self.gpt, self.config.positions, self.fast)
             self._prepared = None if self.training else (state, prepared)
             return prepared
         return self._prepared[1]
+
+    def _apply(self, *args: Any, **options: Any) -> ClipCap:
+        """What `to` and its like call. The frequencies of rotary positions stay in float32."""
+        super()._apply(*args, **options)
+        compute_frequencies(self.gpt)
+        return self
 
     def _drop_prepared(self, *_: Any) -> None:
         self._prepared = None

@@ -1,103 +1,89 @@
-"""GPT-2 and its byte-level BPE tokenizer: by hub name, from a folder, or the small one of the demo world.
+"""Language models and their tokenizers: by hub name, from a folder, or the small GPT-2 of the demo world.
 
 The tokenizer is a plain `tokenizers.Tokenizer`, which is fast and which a checkpoint can hold as JSON.
 """
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.errors import UserError, first_line
 from clipcap.model import shipped_tokenizer
-from clipcap.model.config import GPT2_FIELDS, GPT2_SIZES
+from clipcap.model.config import END_OF_TEXT
+from clipcap.model.networks import plain_settings
+from clipcap.model.settings import ARCHITECTURES
+from clipcap.model.tokenizers import portable, tokenizer_from_json
 from clipcap.offline import offline_if_unreachable
 from clipcap.world import shipped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from clipcap.model.config import ClipCapConfig
 
-END_OF_TEXT = "<|endoftext|>"
 BYTES = 256  # a byte-level tokenizer has a token for each
-# The post-processor that transformers gives a GPT-2 tokenizer: texts stay as they are.
-NOTHING_ADDED = {
-    "type": "TemplateProcessing",
-    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
-    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-    "special_tokens": {},
-}
 PADDED = 128  # vocabularies are rounded up to multiples of 64 or 128
+SPARE = 50  # one row in so many is left for tokens that are to come, by the makers of some large models
+ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 
 
 def load_tokenizer(name: str = "gpt2") -> Tokenizer:
-    """The tokenizer of a GPT-2 family model by hub name (`gpt2`, `distilgpt2`, ...), folder, or "demo".
+    """The tokenizer of a language model by hub name (`gpt2`, `distilgpt2`, ...), folder, or "demo".
 
-    A folder holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
+    A folder holds `tokenizer.json`, a BERT vocabulary (`vocab.txt`), or `vocab.json` and `merges.txt`.
 
     Raises:
         UserError: the folder holds no tokenizer, or it cannot be loaded.
     """
-    from transformers import GPT2Tokenizer
-
     source = language_model_source(name)
     if name in shipped_tokenizer.NAMES and not Path(source).is_dir():
         return shipped_tokenizer.gpt2_tokenizer()
     if not Path(source).is_dir():
         offline_if_unreachable()
-    elif not any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"no tokenizer in {source}: it needs tokenizer.json, or vocab.json and merges.txt")
     try:
-        tokenizer = GPT2Tokenizer.from_pretrained(source).backend_tokenizer
-    except (OSError, ValueError) as error:
+        tokenizer = _tokenizer_of(source)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its reader likes
         raise UserError(
             f"the tokenizer of {name!r} could not be loaded ({first_line(error)}); "
-            "give a GPT-2 family model by hub name, or a folder with its tokenizer"
+            "give a language model by hub name, or a folder with its tokenizer"
         ) from None
     tokens = tokenizer.get_vocab_size()
-    if tokens <= BYTES:
+    if tokens <= (BYTES if type(tokenizer.decoder).__name__ == "ByteLevel" else 1):
         # Where the hub is out of reach and nothing is cached, transformers hands back an empty one without a word.
         raise UserError(
             f"the tokenizer of {name!r} has {tokens} tokens, fewer than there are bytes, so it was not found: "
             "go online once, or give a folder with its vocab.json and merges.txt"
         )
-    return tokenizer
+    return portable(tokenizer, name)
 
 
-def tokenizer_from_json(text: str) -> Tokenizer:
-    """A tokenizer from the JSON that `Tokenizer.to_str()` wrote. Raises UserError for any other text.
+def _tokenizer_of(source: str) -> Tokenizer:
+    """What the files of a language model say. Where there is a tokenizer.json, it is read as it stands there.
 
-    Only byte-level BPE is read, as GPT-2 has it: other parts could panic in Rust, or run for ever.
+    The classes that transformers has for each architecture put parts of their own in place of those of the file.
     """
-    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
-    try:
-        parts = json.loads(text)
-        _check_parts(parts)
-        return Tokenizer.from_str(json.dumps(parts))  # written again, so that no part of it stands there twice
-    except UserError:
-        raise
-    except Exception as error:  # the library raises the bare class
-        raise UserError(f"the tokenizer in the weights cannot be read ({first_line(error)[:200]})") from None
-
-
-def _check_parts(parts: dict[str, Any]) -> None:
-    """Raise a UserError unless these are the parts of a byte-level BPE tokenizer."""
-    model, behind = parts["model"], parts["post_processor"]
-    unknown = model.get("unk_token")
-    fits = (
-        model["type"] == "BPE"
-        and parts["normalizer"] is None
-        and parts["pre_tokenizer"]["type"] == parts["decoder"]["type"] == "ByteLevel"
-        and (behind is None or behind == NOTHING_ADDED or behind["type"] == "ByteLevel")
-        and (unknown is None or unknown in model["vocab"])
-        and not any(model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-    )
-    if not fits:
-        raise UserError("the tokenizer in the weights is no byte-level BPE, as GPT-2 has it: use a GPT-2 tokenizer")
+    folder = Path(source)
+    if folder.is_dir():
+        readers = {"tokenizer.json": PreTrainedTokenizerFast, "vocab.txt": BertTokenizer, "vocab.json": GPT2Tokenizer}
+        for file, reader in readers.items():
+            if (folder / file).is_file():
+                return reader.from_pretrained(source).backend_tokenizer
+        if not any(folder.glob("*.model")):
+            raise UserError(
+                f"no tokenizer in {source}: it needs tokenizer.json, vocab.txt, or vocab.json and merges.txt"
+            )
+    else:
+        with suppress(OSError, ValueError):
+            return PreTrainedTokenizerFast.from_pretrained(source).backend_tokenizer
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False).backend_tokenizer
 
 
 def tokenizer_of(config: ClipCapConfig) -> Tokenizer:
@@ -116,11 +102,15 @@ def tokenizer_of(config: ClipCapConfig) -> Tokenizer:
 def _check_vocabulary(tokenizer: Tokenizer, config: ClipCapConfig) -> None:
     """Raise a UserError unless the tokenizer has the tokens that the model was made for.
 
-    A model may have up to PADDED rows more than there are tokens, and a tokenizer special tokens that no text has.
+    A model may have some rows more than there are tokens, and a tokenizer special tokens that no text has.
     """
-    wanted = config.gpt2.get("vocab_size", GPT2_SIZES["vocab_size"])
-    tokens, plain = tokenizer.get_vocab_size(), tokenizer.get_vocab_size(with_added_tokens=False)
-    if tokens <= wanted - PADDED or plain > wanted or end_of_text(tokenizer) >= wanted:
+    wanted = config.vocabulary
+    tokens, largest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    if (
+        tokens <= wanted - max(PADDED, wanted // SPARE)
+        or largest >= wanted
+        or end_of_text(tokenizer, config.end_of_text) >= wanted
+    ):
         where = "in the weights" if config.tokenizer else f"of {config.language_model!r}"
         raise UserError(
             f"the tokenizer {where} has {tokens} tokens, and the model has {wanted}: captions would be nonsense; "
@@ -128,12 +118,27 @@ def _check_vocabulary(tokenizer: Tokenizer, config: ClipCapConfig) -> None:
         )
 
 
-def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id of the end-of-text token, which ends every caption. Raises UserError for a tokenizer without one."""
-    token = tokenizer.token_to_id(END_OF_TEXT)
+def end_of_text(tokenizer: Tokenizer, name: str = END_OF_TEXT) -> int:
+    """The id of the token of this name, which ends every caption. Raises UserError for a tokenizer without it."""
+    token = tokenizer.token_to_id(name)
     if token is None:
-        raise UserError(f"this tokenizer has no {END_OF_TEXT} token, and captions must end: use a GPT-2 tokenizer")
+        raise UserError(f"this tokenizer has no {name} token, and captions must end: use the tokenizer of the model")
     return token
+
+
+def find_end_of_text(tokenizer: Tokenizer, config: PreTrainedConfig) -> str:
+    """The token that ends texts for a language model: the one that its configuration names, or one with a usual name.
+
+    Raises:
+        UserError: there is none.
+    """
+    named = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    special = {token: added.content for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+    ends = [special[token] for token in named if token in special]
+    ends += [name for name in ENDS if tokenizer.token_to_id(name) is not None]
+    if not ends:
+        raise UserError(f"the tokenizer has no token that ends texts, such as {', '.join(ENDS)}, and captions must end")
+    return ends[0]
 
 
 def language_model_source(name: str) -> str:
@@ -141,29 +146,26 @@ def language_model_source(name: str) -> str:
     return str(shipped.GPT2) if name == "demo" else name
 
 
-def plain_gpt2_config(config: GPT2Config) -> dict[str, Any]:
-    """The fields of a GPT2Config that determine the network, as plain values."""
-    return json.loads(json.dumps({name: getattr(config, name) for name in GPT2_FIELDS}))
-
-
-def load_language_model(name: str) -> GPT2LMHeadModel:
-    """A GPT-2 family model by hub name (`gpt2`, `distilgpt2`, `gpt2-medium`, ...), folder, or "demo", in float32.
+def load_language_model(name: str) -> PreTrainedModel:
+    """A causal language model by hub name (`gpt2`, `distilgpt2`, ...), folder, or "demo", in float32.
 
     Raises:
         UserError: another kind of model, incomplete weights, or nothing that can be loaded.
     """
     import torch
-    from transformers import AutoConfig, GPT2LMHeadModel
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     source = language_model_source(name)
+    _check_place(name, Path(source))
     if not Path(source).is_dir():
         offline_if_unreachable()
     try:
-        kind = AutoConfig.from_pretrained(source).model_type
-        if kind != "gpt2":
-            raise UserError(f"{name!r} is a {kind} model; the decoder is for the GPT-2 family (gpt2, distilgpt2, ...)")
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        _check_kind(name, config)
         # With `output_loading_info` a pair comes back, which the declared type does not say.
-        loaded: Any = GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         model, info = loaded
         if info["missing_keys"]:
             raise UserError(f"the language model {name!r} lacks {sorted(info['missing_keys'])[0]}: save it again")
@@ -173,5 +175,45 @@ def load_language_model(name: str) -> GPT2LMHeadModel:
     except Exception as error:  # a damaged file raises whatever its reader likes
         raise UserError(
             f"the language model {name!r} could not be loaded ({first_line(error)}); "
-            "give a GPT-2 family model by hub name, or a folder that save_pretrained wrote"
+            "give a causal language model by hub name, or a folder that save_pretrained wrote"
         ) from None
+
+
+def _check_place(name: str, place: Path) -> None:
+    """Raise a UserError for a file, a folder without a model, and a path to nothing."""
+    gguf = place.name if place.suffix == ".gguf" else next((file.name for file in sorted(place.glob("*.gguf"))), None)
+    folder = str(place.parent if place.suffix == ".gguf" else place)
+    if gguf and not (place / "config.json").is_file():
+        raise UserError(
+            f"{name!r} is a model as GGUF; save it as a folder once: AutoModelForCausalLM.from_pretrained({folder!r}, "
+            f"gguf_file={gguf!r}).save_pretrained(FOLDER), AutoTokenizer in the same way, and give FOLDER"
+        )
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise UserError(
+            f"there is no language model in {name!r}: it needs config.json and weights, as save_pretrained writes"
+        )
+    if place.is_file() or (not place.is_dir() and (place.is_absolute() or name.startswith(".") or name.count("/") > 1)):
+        raise UserError(f"{name!r} is no folder with a language model, and no name on the hub")
+
+
+def _check_kind(name: str, config: PreTrainedConfig) -> None:
+    """Raise a UserError for what is no plain causal language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = config.model_type
+    known = f"use gpt2, {', '.join(ARCHITECTURES)}"
+    if config.is_encoder_decoder:
+        raise UserError(f"{name!r} is a {kind} model, an encoder-decoder, and no causal language model: {known}")
+    if config.get_text_config() is not config:
+        raise UserError(f"{name!r} is a {kind} model, which reads more than text: {known}")
+    network: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if network is None:
+        raise UserError(f"{name!r} is a {kind} model, which is no causal language model: {known}")
+    if "inputs_embeds" not in signature(network.forward).parameters:
+        raise UserError(f"{name!r} is a {kind} model, which reads no embeddings (inputs_embeds): {known}")
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"{name!r} is quantised, and cannot be trained here: use the original weights")
+    try:
+        plain_settings(config)
+    except UserError as error:
+        raise UserError(f"the language model {name!r} cannot be used: {error}") from None

@@ -47,7 +47,7 @@ class StartArguments:
         None, "weights to start from: a file, coco, coco-transformer, hf:owner/name, ...", metavar="WEIGHTS"
     )
     language_model: str | None = arg(
-        None, "without --init: a GPT-2 by hub name or folder (default: gpt2)", metavar="NAME"
+        None, "without --init: a causal language model by hub name or folder (default: gpt2)", metavar="NAME"
     )
     mapping: str | None = arg(
         None, "without --init: the mapping network (default: mlp)", choices=["mlp", "transformer"]

@@ -20,7 +20,8 @@ from clipcap.model.batches import encode_captions, fit_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.controls import controls_of
-from clipcap.model.gpt2 import end_of_text, load_language_model, plain_gpt2_config, tokenizer_of
+from clipcap.model.gpt2 import end_of_text, find_end_of_text, load_language_model, load_tokenizer, tokenizer_of
+from clipcap.model.networks import plain_settings
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments, settings
 from clipcap.training.loader import CaptionDataset
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -48,7 +49,7 @@ class Experiment:
     start_args: StartArguments
     loop_args: LoopArguments
     strategy_args: Any = None
-    language_model: str | None = None  # without --init: SHA-256 of the GPT-2 that it starts from
+    language_model: str | None = None  # without --init: SHA-256 of the language model that it starts from
 
     @classmethod
     def prepare(
@@ -84,10 +85,10 @@ class Experiment:
         check_clip(store, model.config)
         tokenizer = tokenizer_of(model.config)
         model.config.tokenizer = tokenizer.to_str()
-        model.config.stop_token = end_of_text(tokenizer)
+        model.config.stop_token = end_of_text(tokenizer, model.config.end_of_text)
         if data_args.max_tokens > model.room:
             raise UserError(
-                f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: GPT-2 has room for {model.room}"
+                f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: there is room for {model.room}"
             )
         language_model = None if start_args.init else content_of(model)
         return cls(model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model)
@@ -100,7 +101,8 @@ class Experiment:
 
     def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
         texts = self.store.captions(split)
-        captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens, self.model.config.blank)
+        config = self.model.config
+        captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens, config.end_of_text, config.blank)
         if all(caption == [self.model.config.stop_token] for caption in captions):
             raise UserError(
                 f"no caption of the split {split!r} in {str(self.data_args.data)!r} has a token: check the captions, "
@@ -168,7 +170,7 @@ class Experiment:
 
 
 def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
-    """The weights of `--init`, or plain GPT-2 with a fresh mapping network for the CLIP that the data was made with.
+    """The weights of `--init`, or a plain language model with a fresh mapping network for the data's CLIP.
 
     Raises:
         UserError: options that contradict each other, or weights that cannot be loaded.
@@ -187,14 +189,16 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
         return model
     language_model = args.language_model or "gpt2"
     gpt = load_language_model(language_model)
-    chosen = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
+    chosen: dict[str, Any] = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
+    chosen["gpt2" if gpt.config.model_type == "gpt2" else "network"] = plain_settings(gpt.config)
     config = ClipCapConfig(
         clip_model=store.clip["model"],
         clip_pretrained=store.clip["pretrained"],
         clip_dim=store.clip["dim"],
         normalize=args.normalize,
         language_model=language_model,
-        gpt2=plain_gpt2_config(gpt.config),
+        tied_head=gpt.config.tie_word_embeddings,
+        end_of_text=find_end_of_text(load_tokenizer(language_model), gpt.config),
         **chosen,
     )
     with torch.device("meta"):
@@ -209,7 +213,7 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
 
 
 def content_of(model: ClipCap) -> str:
-    """SHA-256 over the GPT-2 and the tokenizer of a model, by which they are recognised wherever they came from."""
+    """SHA-256 over language model and tokenizer, by which they are recognised wherever they came from."""
     digest = hashlib.sha256((model.config.tokenizer or "").encode())
     for name, tensor in model.gpt.state_dict().items():
         digest.update(name.encode())
@@ -225,8 +229,9 @@ def describe(model: ClipCap) -> str:
         total += parameter.numel()
         if parameter.requires_grad:
             trained += parameter.numel()
-            words = name.removeprefix("gpt.transformer.").removeprefix("gpt.").split(".")
-            part = f"{words[2]} of the blocks" if words[0] == "h" else words[0]
+            words = name.split(".")
+            numbers = [place for place, word in enumerate(words) if word.isdecimal()]
+            part = f"{words[numbers[0] + 1]} of the blocks" if numbers else words[-2]
             part = "LoRA adapters" if ".lora_" in name else "mapping network" if "clip_project" in name else part
             parts[part] = parts.get(part, 0) + parameter.numel()
     shown = ", ".join(f"{part} {count:,}" for part, count in parts.items())

@@ -24,7 +24,7 @@ class Objective(nn.Module):
         """Mean cross-entropy per caption token of a batch, a scalar in nats."""
         if self.head_loss is None:
             return self.model.loss(batch)
-        return self.head_loss(self.model.caption_states(batch), self.model.gpt.lm_head, batch.targets).mean()
+        return self.head_loss(self.model.caption_states(batch), self.model.head, batch.targets).mean()
 
 
 @torch.no_grad()

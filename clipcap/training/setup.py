@@ -23,7 +23,7 @@ WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions 
 
 
 def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
-    """An Accelerator with the device, precision and tracker of a run; `width` is GPT-2's.
+    """An Accelerator with the device, precision and tracker of a run; `width` is that of the language model.
 
     Raises:
         UserError: the device does not exist here, or the tracker's package is not installed.

@@ -75,7 +75,7 @@ class Trainer:
         self.strategy, self.record, self.save, self.references = strategy, record, save, references
         folder = Path(args.output_dir or "")
         self.weights, self.folders = folder / weights, (folder, *folders)
-        self.accelerator = make_accelerator(args, model.gpt.config.n_embd)
+        self.accelerator = make_accelerator(args, model.config.width)
         fast = not args.no_fast
         model.use_fast(fast)
         if fast:

@@ -17,6 +17,7 @@ from torch import Tensor
 from clipcap.clip.tensors import check_finite, check_plain
 from clipcap.errors import UserError, shown
 from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
+from clipcap.model.parts import tied_names
 from clipcap.weights import convert, lora
 from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, header, read, read_config, write
 from clipcap.weights.places import check_language_model_place, find_base
@@ -45,7 +46,8 @@ def model_payload(model: ClipCap) -> dict[str, Any]:
 def _tensors(model: ClipCap) -> dict[str, Tensor]:
     tensors = {n: t.detach().cpu() for n, t in model.state_dict().items() if not n.startswith(LITERAL_CAPTIONER)}
     if model.config.tied_head:
-        tensors["gpt.lm_head.weight"] = tensors["gpt.transformer.wte.weight"]  # one storage, written once
+        embedding, head = tied_names(model)
+        tensors[head] = tensors[embedding]  # one storage, written once
     return tensors
 
 

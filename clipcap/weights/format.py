@@ -26,6 +26,7 @@ from clipcap.errors import UserError, first_line
 from clipcap.files import NO_ROOM, whole_file
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
+from clipcap.model.networks import compute_frequencies, embedding_of
 from clipcap.model.prompts import check_template
 from clipcap.weights.folder import read_folder
 from clipcap.weights.sizes import check_sizes
@@ -140,7 +141,8 @@ def build(config: ClipCapConfig, tensors: Mapping[str, Tensor], literal_captione
         )
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
     if config.tied_head:
-        model.gpt.lm_head.weight = model.gpt.transformer.wte.weight
+        model.head.weight = embedding_of(model.gpt).weight
+    compute_frequencies(model.gpt)
     model.literal_captioner = literal_captioner
     return model.eval()
 

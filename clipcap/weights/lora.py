@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters in GPT-2, trained through peft, kept in a small file, merged for decoding.
+"""LoRA: low-rank adapters in the language model, trained through peft, kept in a small file, merged for decoding.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, https://arxiv.org/abs/2106.09685.
 """
@@ -19,19 +19,22 @@ from clipcap.clip.tensors import check_finite
 from clipcap.errors import UserError, at_least
 from clipcap.files import NO_ROOM, write_whole
 from clipcap.model.clipcap import ClipCap
+from clipcap.model.networks import blocks_of
 from clipcap.weights.format import build, configure, header, read_config, write
 from clipcap.weights.places import Base
 
 LORA_ALPHA = 16  # the alpha of the published adapters
+ALL_LINEAR = "all-linear"  # as peft calls all linear layers of the blocks
 
 
 def adaptable_layers(model: ClipCap) -> dict[str, list[str]]:
-    """Full names of the linear layers in GPT-2's blocks, by their last part: {"c_attn": ["gpt.transformer.h.0..."]}."""
+    """Full names of the linear layers in the blocks, by their last part: {"c_attn": ["gpt.transformer.h.0..."]}."""
     from transformers.pytorch_utils import Conv1D
 
     layers: dict[str, list[str]] = {}
+    inside = set(blocks_of(model.gpt).modules())
     for name, module in model.named_modules():
-        if isinstance(module, Conv1D) and name.startswith("gpt."):
+        if isinstance(module, nn.Linear | Conv1D) and module in inside and ".lora_" not in name:
             layers.setdefault(name.rpartition(".")[2], []).append(name)
     return layers
 
@@ -47,7 +50,7 @@ def inject(model: ClipCap, rank: int, alpha: float, dropout: float, targets: Seq
         rank: of the adapters.
         alpha: their scale, together with the rank.
         dropout: probability of dropping an input of an adapter.
-        targets: names of layers, as `adaptable_layers` lists them.
+        targets: names of layers, as `adaptable_layers` lists them; ALL_LINEAR for all of them.
 
     Raises:
         UserError: a value is out of its range, or a target matches no layer.
@@ -55,11 +58,10 @@ def inject(model: ClipCap, rank: int, alpha: float, dropout: float, targets: Seq
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = adaptable_layers(model)
+    targets = list(layers) if ALL_LINEAR in targets else targets
     unknown = [target for target in targets if target not in layers]
     if unknown or not targets:
-        raise UserError(
-            f"--target {' '.join(unknown)} matches no layer; GPT-2's blocks have {', '.join(sorted(layers))}"
-        )
+        raise UserError(f"--target {' '.join(unknown)} matches no layer; the blocks have {', '.join(sorted(layers))}")
     at_least(1, option=True, rank=rank)
     if not 0 < alpha < math.inf or not 0 <= dropout < 1:
         raise UserError(f"--alpha must be above 0 and --dropout at least 0 and below 1, not {alpha} and {dropout}")
@@ -68,7 +70,7 @@ def inject(model: ClipCap, rank: int, alpha: float, dropout: float, targets: Seq
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft declares an int, and only divides it by the rank
         lora_dropout=dropout,
         target_modules=list(targets),
-        fan_in_fan_out=True,
+        fan_in_fan_out=_fan_in_fan_out(model),
         bias="none",
     )
     inject_adapter_in_model(settings, model.gpt)
@@ -129,18 +131,20 @@ def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[
     for name, tensor in tensors.items():
         if ".lora_A." in name and (type(lora.get("rank")) is not int or tensor.shape[:1] != (lora["rank"],)):
             raise UserError(f"it says rank {str(lora.get('rank'))[:40]}, and {name} has shape {tuple(tensor.shape)}")
-    whole = merge_lora({**base.state_dict(), **tensors}, alpha)
+    whole = merge_lora({**base.state_dict(), **tensors}, alpha, _fan_in_fan_out(base))
     config = dataclasses.replace(read_config(content.get("config")), tied_head=base.config.tied_head)
     model = build(configure(config, overrides), whole)
     model.record = content.get("record", {})
     return model
 
 
-def merge_lora(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, Tensor]:
+def merge_lora(
+    tensors: Mapping[str, Tensor], alpha: float | None = None, fan_in_fan_out: bool = True
+) -> dict[str, Tensor]:
     """A state dict saved through peft -> one of the plain model, with B A alpha / rank added to each adapted weight.
 
     Both naming schemes are read, with `base_layer` (peft 0.7 and later) and without. A state dict without adapters
-    comes back with the same tensors.
+    comes back with the same tensors. GPT-2's weights are (in, out), which peft calls `fan_in_fan_out`; others are not.
 
     Raises:
         UserError: half of an adapter, an adapter without its weight, or one that does not fit it.
@@ -158,26 +162,27 @@ def merge_lora(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dic
     for name in sorted(name for name in adapters if ".lora_A." in name):
         layer = name.partition(".lora_")[0]
         down, up = plain[name].float(), plain[name.replace("lora_A", "lora_B")].float()
-        weight = plain[f"{layer}.weight"]  # GPT-2's weights are (in, out)
-        if (
-            down.ndim != 2
-            or up.ndim != 2
-            or not len(down)
-            or up.shape[1] != len(down)
-            or weight.shape != (down.shape[1], len(up))
-        ):
+        weight = plain[f"{layer}.weight"]
+        fits = down.ndim == up.ndim == 2 and len(down) > 0 and up.shape[1] == len(down)
+        if not fits or weight.shape != ((down.shape[1], len(up)) if fan_in_fan_out else (len(up), down.shape[1])):
             raise UserError(f"the LoRA adapter of {layer} does not fit its weight of shape {tuple(weight.shape)}")
         scale = (LORA_ALPHA if alpha is None else alpha) / len(down)
-        plain[f"{layer}.weight"] = weight + (up @ down).t().to(weight.dtype) * scale
+        product = (up @ down).t() if fan_in_fan_out else up @ down
+        plain[f"{layer}.weight"] = weight + product.to(weight.dtype) * scale
         check_finite({f"{layer}.weight with its adapter": plain[f"{layer}.weight"]})
     return {name: tensor for name, tensor in plain.items() if name not in adapters}
 
 
 def merged(model: ClipCap) -> ClipCap:
     """A plain model, with the adapters of one that `inject` changed added to its weights."""
-    plain = build(model.config, merge_lora(dict(model.state_dict()), _alpha(model)))
+    plain = build(model.config, merge_lora(dict(model.state_dict()), _alpha(model), _fan_in_fan_out(model)))
     plain.record = model.record
     return plain
+
+
+def _fan_in_fan_out(model: ClipCap) -> bool:
+    """Whether the weights of the blocks are (in, out), as GPT-2's are."""
+    return not model.config.network
 
 
 def _alpha(model: nn.Module) -> float:

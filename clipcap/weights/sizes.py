@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from clipcap.errors import UserError
-from clipcap.model.config import GPT2_SIZES, ClipCapConfig
+from clipcap.model.config import ClipCapConfig
+from clipcap.model.settings import GPT2_SIZES
 
 READ = ("mlp", "transformer")  # mapping networks whose sizes are read here
 
@@ -48,24 +49,26 @@ def check_sizes(config: ClipCapConfig, tensors: Mapping[str, Tensor]) -> None:
 
     A model of a billion layers would take hours and all memory, even one without numbers.
     """
-    gpt2 = GPT2_SIZES | config.gpt2
-    found: dict[str, Any] = gpt2_sizes(tensors)
-    said: dict[str, Any] = {name: gpt2[name] for name in found}
+    if config.network:
+        found: dict[str, Any] = {"num_hidden_layers": _count(tensors, r"gpt\.(?:[a-z_]+\.)+?(\d+)\.")}
+        said: dict[str, Any] = {name: config.network[name] for name in found}
+    else:
+        found = gpt2_sizes(tensors)
+        said = {name: (GPT2_SIZES | config.gpt2)[name] for name in found}
     if config.mapping in READ:
-        mapping = mapping_sizes(tensors, found["n_embd"])
+        mapping = mapping_sizes(tensors, config.width if config.network else found["n_embd"])
         found |= mapping
         said |= {name: getattr(config, name) for name in mapping}
     for name, size in found.items():
         if said[name] != size:
             raise UserError(f"its config says {name} {said[name]}, and its tensors say {size}")
-    width, heads = gpt2["n_embd"], gpt2["n_head"]
-    if width % heads:
-        raise UserError(f"GPT-2's width {width} cannot be divided among {heads} heads")
-    if config.stop_token >= gpt2["vocab_size"]:
-        raise UserError(f"stop_token {config.stop_token} is no token of a vocabulary of {gpt2['vocab_size']}")
-    prefix, positions = config.prefix_length, gpt2["n_positions"]
-    if prefix >= positions:
-        raise UserError(f"prefix_length {prefix} leaves no room for text in GPT-2's {positions} positions")
+    heads = (GPT2_SIZES | config.gpt2)["n_head"]
+    if not config.network and config.width % heads:
+        raise UserError(f"GPT-2's width {config.width} cannot be divided among {heads} heads")
+    if config.stop_token >= config.vocabulary:
+        raise UserError(f"stop_token {config.stop_token} is no token of a vocabulary of {config.vocabulary}")
+    if config.prefix_length >= config.positions:
+        raise UserError(f"prefix_length {config.prefix_length} leaves no room for text in {config.positions} positions")
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
