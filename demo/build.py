@@ -24,7 +24,7 @@ from clipcap.errors import UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
-from clipcap.model.gpt2 import end_of_text, load_language_model, load_tokenizer
+from clipcap.model.language_model import end_of_text, load_language_model, load_tokenizer
 from clipcap.model.networks import plain_settings
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset

@@ -26,7 +26,7 @@ from clipcap.captioning.captioner import Captioner
 from clipcap.captioning.vocabulary import tokens_with, word_parts
 from clipcap.errors import UserError
 from clipcap.evaluation import metrics
-from clipcap.model.gpt2 import load_tokenizer, tokenizer_of
+from clipcap.model.language_model import load_tokenizer, tokenizer_of
 from clipcap.model.tokenizers import tokenizer_from_json
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint
@@ -321,8 +321,8 @@ def bad_models(folder: Path, world: Path) -> dict[str, tuple[Path | str, str]]:
         "empty folder": (folder / "empty", "there is no language model in"),
         "no folder": (folder / "nowhere", "no folder with a language model"),
         "file": (folder / "file.txt", "no folder with a language model"),
-        "gguf folder": (folder / "gguf", r"gguf_file='model-q8.gguf'\).save_pretrained"),
-        "gguf file": (folder / "gguf" / "model-q8.gguf", r"from_pretrained\('.*/gguf', gguf_file='model-q8.gguf'"),
+        "gguf folder": (folder / "gguf", "convert model-q8.gguf into a folder"),
+        "gguf file": (folder / "gguf" / "model-q8.gguf", "convert model-q8.gguf into a folder"),
         "T5": (save_config(folder / "t5", "t5"), "t5 model, an encoder-decoder"),
         "BART": (save_config(folder / "bart", "bart"), "bart model, an encoder-decoder"),
         "ViT": (save_config(folder / "vit", "vit"), "no causal language model"),

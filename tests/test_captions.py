@@ -114,7 +114,7 @@ def test_required_words_may_be_spread_over_captions():
 
 
 def test_tokens_that_begin_what_is_ruled_out(shared):
-    from clipcap.model.gpt2 import load_tokenizer
+    from clipcap.model.language_model import load_tokenizer
 
     tokenizer = load_tokenizer(str(shared / "gpt2_tokenizer"))
     banned = {token for (token,) in Rules(hashtags="none", emoji="none", mentions="none").banned_tokens(tokenizer)}

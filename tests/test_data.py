@@ -33,7 +33,7 @@ def test_long_captions_are_cut_between_characters(tokenizer):
 
 def test_published_token_ids_of_all_instagram_captions(shared):
     from clipcap.data.pickles import read_pickle
-    from clipcap.model.gpt2 import load_tokenizer
+    from clipcap.model.language_model import load_tokenizer
 
     captions = [
         row["caption"] for row in read_pickle(shared / "instagram_100" / "embeddings_RN50x4_train.pkl")["captions"]

@@ -183,7 +183,7 @@ def test_clip_prefers_the_post_of_the_picture(encoder, held_out, pictures):
 
 
 def test_literal_captioner_names_what_it_sees_and_posts_nothing(encoder, held_out, pictures):
-    from clipcap.model.gpt2 import tokenizer_from_json
+    from clipcap.model.language_model import tokenizer_from_json
     from clipcap.weights.checkpoint import load_checkpoint
 
     model = load_checkpoint("demo")
@@ -195,7 +195,7 @@ def test_literal_captioner_names_what_it_sees_and_posts_nothing(encoder, held_ou
 
 
 def test_gpt2_is_a_language_model_that_transformers_loads():
-    from clipcap.model.gpt2 import end_of_text, load_language_model, load_tokenizer
+    from clipcap.model.language_model import end_of_text, load_language_model, load_tokenizer
 
     tokenizer, model = load_tokenizer("demo"), load_language_model("demo")
     assert tokenizer.get_vocab_size() == model.config.vocab_size
@@ -206,7 +206,7 @@ def test_gpt2_is_a_language_model_that_transformers_loads():
 
 def test_hashtags_and_emoji_are_read_in_pieces():
     """One token for "#redcat" would have to be learned anew for every colour and thing."""
-    from clipcap.model.gpt2 import load_tokenizer
+    from clipcap.model.language_model import load_tokenizer
 
     tokenizer = load_tokenizer("demo")
     assert [tokenizer.decode([token]) for token in tokenizer.encode(" 🌊❤️ #redcat").ids] == [
@@ -241,7 +241,7 @@ def test_contrastive_batches_never_show_a_combination_twice():
 
 
 def test_gpt2_is_trained_from_nothing_and_can_be_loaded(tmp_path, monkeypatch):
-    from clipcap.model.gpt2 import load_language_model, load_tokenizer
+    from clipcap.model.language_model import load_language_model, load_tokenizer
     from demo import build_gpt2
 
     monkeypatch.setattr(build_gpt2, "DOCUMENTS", 400)

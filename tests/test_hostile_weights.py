@@ -14,7 +14,7 @@ from tiny import byte_tokenizer, save_tiny_clip, save_tiny_weights, tiny_config,
 from clipcap.captioning.captioner import Captioner
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
-from clipcap.model.gpt2 import load_tokenizer, tokenizer_from_json, tokenizer_of
+from clipcap.model.language_model import load_tokenizer, tokenizer_from_json, tokenizer_of
 from clipcap.model.prompts import PROMPTS, check_template
 from clipcap.model.settings import GPT2_FIELDS
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint

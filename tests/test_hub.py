@@ -17,7 +17,7 @@ import predict
 from clipcap import offline
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.gpt2 import load_tokenizer
+from clipcap.model.language_model import load_tokenizer
 from clipcap.weights import export, fetch, publish, published
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import inject, save_adapters

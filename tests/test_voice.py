@@ -12,7 +12,7 @@ import predict
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.errors import UserError
 from clipcap.model.batches import encode_captions
-from clipcap.model.gpt2 import tokenizer_of
+from clipcap.model.language_model import tokenizer_of
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.losses import validation_loss

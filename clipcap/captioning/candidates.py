@@ -16,7 +16,7 @@ from clipcap.decoding.search import NoCaption
 from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.gpt2 import end_of_text
+from clipcap.model.language_model import end_of_text
 
 Caption = tuple[str, list[int]]  # text, and the token ids it was decoded from
 

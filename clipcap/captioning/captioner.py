@@ -33,7 +33,7 @@ from clipcap.errors import UserError, is_out_of_memory
 from clipcap.fast.exchange import speed_up
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
-from clipcap.model.gpt2 import tokenizer_of
+from clipcap.model.language_model import tokenizer_of
 from clipcap.model.prompts import literal_captions, prompts_for
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.places import check_clip_place, may_follow

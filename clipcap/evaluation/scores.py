@@ -26,7 +26,7 @@ from clipcap.evaluation.report import FORMAT
 from clipcap.fast.exchange import speed_up
 from clipcap.model.batches import encode_captions, fit_captions
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.gpt2 import end_of_text, tokenizer_of
+from clipcap.model.language_model import end_of_text, tokenizer_of
 from clipcap.model.prompts import caption_embeddings, literal_captions, prompts_for
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.losses import validation_loss

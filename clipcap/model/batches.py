@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipcap.errors import UserError
 from clipcap.model.config import END_OF_TEXT
-from clipcap.model.gpt2 import end_of_text
+from clipcap.model.language_model import end_of_text
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

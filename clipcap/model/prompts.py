@@ -20,7 +20,7 @@ from clipcap.cli.progress import ProgressBar
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.controls import Request, ask
-from clipcap.model.gpt2 import tokenizer_of
+from clipcap.model.language_model import tokenizer_of
 from clipcap.text import check_fields, has_field
 
 if TYPE_CHECKING:

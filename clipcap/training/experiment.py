@@ -20,7 +20,13 @@ from clipcap.model.batches import encode_captions, fit_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.controls import controls_of
-from clipcap.model.gpt2 import end_of_text, find_end_of_text, load_language_model, load_tokenizer, tokenizer_of
+from clipcap.model.language_model import (
+    end_of_text,
+    find_end_of_text,
+    load_language_model,
+    load_tokenizer,
+    tokenizer_of,
+)
 from clipcap.model.networks import plain_settings
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments, settings
 from clipcap.training.loader import CaptionDataset

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from clipcap.clip.loading import load_parts
-    from clipcap.model.gpt2 import tokenizer_of
+    from clipcap.model.language_model import tokenizer_of
     from clipcap.weights.checkpoint import load_checkpoint
     from clipcap.weights.places import check_clip_place
     from clipcap.weights.published import resolve_weights

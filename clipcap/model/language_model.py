@@ -182,11 +182,10 @@ def load_language_model(name: str) -> PreTrainedModel:
 def _check_place(name: str, place: Path) -> None:
     """Raise a UserError for a file, a folder without a model, and a path to nothing."""
     gguf = place.name if place.suffix == ".gguf" else next((file.name for file in sorted(place.glob("*.gguf"))), None)
-    folder = str(place.parent if place.suffix == ".gguf" else place)
     if gguf and not (place / "config.json").is_file():
         raise UserError(
-            f"{name!r} is a model as GGUF; save it as a folder once: AutoModelForCausalLM.from_pretrained({folder!r}, "
-            f"gguf_file={gguf!r}).save_pretrained(FOLDER), AutoTokenizer in the same way, and give FOLDER"
+            f"{name!r} is a model as GGUF, which is quantised: convert {gguf} into a folder once, as "
+            "docs/troubleshooting.md says, and give that folder"
         )
     if place.is_dir() and not (place / "config.json").is_file():
         raise UserError(
