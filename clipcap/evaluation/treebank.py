@@ -80,7 +80,7 @@ _RENAMED |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 
 
 def tokenize(caption: str) -> list[str]:
-    """Caption -> lower-case words: "The dog's toy (new!) can't roll." -> the dog 's toy -lrb- new -rrb- ca n't roll."""
+    """Caption -> lower-case words: "Isn't it the dog's toy (new)?" -> is n't it the dog 's toy -lrb- new -rrb-."""
     text = regex.sub("[^\0-\uffff]", " ", caption).replace("\u00ad", "")  # emoji, and where a word may be divided
     text = regex.sub("&[a-z]+;", lambda found: _ENTITIES.get(found[0], found[0]), text)
     words = []
