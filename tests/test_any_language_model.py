@@ -316,6 +316,8 @@ def bad_models(folder: Path, world: Path) -> dict[str, tuple[Path | str, str]]:
     (folder / "gguf" / "model-q8.gguf").write_bytes(b"GGUF")
     (folder / "empty").mkdir()
     (folder / "file.txt").write_text("no model")
+    shutil.copytree(world / "llama", folder / "adapters")
+    (folder / "adapters" / "adapter_config.json").write_text('{"base_model_name_or_path": "a/stranger"}')
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
     return {
         "empty folder": (folder / "empty", "there is no language model in"),
@@ -323,6 +325,7 @@ def bad_models(folder: Path, world: Path) -> dict[str, tuple[Path | str, str]]:
         "file": (folder / "file.txt", "no folder with a language model"),
         "gguf folder": (folder / "gguf", "convert model-q8.gguf into a folder"),
         "gguf file": (folder / "gguf" / "model-q8.gguf", "convert model-q8.gguf into a folder"),
+        "adapters": (folder / "adapters", "holds adapters for peft"),
         "T5": (save_config(folder / "t5", "t5"), "t5 model, an encoder-decoder"),
         "BART": (save_config(folder / "bart", "bart"), "bart model, an encoder-decoder"),
         "ViT": (save_config(folder / "vit", "vit"), "no causal language model"),
@@ -377,6 +380,7 @@ def test_a_config_from_a_stranger_says_nothing_but_sizes(world, tmp_path):
         ({"attention_bias": 1}, "attention_bias must be of type bool"),
         ({"rope_parameters": rope | {"rope_type": "dynamic"}}, "rope_type must be one of"),
         ({"rope_parameters": rope | {"rope_theta": -1}}, "rope_theta must be"),
+        ({"rope_parameters": rope | {"partial_rotary_factor": 1e9}}, "partial_rotary_factor must be"),
         ({"rope_parameters": rope | {"short_factor": [1] * 9}}, "'short_factor' is no setting"),
     ):
         torch.save(content | {"config": content["config"] | {"network": network | changes}}, tmp_path / "weights.pt")

@@ -60,6 +60,11 @@ def _positive(name: str, value: Any) -> None:
         raise UserError(f"{name} must be a number above 0 and at most {LARGEST}, not {shown(value)}")
 
 
+def _part(name: str, value: Any) -> None:
+    if not (type(value) in (int, float) and 0 < value <= 1):
+        raise UserError(f"{name} must be a number above 0 and at most 1, not {shown(value)}")
+
+
 def _rope_type(name: str, value: Any) -> None:
     if value not in ROPES:
         raise UserError(f"{name} must be one of {', '.join(ROPES)}, not {shown(value)}")
@@ -83,9 +88,8 @@ GPT2: Checks = {
 }
 ROPE: Checks = {
     "rope_type": _rope_type,
-    **dict.fromkeys(
-        ("rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor"), _positive
-    ),
+    "partial_rotary_factor": _part,
+    **dict.fromkeys(("rope_theta", "factor", "low_freq_factor", "high_freq_factor"), _positive),
     "original_max_position_embeddings": check_number,
 }
 NETWORK: Checks = {  # of all ARCHITECTURES; each knows some of them
