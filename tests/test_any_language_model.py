@@ -222,6 +222,16 @@ def test_a_tokenizer_is_read_as_its_file_has_it_and_adds_nothing(tmp_path, token
     )
 
 
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer, sentencepiece_bpe])
+def test_a_caption_goes_on_from_its_prompt_in_the_tokens_of_one_text(tmp_path, tokenizer):
+    """Guards against two blanks behind a prompt, where a tokenizer puts one in front of every text by itself."""
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(str(tmp_path))
+    parts = [found.encode(text).ids for text in ("caption it", " good day")]
+    assert sum(parts, []) == found.encode("caption it good day").ids
+    assert found.decode(parts[1]).strip() == found.decode(found.encode("good day").ids)
+
+
 def test_the_signs_of_emoji_and_hashtags_are_found_in_any_vocabulary():
     """Guards against rules that hold for byte-level vocabularies alone, in silence."""
     bpe, words, pieces = sentencepiece_bpe(), wordpiece(), unigram()

@@ -29,8 +29,10 @@ MORE = {
     "olmo2": {"intermediate_size": 64, "num_key_value_heads": 2},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16, "dropout": 0.1},
     "phi": {"intermediate_size": 64, "num_key_value_heads": 4, "resid_pdrop": 0.1},
+    "phi3": {"intermediate_size": 64, "num_key_value_heads": 2, "resid_pdrop": 0.1},
     "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen3": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 16},
+    "smollm3": {"intermediate_size": 64, "num_key_value_heads": 2, "no_rope_layer_interval": 2},
     "stablelm": {"intermediate_size": 64, "num_key_value_heads": 2, "use_qkv_bias": True},
     "starcoder2": {"intermediate_size": 64, "num_key_value_heads": 2, "sliding_window": 100},
 }

@@ -16,7 +16,8 @@ from clipcap.errors import UserError, at_least, shown
 LARGEST = 2**31 - 1
 ACTIVATIONS = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh")
 # Besides GPT-2. Their logits are head(body(inputs_embeds)), and tests/test_language_models.py runs each of them.
-ARCHITECTURES = ("gpt_neox", "llama", "mistral", "olmo2", "opt", "phi", "qwen2", "qwen3", "stablelm", "starcoder2")
+ARCHITECTURES = ("gpt_neox", "llama", "mistral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm")
+ARCHITECTURES += ("starcoder2",)
 ROPES = ("default", "linear", "llama3")  # the rotary positions that do not depend on how long a text is
 NEEDED = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
@@ -105,6 +106,7 @@ NETWORK: Checks = {  # of all ARCHITECTURES; each knows some of them
     **dict.fromkeys(("use_sliding_window", "use_parallel_residual", "do_layer_norm_before"), _switch),
     **dict.fromkeys(("_remove_final_layer_norm", "layer_norm_elementwise_affine"), _switch),
     "rope_parameters": _rope,
+    **dict.fromkeys(("no_rope_layer_interval", "original_max_position_embeddings"), check_number),
 }
 GPT2_FIELDS = tuple(GPT2)
 
