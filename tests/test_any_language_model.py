@@ -256,6 +256,17 @@ def test_a_caption_goes_on_from_its_start_with_a_blank_between_words(tmp_path, k
     assert candidates.text(0, tokenizer.encode(f"{start} {rest}").ids[len(begun) :]) == f"{start} {rest}"
 
 
+@pytest.mark.parametrize(("kind", "known"), [(unigram, "きれい"), (wordpiece, "so cute")])
+def test_what_a_vocabulary_does_not_know_is_not_written_into_captions(tmp_path, kind, known):
+    """Guards against "[UNK]" in a post, where a model has learned from captions with emoji that it has no token for."""
+    kind().save(str(tmp_path / "tokenizer.json"))
+    candidates = object.__new__(Candidates)
+    candidates.tokenizer, candidates.end = load_tokenizer(str(tmp_path)), -1
+    candidates.prompts, candidates.starts, candidates.begun = [[]], [""], [0]
+    encoded = candidates.tokenizer.encode(f"{known} 🐶")
+    assert encoded.tokens[-1] in ("🐶", "[UNK]") and candidates.text(0, encoded.ids) == known
+
+
 SPOILED = {
     "normalizer": [
         {"type": "Replace", "pattern": {"Regex": "(a|a|aa|.)*$Z"}, "content": ""},

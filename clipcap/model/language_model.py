@@ -154,7 +154,7 @@ def load_language_model(name: str) -> PreTrainedModel:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     source = language_model_source(name)
     _check_place(name, Path(source))

@@ -16,8 +16,8 @@ from clipcap.errors import UserError, at_least, shown
 LARGEST = 2**31 - 1
 ACTIVATIONS = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh")
 # Besides GPT-2. Their logits are head(body(inputs_embeds)), and tests/test_language_models.py runs each of them.
-ARCHITECTURES = ("gpt_neox", "llama", "mistral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm")
-ARCHITECTURES += ("starcoder2",)
+ARCHITECTURES: tuple[str, ...] = ("gpt_neox", "llama", "mistral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3")
+ARCHITECTURES += ("smollm3", "stablelm", "starcoder2")
 ROPES = ("default", "linear", "llama3")  # the rotary positions that do not depend on how long a text is
 NEEDED = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
