@@ -1,7 +1,6 @@
 """LoRA fine-tuning: low-rank adapters and the mapping network train, the weights of the language model stay.
 
     python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
-    python lora_finetuning.py --data my_posts --init instagram-base --freeze-mapping   # one person's 50 to 500 posts
 
 It trains one model per rank and writes lora_{rank}_weights.pt, a small file that names the weights it was trained on.
 """

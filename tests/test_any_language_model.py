@@ -222,6 +222,16 @@ def test_a_tokenizer_is_read_as_its_file_has_it_and_adds_nothing(tmp_path, token
     )
 
 
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer, sentencepiece_bpe])
+def test_a_caption_goes_on_from_its_prompt_in_the_tokens_of_one_text(tmp_path, tokenizer):
+    """Guards against two blanks behind a prompt, where a tokenizer puts one in front of every text by itself."""
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(str(tmp_path))
+    parts = [found.encode(text).ids for text in ("caption it", " good day")]
+    assert sum(parts, []) == found.encode("caption it good day").ids
+    assert found.decode(parts[1]).strip() == found.decode(found.encode("good day").ids)
+
+
 def test_the_signs_of_emoji_and_hashtags_are_found_in_any_vocabulary():
     """Guards against rules that hold for byte-level vocabularies alone, in silence."""
     bpe, words, pieces = sentencepiece_bpe(), wordpiece(), unigram()
@@ -244,6 +254,17 @@ def test_a_caption_goes_on_from_its_start_with_a_blank_between_words(tmp_path, k
     candidates.tokenizer, candidates.starts, candidates.begun, candidates.end = tokenizer, [start], [len(begun)], -1
     candidates.prompts = [[7, *begun]]
     assert candidates.text(0, tokenizer.encode(f"{start} {rest}").ids[len(begun) :]) == f"{start} {rest}"
+
+
+@pytest.mark.parametrize(("kind", "known"), [(unigram, "きれい"), (wordpiece, "so cute")])
+def test_what_a_vocabulary_does_not_know_is_not_written_into_captions(tmp_path, kind, known):
+    """Guards against "[UNK]" in a post, where a model has learned from captions with emoji that it has no token for."""
+    kind().save(str(tmp_path / "tokenizer.json"))
+    candidates = object.__new__(Candidates)
+    candidates.tokenizer, candidates.end = load_tokenizer(str(tmp_path)), -1
+    candidates.prompts, candidates.starts, candidates.begun = [[]], [""], [0]
+    encoded = candidates.tokenizer.encode(f"{known} 🐶")
+    assert encoded.tokens[-1] in ("🐶", "[UNK]") and candidates.text(0, encoded.ids) == known
 
 
 SPOILED = {
@@ -316,6 +337,8 @@ def bad_models(folder: Path, world: Path) -> dict[str, tuple[Path | str, str]]:
     (folder / "gguf" / "model-q8.gguf").write_bytes(b"GGUF")
     (folder / "empty").mkdir()
     (folder / "file.txt").write_text("no model")
+    shutil.copytree(world / "llama", folder / "adapters")
+    (folder / "adapters" / "adapter_config.json").write_text('{"base_model_name_or_path": "a/stranger"}')
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
     return {
         "empty folder": (folder / "empty", "there is no language model in"),
@@ -323,6 +346,7 @@ def bad_models(folder: Path, world: Path) -> dict[str, tuple[Path | str, str]]:
         "file": (folder / "file.txt", "no folder with a language model"),
         "gguf folder": (folder / "gguf", "convert model-q8.gguf into a folder"),
         "gguf file": (folder / "gguf" / "model-q8.gguf", "convert model-q8.gguf into a folder"),
+        "adapters": (folder / "adapters", "holds adapters for peft"),
         "T5": (save_config(folder / "t5", "t5"), "t5 model, an encoder-decoder"),
         "BART": (save_config(folder / "bart", "bart"), "bart model, an encoder-decoder"),
         "ViT": (save_config(folder / "vit", "vit"), "no causal language model"),
@@ -377,6 +401,7 @@ def test_a_config_from_a_stranger_says_nothing_but_sizes(world, tmp_path):
         ({"attention_bias": 1}, "attention_bias must be of type bool"),
         ({"rope_parameters": rope | {"rope_type": "dynamic"}}, "rope_type must be one of"),
         ({"rope_parameters": rope | {"rope_theta": -1}}, "rope_theta must be"),
+        ({"rope_parameters": rope | {"partial_rotary_factor": 1e9}}, "partial_rotary_factor must be"),
         ({"rope_parameters": rope | {"short_factor": [1] * 9}}, "'short_factor' is no setting"),
     ):
         torch.save(content | {"config": content["config"] | {"network": network | changes}}, tmp_path / "weights.pt")

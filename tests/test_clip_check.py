@@ -80,6 +80,13 @@ def test_the_check_prints_a_cosine_for_each_photo_and_way(resnet, photo, tmp_pat
     assert "below 1.0: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_the_check_wants_at_least_one_photo(tmp_path, limit):
+    """Guards against a traceback for -1, and against photos that could not be read, it said, for 0."""
+    with pytest.raises(UserError, match="--limit must be at least 1"):
+        check.main(["demo", str(tmp_path), "--limit", limit])
+
+
 def test_the_check_has_openais_own_beside_it(tmp_path, monkeypatch, capsys):
     """Guards against a comparison that never runs, since hardly anybody has the package: a stand-in with its names."""
     folder = save_tiny_clip(tmp_path / "clip", quick_gelu=True)

@@ -387,7 +387,7 @@ def test_help_fits_on_two_screens(script: str, capsys: pytest.CaptureFixture[str
     """Guards against a help text that nobody reads to its end."""
     help_text = help_of(script, capsys)
     assert len(help_text.splitlines()) <= 80 and max(map(len, help_text.splitlines())) <= 120
-    assert f"example:\n  python {script} " in help_text
+    assert f"example: python {script} " in help_text
 
 
 def help_of(script: str, capsys: pytest.CaptureFixture[str]) -> str:

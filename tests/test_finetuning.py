@@ -275,6 +275,7 @@ def test_a_base_that_cannot_be_downloaded_says_where_to_get_it(world, tmp_path, 
 def test_lora_refuses_what_it_cannot_do(world, tmp_path):
     for options, message in (
         (["--rank", "0"], "at least 1, not 0"),
+        (["--target", "all-linear", "c_conv"], "--target c_conv matches no layer"),
         (["--target", "c_conv"], "c_conv matches no layer.*c_attn, c_fc, c_proj"),
         (["--language-model", str(world / "gpt2")], "--init"),
     ):

@@ -1,7 +1,10 @@
 """Language models other than GPT-2: each computes, decodes and comes back as transformers has it."""
 
+import json
+
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from test_decoding import plain_beams
 from tiny import tiny_config
 from transformers import CONFIG_MAPPING
@@ -12,8 +15,9 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.networks import blocks_of, plain_settings
 from clipcap.model.parts import PARTS, parameters_of
 from clipcap.model.settings import ARCHITECTURES
+from clipcap.weights import export
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
-from clipcap.weights.lora import ALL_LINEAR, inject, merged, save_adapters
+from clipcap.weights.lora import ALL_LINEAR, export_peft, inject, merged, save_adapters
 from clipcap.weights.places import Base
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
@@ -25,8 +29,10 @@ MORE = {
     "olmo2": {"intermediate_size": 64, "num_key_value_heads": 2},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16, "dropout": 0.1},
     "phi": {"intermediate_size": 64, "num_key_value_heads": 4, "resid_pdrop": 0.1},
+    "phi3": {"intermediate_size": 64, "num_key_value_heads": 2, "resid_pdrop": 0.1},
     "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen3": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 16},
+    "smollm3": {"intermediate_size": 64, "num_key_value_heads": 2, "no_rope_layer_interval": 2},
     "stablelm": {"intermediate_size": 64, "num_key_value_heads": 2, "use_qkv_bias": True},
     "starcoder2": {"intermediate_size": 64, "num_key_value_heads": 2, "sliding_window": 100},
 }
@@ -134,12 +140,48 @@ def test_adapters_are_merged_as_peft_computes_them(kind, tmp_path):
     assert not torch.allclose(load_checkpoint(tmp_path / "base.pt")(embeddings(1), tokens), wanted, atol=1e-3)
 
 
+def test_peft_finds_a_language_model_of_another_kind_in_the_exported_folder(tmp_path):
+    """Guards against a Llama that its own folder calls a GPT-2, and captions by peft that never end."""
+    model = tiny_network("llama")
+    adapted = inject(model, 2, 16.0, 0.0, [ALL_LINEAR])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1)
+    export_peft(model, adapted, tmp_path)
+    found, tokens = AutoPeftModelForCausalLM.from_pretrained(tmp_path).eval(), torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(found(input_ids=tokens).logits, merged(model).gpt(tokens).logits)
+    said = json.loads((tmp_path / "gpt2" / "config.json").read_text())
+    assert said["architectures"] == ["LlamaForCausalLM"] and said["eos_token_id"] == model.config.stop_token
+    assert str((tmp_path / "gpt2").resolve()) in (tmp_path / "README.md").read_text()
+
+
+def test_the_published_code_gets_no_other_language_model_than_gpt2(tmp_path):
+    """Guards against an exported file that no published notebook can read."""
+    save_checkpoint(tiny_network("llama"), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"knows GPT-2 alone, and .*weights.pt holds a llama"):
+        export.main([str(tmp_path / "weights.pt"), str(tmp_path / "published.pt")])
+    assert not (tmp_path / "published.pt").exists()
+
+
 def test_dropout_is_off_while_a_model_in_training_captions():
     """Guards against samples of validation captions that transformers' own forward pass has spoiled with dropout."""
     model = tiny_network("opt")
     wanted = model.generate(embeddings(), METHODS[0])
     assert model.train().generate(embeddings(), METHODS[0]) == wanted
     assert model.training and model.gpt.training
+
+
+@pytest.mark.parametrize("kind", ["phi", "stablelm"])
+@pytest.mark.parametrize(("factor", "told"), [(1e9, "at most 1"), (0.4, "no .* model that computes")])
+def test_a_file_whose_settings_fit_its_tensors_and_not_each_other_is_refused(kind, factor, told, tmp_path):
+    """Guards against a stranger's file that takes 64 GB for its frequencies, or a traceback while it captions."""
+    save_checkpoint(tiny_network(kind), tmp_path / "weights.pt")
+    content = torch.load(tmp_path / "weights.pt", weights_only=True)
+    content["config"]["network"]["rope_parameters"]["partial_rotary_factor"] = factor
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=told):
+        load_checkpoint(tmp_path / "weights.pt")
 
 
 @each

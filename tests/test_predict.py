@@ -9,19 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_files import file_size_limit
-from tiny import save_tiny_weights
+from tiny import save_tiny_weights, tiny_captioner_model
 
 import predict
 from clipcap import ClipCap, ClipCapConfig, ClipEncoder, save_checkpoint
 from clipcap.clip.images import open_image
 from clipcap.errors import UserError
 from clipcap.files import only_writer
+from clipcap.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -277,6 +279,23 @@ def check_reduced_jpegs(clip, photos):
     pixels = [encoder.preprocessing.pixels(open_image(photo)) for photo in photos]
     similar = torch.cosine_similarity(encoder.encode_images(photos), encoder.encode_pixels(np.stack(pixels)))
     assert similar.min() > 0.999
+
+
+def test_published_prompted_weights_take_the_prompt_that_ours_are_trained_with(weights, tmp_path, monkeypatch):
+    """Guards against an option without effect, and against one that takes away the prompt that weights know."""
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    own, literal = (tiny_captioner_model(seed).state_dict() for seed in (0, 1))
+    torch.save(own | {f"original_model.{name}": tensor for name, tensor in literal.items()}, tmp_path / "own.pt")
+
+    def load(weights, *_, **options):
+        raise UserError(f"prompt: {load_checkpoint(weights, heads=4, **options).config.prompt}")
+
+    monkeypatch.setattr("clipcap.captioning.captioner.Captioner", SimpleNamespace(load=load))
+    for options, wanted in (([], "None"), (["--with-prompt"], " is a picture of {literal} and a social")):
+        with pytest.raises(UserError, match=f"prompt: {wanted}"):
+            predict.main(["--weights", str(tmp_path / "own.pt"), *options, str(tmp_path / "a.png")])
+    with pytest.raises(UserError, match=r"trained with the prompt None, .*leave prompt= \(--with-prompt\) out"):
+        predict.main(["--weights", str(weights), "--with-prompt", str(tmp_path / "a.png")])
 
 
 def test_help_fits_two_screens(capsys):

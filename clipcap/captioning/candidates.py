@@ -18,6 +18,7 @@ from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import end_of_text
 
+UNKNOWN = ("<unk>", "[UNK]")  # what stands for characters without a token, such as emoji in a BERT vocabulary
 Caption = tuple[str, list[int]]  # text, and the token ids it was decoded from
 
 
@@ -87,8 +88,9 @@ class Candidates:
         return self.model.generate_all(batch, decoding, prompts if any(prompts) else None, begun)
 
     def text(self, row: int, ids: Sequence[int]) -> str:
-        """A picture's start and token ids -> the caption, without end-of-text."""
-        ids = ids[:-1] if ids and ids[-1] == self.end else ids
+        """A picture's start and token ids -> the caption, without end-of-text and without what is no word."""
+        unknown = [self.tokenizer.token_to_id(name) for name in UNKNOWN]
+        ids = [token for token in (ids[:-1] if ids and ids[-1] == self.end else ids) if token not in unknown]
         begun = self.prompts[row][len(self.prompts[row]) - self.begun[row] :]
         # Behind a start, since some tokenizers leave out the blank in front of a text.
         before, whole = (self.tokenizer.decode(tokens, skip_special_tokens=False) for tokens in (begun, [*begun, *ids]))

@@ -52,6 +52,9 @@ class ModelArguments:
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
     base: str | None = arg(None, "what LoRA weights were trained on, if it has moved", metavar="FILE")
     normalize: bool | None = arg(None, "of published weights: divide CLIP's embeddings by their norm", action=OnOff)
+    with_prompt: bool = arg(
+        False, "of instagram-prompted: use the prompt of prompt_finetuning.py; its own code has none"
+    )
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
     batch_size: int | None = arg(
@@ -86,12 +89,13 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
             print(f"all {found} pictures are captioned already", file=sys.stderr)
             return 0
         from clipcap.captioning.captioner import Captioner
-        from clipcap.model.prompts import needs_literal
+        from clipcap.model.prompts import PROMPTS, needs_literal
 
         captioner = Captioner.load(
             *(model_args.weights, model_args.clip, model_args.device, model_args.precision, not model_args.no_fast),
             base=model_args.base,
             normalize=model_args.normalize,
+            prompt=PROMPTS["template"] if model_args.with_prompt else None,
         )
         if output_args.show_literal and not needs_literal(captioner.model.config.prompt):
             print("note: these weights start from no literal caption, so there is none to show", file=sys.stderr)

@@ -146,7 +146,7 @@ def parse(
         prog=program,
         usage=f"%(prog)s {f'[{positional[0]} ...] ' if positional else ''}[options]",
         description=description,
-        epilog=f"example:\n  {example}",
+        epilog=f"example: {example}",
         formatter_class=_HelpFormatter,
     )
     if positional:

@@ -25,7 +25,7 @@ from clipcap.cli.status import run
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import ImageSource, UnreadableImage, find_images, open_image
 from clipcap.devices import pick_device
-from clipcap.errors import UserError, first_line
+from clipcap.errors import UserError, at_least, first_line
 from clipcap.world.scenes import scenes
 
 DRAWN = 14  # pictures of the demo world, where no photos are given
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         CheckArguments,
         description="How far faster ways to compute CLIP's embeddings move them: cosines per photo.",
         example="python -m clipcap.clip.check RN50x4 photos/",
+        program="python -m clipcap.clip.check",
         positional=(
             "clip",
             {"nargs": "+", "help": "a CLIP as for load_data.py --clip, then photos (default: drawn ones)"},
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if not -1 <= args.threshold <= 1:
         raise UserError(f"--threshold is a cosine, from -1 to 1, not {args.threshold}")
+    at_least(1, option=True, limit=args.limit)
     name, *paths = given.clip
     photos = readable(paths, args.limit)
     columns = {way: cosines for way, cosines in ways(name, list(photos.values()), pick_device(args.device))}

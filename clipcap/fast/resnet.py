@@ -1,9 +1,9 @@
 """CLIP's ResNets for inference: every batch normalisation becomes part of the convolution in front of it.
 
-What it buys, measured by turns with open_clip's own on RN50 in fp32, 2 cores: 1.15 times the speed, median of 5 rounds.
-
-The convolutions are multiplied in fp32, before the model is converted, so that they are rounded once: in bf16 the
-embeddings come out closer to those in fp32, too.
+The convolutions are multiplied in fp32, before the model is converted, so that they are rounded once. It buys exactness
+more than speed: on RN50 with random weights the smallest cosine of embeddings in bf16 with those in fp32 was 0.999991,
+and 0.999988 unfolded. In fp32, by turns on one core of a busy machine, it had 1.07 times the speed of open_clip's own,
+the median of 11 rounds from 0.88 to 1.22.
 """
 
 from __future__ import annotations

@@ -98,9 +98,8 @@ class ClipCap(nn.Module):
             self._prepared = None  # an optimizer may follow
         prefix = self.prefix(clip_embedding)
         if self.config.network and torch.is_autocast_enabled(prefix.device.type):
-            prefix = (
-                prefix.float()
-            )  # the residual stream stays exact; GPT-2's does by the positions that are added to it
+            # The residual stream stays exact; GPT-2's does by the positions that are added to it.
+            prefix = prefix.float()
         embedded = embedding_of(self.gpt)(tokens[:, :-1])  # the last token is only predicted, never read
         states = self.gpt.base_model(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
         return states.last_hidden_state[:, self.config.prefix_length - 1 :]

@@ -154,12 +154,18 @@ def load_language_model(name: str) -> PreTrainedModel:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     source = language_model_source(name)
     _check_place(name, Path(source))
     if not Path(source).is_dir():
         offline_if_unreachable()
     try:
+        if find_adapter_config_file(source):  # it would decide which model is fetched
+            raise UserError(
+                f"{name!r} holds adapters for peft: merge them into their language model (`merge_and_unload`), save "
+                "it, and give that folder"
+            )
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         _check_kind(name, config)
         # With `output_loading_info` a pair comes back, which the declared type does not say.

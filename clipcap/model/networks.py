@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from clipcap.errors import UserError, first_line, is_out_of_memory
@@ -42,6 +43,20 @@ def language_model(config: ClipCapConfig) -> PreTrainedModel:
         if is_out_of_memory(error):
             raise
         raise UserError(f"its settings make no {kind} model ({first_line(error)[:200]})") from None
+
+
+def check_runs(gpt: PreTrainedModel, width: int) -> None:
+    """Raise a UserError unless a model on the meta device can read token embeddings of this width.
+
+    Settings that fit the tensors may contradict each other, as numbers of heads, or the part of a head that is rotated.
+    """
+    try:
+        with torch.device("meta"):  # where a mask of any other shape is looked at
+            x, mask, positions = torch.empty(1, 1, width), torch.empty(1, 1, 1, 1), torch.zeros(1, 1).long()
+            gpt.base_model(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=False)
+    except Exception as error:  # whatever its layers raise
+        kind = gpt.config.model_type
+        raise UserError(f"its settings make no {kind} model that computes ({first_line(error)[:200]})") from None
 
 
 def plain_settings(config: PreTrainedConfig) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from clipcap.errors import UserError, at_least, shown
 LARGEST = 2**31 - 1
 ACTIVATIONS = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh")
 # Besides GPT-2. Their logits are head(body(inputs_embeds)), and tests/test_language_models.py runs each of them.
-ARCHITECTURES = ("gpt_neox", "llama", "mistral", "olmo2", "opt", "phi", "qwen2", "qwen3", "stablelm", "starcoder2")
+ARCHITECTURES: tuple[str, ...] = ("gpt_neox", "llama", "mistral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3")
+ARCHITECTURES += ("smollm3", "stablelm", "starcoder2")
 ROPES = ("default", "linear", "llama3")  # the rotary positions that do not depend on how long a text is
 NEEDED = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
@@ -60,6 +61,11 @@ def _positive(name: str, value: Any) -> None:
         raise UserError(f"{name} must be a number above 0 and at most {LARGEST}, not {shown(value)}")
 
 
+def _part(name: str, value: Any) -> None:
+    if not (type(value) in (int, float) and 0 < value <= 1):
+        raise UserError(f"{name} must be a number above 0 and at most 1, not {shown(value)}")
+
+
 def _rope_type(name: str, value: Any) -> None:
     if value not in ROPES:
         raise UserError(f"{name} must be one of {', '.join(ROPES)}, not {shown(value)}")
@@ -83,9 +89,8 @@ GPT2: Checks = {
 }
 ROPE: Checks = {
     "rope_type": _rope_type,
-    **dict.fromkeys(
-        ("rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor"), _positive
-    ),
+    "partial_rotary_factor": _part,
+    **dict.fromkeys(("rope_theta", "factor", "low_freq_factor", "high_freq_factor"), _positive),
     "original_max_position_embeddings": check_number,
 }
 NETWORK: Checks = {  # of all ARCHITECTURES; each knows some of them
@@ -101,6 +106,7 @@ NETWORK: Checks = {  # of all ARCHITECTURES; each knows some of them
     **dict.fromkeys(("use_sliding_window", "use_parallel_residual", "do_layer_norm_before"), _switch),
     **dict.fromkeys(("_remove_final_layer_norm", "layer_norm_elementwise_affine"), _switch),
     "rope_parameters": _rope,
+    **dict.fromkeys(("no_rope_layer_interval", "original_max_position_embeddings"), check_number),
 }
 GPT2_FIELDS = tuple(GPT2)
 

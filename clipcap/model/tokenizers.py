@@ -34,6 +34,13 @@ PATTERNS = {  # where texts are split before they are encoded, in the tokenizer.
 _UNSPACED = f"[{CJK}\\u3000-\\u303F\\uFF00-\\uFFEF]"  # and their punctuation
 BETWEEN_CHARACTERS = f"(?<={_UNSPACED}) (?={_UNSPACED})|(?<=[#@]) "
 GLUED: dict[str, Any] = {"type": "Replace", "pattern": {"Regex": BETWEEN_CHARACTERS}, "content": ""}
+# SentencePiece's BPE as Llama 2 has it puts a blank in front of every text, also of one that begins with a blank. The
+# other form is that of transformers' `legacy=False`: it puts none there, so that a text goes on from another one.
+EVERY_TEXT = [
+    {"type": "Prepend", "prepend": "\u2581"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+]
+UNLESS_THERE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False}
 # The post-processor that transformers gives a GPT-2 tokenizer: texts stay as they are.
 NOTHING_ADDED = {
     "type": "TemplateProcessing",
@@ -49,7 +56,7 @@ def tokenizer_from_json(text: str) -> Tokenizer:
 
 
 def portable(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    """The same tokenizer as a checkpoint may hold it: no special tokens around texts, no blanks in Chinese.
+    """The same tokenizer as a checkpoint may hold it: no special tokens around texts, no blanks in Chinese or doubled.
 
     Args:
         tokenizer: of the language model.
@@ -63,6 +70,8 @@ def portable(tokenizer: Tokenizer, name: str) -> Tokenizer:
         parts["post_processor"] = None
     if (decoder := parts["decoder"]) is not None and decoder["type"] == "WordPiece":
         parts["decoder"] = {"type": "Sequence", "decoders": [decoder, {"type": "Fuse"}, GLUED]}
+    if (parts["normalizer"] or {}).get("normalizers") == EVERY_TEXT and parts["pre_tokenizer"] is None:
+        parts["normalizer"], parts["pre_tokenizer"] = None, UNLESS_THERE
     return _read(json.dumps(parts), f"the tokenizer of {name!r}")
 
 

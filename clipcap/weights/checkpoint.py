@@ -58,9 +58,9 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
         path: a file, or a name known to `clipcap.weights.published` ("coco", "conceptual", "coco-transformer", ...).
         device: where to put the model.
         overrides: any field of ClipCapConfig; `heads` of GPT-2 and LoRA's `alpha` for published files, which do not
-            hold them; `normalize` for those too, which a file of this project says itself; `base`, the weights that
-            LoRA weights were trained on. `prompt=PROMPTS["template"]` puts the prompt of `prompt_finetuning.py` into
-            published prompted weights, whose own code captions without one.
+            hold them; `normalize` and `prompt` for those alone, since a file of this project says both itself; `base`,
+            the weights that LoRA weights were trained on. `prompt=PROMPTS["template"]` puts the prompt of
+            `prompt_finetuning.py` into published prompted weights, whose own code captions without one.
 
     Raises:
         UserError: the file cannot be read, does not hold exactly the tensors of a model, or an override is unknown.
@@ -83,7 +83,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
             )
         else:
             _check_own(content, most_bytes)
-            _check_normalize(content.get("config"), overrides)
+            _check_said(content.get("config"), overrides)
             if "base" in content:
                 base = load_checkpoint(find_base(content, file, overrides.get("base")))
                 model = lora.load_adapters(content, base, overrides)
@@ -111,13 +111,19 @@ def _check_own(content: Mapping[str, Any], most_bytes: int) -> None:
     _check_record(content.get("record", {}))
 
 
-def _check_normalize(config: Any, overrides: Mapping[str, Any]) -> None:
-    """Raise a UserError where a file of our own, which says whether it wants normalised embeddings, is contradicted."""
-    said = config.get("normalize", False) if isinstance(config, Mapping) else None
+def _check_said(config: Any, overrides: Mapping[str, Any]) -> None:
+    """Raise a UserError where a file of our own, which says what it was trained with, is contradicted."""
+    if not isinstance(config, Mapping):
+        return
+    said = config.get("normalize", False)
     if overrides.get("normalize", said) != said:
         flag, done = ("--normalize", "without") if overrides["normalize"] else ("--no-normalize", "with")
         raise UserError(
             f"it was trained {done} normalisation of CLIP's embeddings, as it says itself: leave {flag} out"
+        )
+    if overrides.get("prompt", said := config.get("prompt")) != said:
+        raise UserError(
+            f"it was trained with the prompt {said!r}, as it says itself: leave prompt= (--with-prompt) out"
         )
 
 

@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("give weights and a file to write, like: python -m clipcap.weights.export coco published.pt")
     weights, output = given.what
     model = load_checkpoint(weights, base=args.base)
+    if model.config.network:
+        raise UserError(
+            f"the published code knows GPT-2 alone, and {weights} holds a {model.config.network['model_type']}"
+        )
     write(published_tensors(model), Path(output))
     print(output)
     if model.config.stop_token != STOP:

@@ -26,7 +26,7 @@ from clipcap.errors import UserError, first_line
 from clipcap.files import NO_ROOM, whole_file
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import ClipCapConfig
-from clipcap.model.networks import compute_frequencies, embedding_of
+from clipcap.model.networks import check_runs, compute_frequencies, embedding_of
 from clipcap.model.prompts import check_template
 from clipcap.weights.folder import read_folder
 from clipcap.weights.sizes import check_sizes
@@ -125,6 +125,8 @@ def build(config: ClipCapConfig, tensors: Mapping[str, Tensor], literal_captione
     check_sizes(config, tensors)
     with torch.device("meta"):
         model = ClipCap(config)
+        if config.network:
+            check_runs(model.gpt, config.width)
     expected = model.state_dict()
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())

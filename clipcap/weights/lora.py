@@ -26,6 +26,12 @@ from clipcap.weights.places import Base
 LORA_ALPHA = 16  # the alpha of the published adapters
 ALL_LINEAR = "all-linear"  # as peft calls all linear layers of the blocks
 
+PEFT_README = """\
+LoRA adapters of a captioner, without its mapping network. `peft.AutoPeftModelForCausalLM` loads them, with the language
+model in `gpt2/`, which `adapter_config.json` calls `{base}`. If this folder has moved, peft does not find it there:
+write its new place, the whole path, as `base_model_name_or_path` into `adapter_config.json`.
+"""
+
 
 def adaptable_layers(model: ClipCap) -> dict[str, list[str]]:
     """Full names of the linear layers in the blocks, by their last part: {"c_attn": ["gpt.transformer.h.0..."]}."""
@@ -58,8 +64,8 @@ def inject(model: ClipCap, rank: int, alpha: float, dropout: float, targets: Seq
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = adaptable_layers(model)
+    unknown = [target for target in targets if target not in (*layers, ALL_LINEAR)]
     targets = list(layers) if ALL_LINEAR in targets else targets
-    unknown = [target for target in targets if target not in layers]
     if unknown or not targets:
         raise UserError(f"--target {' '.join(unknown)} matches no layer; the blocks have {', '.join(sorted(layers))}")
     at_least(1, option=True, rank=rank)
@@ -194,8 +200,8 @@ def _alpha(model: nn.Module) -> float:
 def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
     """Write the adapters as a folder that `peft.AutoPeftModelForCausalLM.from_pretrained(folder)` loads.
 
-    The GPT-2 that they were trained on is in `folder/gpt2`. The config names it by its whole path, the only one by
-    which peft finds it: once the folder has moved, load GPT-2 from there and give it to `PeftModel.from_pretrained`.
+    The language model that they were trained on is in `folder/gpt2`. The config names it by its whole path, the only
+    one by which peft finds it from everywhere; `folder/README.md` says what to do once the folder has moved.
     The mapping network is not in it, because peft knows only the language model. Raises UserError, and OSError for a
     full disk.
     """
@@ -212,8 +218,9 @@ def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
         }
         write_whole(folder / "adapter_model.safetensors", save(tensors))
         _write_gpt2(model, folder / "gpt2")
-        settings.base_model_name_or_path, settings.task_type = str((folder / "gpt2").resolve()), "CAUSAL_LM"
-        settings.inference_mode = True
+        base = str((folder / "gpt2").resolve())
+        write_whole(folder / "README.md", PEFT_README.format(base=base).encode(errors="surrogateescape"))
+        settings.base_model_name_or_path, settings.task_type, settings.inference_mode = base, "CAUSAL_LM", True
         with TemporaryDirectory() as unfinished:
             settings.save_pretrained(unfinished)
             write_whole(folder / "adapter_config.json", Path(unfinished, "adapter_config.json").read_bytes())
@@ -233,6 +240,6 @@ def _write_gpt2(model: ClipCap, folder: Path) -> None:
         if ".lora_" not in name and not (model.config.tied_head and name == "lm_head.weight")
     }
     config = model.gpt.config.to_dict() | {"tie_word_embeddings": model.config.tied_head}
-    config |= {"architectures": ["GPT2LMHeadModel"]}
+    config |= {"architectures": [type(model.gpt).__name__], "eos_token_id": model.config.stop_token}
     write_whole(folder / "config.json", json.dumps(config).encode())
     write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
