@@ -223,10 +223,28 @@ def test_a_hub_that_does_not_answer_costs_seconds(hub, monkeypatch, trouble):
     for name in ("hf:jane/voice", "hf:jane/other"):
         with pytest.raises(UserError, match=f"{hub.address} is out of reach, and jane/.* is not in its cache"):
             load_checkpoint(name)
-    with pytest.raises(UserError, match="was not found: go online once"):
+    with pytest.raises(UserError, match="tokenizer of .* could not be loaded .*go online once"):
         load_tokenizer("somebody/gpt2-like")
     assert time.monotonic() - started < 5
     assert len(hub.asked) == 1, "one question for the whole process"
+
+
+@pytest.mark.parametrize("troubled", ["/api/", "/jane/"])
+def test_a_hub_that_falls_silent_later_costs_seconds(hub, monkeypatch, capsys, troubled):
+    """Guards against a hub that answers the first question and leaves the next one open for ever."""
+    kept = push_to_hub(tiny_captioner_model(), "jane/voice")
+    push_to_hub(tiny_captioner_model(), "jane/other")
+    load_checkpoint("hf:jane/voice")
+    monkeypatch.setattr(offline, "PATIENCE", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.4)
+    hub.trouble, hub.troubled = "silent", troubled
+    started = time.monotonic()
+    with pytest.raises(UserError, match="is out of reach, and jane/other is not in its cache"):
+        load_checkpoint("hf:jane/other")
+    for name in ("hf:jane/voice", kept):
+        assert same(load_checkpoint(name), tiny_captioner_model())
+    assert time.monotonic() - started < 5
+    assert capsys.readouterr().err.count("is out of reach; what it has sent before is used") == 1
 
 
 @pytest.fixture
