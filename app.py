@@ -120,8 +120,8 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
                 download = gr.DownloadButton("Nothing accepted yet", interactive=False, elem_id="download")
                 gr.Markdown(KEPT if desk.kept else "Nothing is kept here when you leave: download what you accepted.")
 
-        def changed(request: gr.Request) -> dict[Any, Any]:
-            desk.change(str(request.session_hash))
+        def changed(request: gr.Request, photo: str | None) -> dict[Any, Any]:
+            desk.change(str(request.session_hash), photo)
             return say("") | {choices: gr.Radio([], value=None), caption: ""}
 
         def say(text: str) -> dict[Any, Any]:
@@ -146,7 +146,7 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
         def left(request: gr.Request) -> None:
             desk.forget(str(request.session_hash))
 
-        photo.input(changed, None, [message, choices, caption], api_visibility="private")
+        photo.input(changed, photo, [message, choices, caption], api_visibility="private")
         write.click(written, [photo, name, *controls], [message, choices, caption, rating], api_visibility="private")
         choices.input(None, choices, caption, js="choice => choice")
         accept.click(accepted, [caption, choices, rating], [message, download], api_visibility="private")

@@ -221,7 +221,7 @@ def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
     visitor = Visitor(page)
     with urllib.request.urlopen(f"{visitor.address}/gradio_api/heartbeat/{visitor.session}") as heartbeat:
         heartbeat.readline()
-        first, second = (Path(visitor.upload(photo.read_bytes(), f"{name}.jpg")["path"]) for name in "ab")
+        first, second = (Path(visitor.upload(photo.read_bytes(), f"{name}.jpg")["path"]) for name in ("my", "mine"))
         for path in (first, second):
             _, captions = visitor.write({"path": str(path), "meta": {"_type": "gradio.FileData"}})
         assert not first.exists()
@@ -232,6 +232,31 @@ def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("files are left")
+
+
+def test_two_visitors_may_have_the_same_picture(page: str, photo: Path) -> None:
+    """Guards against an upload that goes with the first of its visitors: Gradio names files by their content."""
+    first, second = Visitor(page), Visitor(page)
+    upload = first.upload(photo.read_bytes(), "ours.jpg")
+    assert second.upload(photo.read_bytes(), "ours.jpg") == upload
+    for visitor in (first, second):
+        assert visitor.write(upload)[0] == ""
+    assert first.write(first.upload(photo.read_bytes(), "another name.jpg"))[0] == ""
+    assert len(second.write(upload)[1]) == 3
+
+
+def test_an_upload_goes_with_the_last_who_has_it(photo: Path, tmp_path: Path) -> None:
+    """Guards against pictures that stay since nobody had them captioned, and a busy visitor who is the first to go."""
+    desk = Desk(lambda name: Fake(), tmp_path, None)
+    desk.change("first", str(photo))
+    desk.captions("second", str(photo), "demo", {})
+    for key in range(98):
+        desk.change(str(key), None)
+    desk.change("first", str(photo))
+    desk.change("one more", None)
+    assert "first" in desk.sessions and "second" not in desk.sessions and photo.exists()
+    desk.forget("first")
+    assert not photo.exists()
 
 
 class Fake:
