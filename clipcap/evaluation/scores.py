@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -168,13 +168,6 @@ def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequen
     drawn = {scene.image_id: scene for scene in scenes(split)}
     verdict = shares(captions, [drawn[image] for image in images])
     return {"right_subject": verdict.subject, "right_colour": verdict.colour, "instagram_style": verdict.instagram}
-
-
-def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
-    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
-    for name, weights in zip(short, models, strict=True):
-        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights
 
 
 def new_report(held_out: HeldOut, decoding: Decoding, judge: Judge | None) -> dict[str, Any]:
