@@ -8,7 +8,7 @@ kept afterwards, unless --keep says where.
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with opened(args) as address:
         print(f"the page is at {address} until you press Ctrl-C", flush=True)
-        threading.Event().wait()
+        with suppress(KeyboardInterrupt):  # a request to terminate is one, too
+            threading.Event().wait()
+        print("closing the page;", f"what was accepted is in {args.keep}" if args.keep else "nothing is kept", flush=True)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import io
 import json
+import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.error
@@ -279,6 +281,20 @@ def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> N
     assert row["caption"] == "my caption" and (tmp_path / "kept" / row["file_name"]).is_file()
     with pytest.raises(UserError, match="no picture with captions yet"):
         desk.accept("1", "caption", None, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_of_the_page_says_what_is_kept(number: signal.Signals, tmp_path: Path) -> None:
+    """Guards against advice to run the same command again, to go on, after the Ctrl-C that the page asks for."""
+    kept = ["--keep", str(tmp_path / "kept")] if number == signal.SIGINT else []
+    command = [sys.executable, "app.py", "--weights", "demo", "--port", str(free_port()), *kept]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout and program.stdout.readline().startswith("the page is at http://127.0.0.1:")
+        program.send_signal(number)
+        said, errors = program.communicate(timeout=60)
+    assert program.returncode == 0 and "to go on" not in errors
+    assert said == f"closing the page; {f'what was accepted is in {tmp_path}/kept' if kept else 'nothing is kept'}\n"
+    assert not (tmp_path / "kept" / ".lock").exists()
 
 
 def test_a_port_in_use_is_told_in_one_sentence() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from local_hub import local_hub, put
+from test_language_models import tiny_network
 from tiny import tiny_captioner_model, tiny_model
 
 import predict
@@ -47,6 +48,7 @@ def saved(strategy: str, folder: Path) -> Path:
     if not strategy.startswith("LoRA"):
         save_checkpoint(model, file)
         return file
+    model.config.normalize = True
     save_checkpoint(model, folder / "base.pt")
     settings = inject(model, 2, 16, 0.0, ["c_attn"])
     with torch.no_grad():
@@ -107,6 +109,22 @@ def test_scores_licence_and_data_stand_on_the_card(hub, tmp_path):
         publish.main([str(file), "jane/voice", *options])
 
 
+def test_another_language_model_than_gpt2(hub, tmp_path):
+    """Guards against a card with GPT-2's licence, a path of this machine, and an export that no notebook opens."""
+    model = tiny_network("opt", language_model="/data/jane/my-opt")
+    model.record = {"strategy": "full"}
+    told = push_to_hub(model, "jane/voice")
+    files = hub.repositories["jane/voice"]["commits"][told.partition("@")[2]]
+    card = files["README.md"].decode()
+    assert "GPT-2" not in card and "`my-opt` has a licence of its own" in card and "all of `my-opt` were" in card
+    assert "/data/jane" not in card + files["config.json"].decode()
+    model.config.language_model = "jane/my-opt"
+    save_checkpoint(model, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="write with opt, and the published code knows GPT-2 alone"):
+        export.main([str(tmp_path / "weights.pt"), str(tmp_path / "published.pt")])
+    assert not (tmp_path / "published.pt").exists()
+
+
 def test_a_commit_is_that_version_for_ever(hub):
     """Guards against a revision that is ignored."""
     first = push_to_hub(tiny_captioner_model(seed=1), "jane/voice")
@@ -158,6 +176,7 @@ OURS = {"format": "clipcap", "version": 1, "config": {}, "record": {}}
         ("hf:jane/pickle", "is no file of weights"),
         ("hf:jane", "is no name on the hub; write hf:owner/name"),
         ("hf:../../etc", "is no name on the hub"),
+        ("hf:jane/x.git", "jane/x.git is no name on the hub"),
         ("hf:jane/a@../b", "is no name on the hub"),
     ],
 )
@@ -307,6 +326,7 @@ def test_an_exported_file_is_a_published_one(tmp_path, capsys, strategy):
     back = load_checkpoint(tmp_path / "published.pt", heads=4)
     assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())
     said = capsys.readouterr().err
+    assert ("divide CLIP's embedding by its norm" in said) == strategy.startswith("LoRA")
     assert "let them stop at token" in said and ("literally {literal}" in said) == (strategy == "prompted")
 
 
