@@ -4,7 +4,6 @@ import io
 import json
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -13,7 +12,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from clipcap.captioning.captioner import Captioner
 from clipcap.captioning.desk import Desk
 from clipcap.captioning.rows import Row
 from clipcap.data.store import EmbeddingStore
-from clipcap.errors import UserError
+from clipcap.errors import Interrupted, UserError
 from clipcap.world.scenes import scenes
 from clipcap.world.shipped import LITERAL
 
@@ -283,18 +282,19 @@ def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> N
         desk.accept("1", "caption", None, None)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_end_of_the_page_says_what_is_kept(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["", "my posts"])
+def test_the_end_of_the_page_says_what_is_kept(kept: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Guards against advice to run the same command again, to go on, after the Ctrl-C that the page asks for."""
-    kept = ["--keep", str(tmp_path / "kept")] if number == signal.SIGINT else []
-    command = [sys.executable, "app.py", "--weights", "demo", "--port", str(free_port()), *kept]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
-        assert program.stdout and program.stdout.readline().startswith("the page is at http://127.0.0.1:")
-        program.send_signal(number)
-        said, errors = program.communicate(timeout=60)
-    assert program.returncode == 0 and "to go on" not in errors
-    assert said == f"closing the page; {f'what was accepted is in {tmp_path}/kept' if kept else 'nothing is kept'}\n"
-    assert not (tmp_path / "kept" / ".lock").exists()
+
+    class Pressed:
+        def wait(self) -> None:
+            raise Interrupted("", signal.SIGTERM)
+
+    monkeypatch.setattr("app.opened", lambda args: nullcontext("http://127.0.0.1:7860/"))
+    monkeypatch.setattr("app.threading.Event", Pressed)
+    app.main(["--weights", "demo", *(["--keep", kept] if kept else [])])
+    told = "what was accepted is in my posts" if kept else "nothing is kept"
+    assert capsys.readouterr().out.splitlines()[1:] == [f"closing the page; {told}"]
 
 
 def test_a_port_in_use_is_told_in_one_sentence() -> None:

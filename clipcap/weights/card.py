@@ -45,9 +45,9 @@ print(Captioner.load("{name}")(["photo.jpg"])[0])
 
 ## Limits
 
-It says what looks likely, not what is so: subjects, places and names in captions may be invented. What CLIP and {writer}
-have learned of prejudice is in it. A model may repeat words of its training captions, also private ones; `evaluate.py`
-measures how much. Do not use it to tell who somebody is, or what they are like.
+It says what looks likely, not what is so: subjects, places and names in captions may be invented. What CLIP and
+{writer} have learned of prejudice is in it. A model may repeat words of its training captions, also private ones;
+`evaluate.py` measures how much. Do not use it to tell who somebody is, or what they are like.
 """
 STRATEGIES = {
     "full": "the mapping network and all of GPT-2 were trained",
