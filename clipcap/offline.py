@@ -35,7 +35,7 @@ def _stay_offline() -> None:
 
 
 def _limit_answers() -> None:
-    """Give the hub's client a time limit for what it reads, since it has none, and stay offline once that has passed."""
+    """Give the hub's client the time limit that it lacks for what it reads; stay offline once that has passed."""
     from huggingface_hub import get_session
 
     session = get_session()

@@ -156,5 +156,5 @@ class Desk:
         """The session of a visitor. Where there are too many, the one goes that was not used for the longest time."""
         if key not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
             self.forget(next(iter(self.sessions)))
-        self.sessions[key] = self.sessions.pop(key, None) or Session()
+        self.sessions[key] = self.sessions.pop(key, Session())
         return self.sessions[key]
