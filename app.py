@@ -59,9 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with suppress(KeyboardInterrupt):  # a request to terminate is one, too
             print(f"the page is at {address} until you press Ctrl-C", flush=True)
             threading.Event().wait()
-        print(
-            "closing the page;", f"what was accepted is in {args.keep}" if args.keep else "nothing is kept", flush=True
-        )
+        print("closing the page;", f"what was accepted is in {args.keep}" if args.keep else "nothing is kept")
 
 
 @contextmanager
