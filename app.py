@@ -8,7 +8,7 @@ kept afterwards, unless --keep says where.
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         example="python app.py --weights coco runs/base/base_weights.pt",
     )
     with opened(args) as address:
-        print(f"the page is at {address} until you press Ctrl-C", flush=True)
-        threading.Event().wait()
+        with suppress(KeyboardInterrupt):  # a request to terminate is one, too
+            print(f"the page is at {address} until you press Ctrl-C", flush=True)
+            threading.Event().wait()
+        print("closing the page;", f"what was accepted is in {args.keep}" if args.keep else "nothing is kept")
 
 
 @contextmanager
@@ -120,8 +122,8 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
                 download = gr.DownloadButton("Nothing accepted yet", interactive=False, elem_id="download")
                 gr.Markdown(KEPT if desk.kept else "Nothing is kept here when you leave: download what you accepted.")
 
-        def changed(request: gr.Request) -> dict[Any, Any]:
-            desk.change(str(request.session_hash))
+        def changed(request: gr.Request, photo: str | None) -> dict[Any, Any]:
+            desk.change(str(request.session_hash), photo)
             return say("") | {choices: gr.Radio([], value=None), caption: ""}
 
         def say(text: str) -> dict[Any, Any]:
@@ -146,7 +148,7 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
         def left(request: gr.Request) -> None:
             desk.forget(str(request.session_hash))
 
-        photo.input(changed, None, [message, choices, caption], api_visibility="private")
+        photo.input(changed, photo, [message, choices, caption], api_visibility="private")
         write.click(written, [photo, name, *controls], [message, choices, caption, rating], api_visibility="private")
         choices.input(None, choices, caption, js="choice => choice")
         accept.click(accepted, [caption, choices, rating], [message, download], api_visibility="private")

@@ -1,7 +1,7 @@
 """A server that answers huggingface_hub as the hub does, as far as uploading and downloading models goes.
 
 Private repositories, branches, commits, files in Git and in LFS, and the error codes that the client knows, all in
-memory. `trouble` makes it answer 500, or accept and say nothing.
+memory. `trouble` makes it answer 500, or accept and say nothing: from the start, or to what matches `troubled`.
 """
 
 import base64
@@ -22,7 +22,7 @@ def local_hub(monkeypatch, cache):
     """Run a hub, and point the client of this process to it: no proxy, no Xet, a cache of its own, and a token."""
     from huggingface_hub import constants
 
-    hub = SimpleNamespace(repositories={}, uploads={}, trouble=None, asked=[], over=threading.Event())
+    hub = SimpleNamespace(repositories={}, uploads={}, trouble=None, troubled=".*", asked=[], over=threading.Event())
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
     hub.address = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -76,9 +76,10 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self):
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append((self.command, path))
-        if self.hub.trouble == "silent":
+        troubled = self.hub.trouble and re.match(self.hub.troubled, path)
+        if troubled and self.hub.trouble == "silent":
             return self.hub.over.wait(60)
-        if self.hub.trouble:
+        if troubled:
             return self.answer(self.hub.trouble)
         for pattern, method in ROUTES.items():
             if match := re.fullmatch(pattern, f"{self.command} {path}"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import socket
 import sys
 import time
@@ -11,7 +12,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from clipcap.captioning.captioner import Captioner
 from clipcap.captioning.desk import Desk
 from clipcap.captioning.rows import Row
 from clipcap.data.store import EmbeddingStore
-from clipcap.errors import UserError
+from clipcap.errors import Interrupted, UserError
 from clipcap.world.scenes import scenes
 from clipcap.world.shipped import LITERAL
 
@@ -221,7 +222,7 @@ def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
     visitor = Visitor(page)
     with urllib.request.urlopen(f"{visitor.address}/gradio_api/heartbeat/{visitor.session}") as heartbeat:
         heartbeat.readline()
-        first, second = (Path(visitor.upload(photo.read_bytes(), f"{name}.jpg")["path"]) for name in "ab")
+        first, second = (Path(visitor.upload(photo.read_bytes(), f"{name}.jpg")["path"]) for name in ("my", "mine"))
         for path in (first, second):
             _, captions = visitor.write({"path": str(path), "meta": {"_type": "gradio.FileData"}})
         assert not first.exists()
@@ -232,6 +233,31 @@ def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("files are left")
+
+
+def test_two_visitors_may_have_the_same_picture(page: str, photo: Path) -> None:
+    """Guards against an upload that goes with the first of its visitors: Gradio names files by their content."""
+    first, second = Visitor(page), Visitor(page)
+    upload = first.upload(photo.read_bytes(), "ours.jpg")
+    assert second.upload(photo.read_bytes(), "ours.jpg") == upload
+    for visitor in (first, second):
+        assert visitor.write(upload)[0] == ""
+    assert first.write(first.upload(photo.read_bytes(), "another name.jpg"))[0] == ""
+    assert len(second.write(upload)[1]) == 3
+
+
+def test_an_upload_goes_with_the_last_who_has_it(photo: Path, tmp_path: Path) -> None:
+    """Guards against pictures that stay since nobody had them captioned, and a busy visitor who is the first to go."""
+    desk = Desk(lambda name: Fake(), tmp_path, None)
+    desk.change("first", str(photo))
+    desk.captions("second", str(photo), "demo", {})
+    for key in range(98):
+        desk.change(str(key), None)
+    desk.change("first", str(photo))
+    desk.change("one more", None)
+    assert "first" in desk.sessions and "second" not in desk.sessions and photo.exists()
+    desk.forget("first")
+    assert not photo.exists()
 
 
 class Fake:
@@ -254,6 +280,21 @@ def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> N
     assert row["caption"] == "my caption" and (tmp_path / "kept" / row["file_name"]).is_file()
     with pytest.raises(UserError, match="no picture with captions yet"):
         desk.accept("1", "caption", None, None)
+
+
+@pytest.mark.parametrize("kept", ["", "my posts"])
+def test_the_end_of_the_page_says_what_is_kept(kept: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Guards against advice to run the same command again, to go on, after the Ctrl-C that the page asks for."""
+
+    class Pressed:
+        def wait(self) -> None:
+            raise Interrupted("", signal.SIGTERM)
+
+    monkeypatch.setattr("app.opened", lambda args: nullcontext("http://127.0.0.1:7860/"))
+    monkeypatch.setattr("app.threading.Event", Pressed)
+    app.main(["--weights", "demo", *(["--keep", kept] if kept else [])])
+    told = "what was accepted is in my posts" if kept else "nothing is kept"
+    assert capsys.readouterr().out.splitlines()[1:] == [f"closing the page; {told}"]
 
 
 def test_a_port_in_use_is_told_in_one_sentence() -> None:

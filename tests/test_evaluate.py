@@ -16,7 +16,7 @@ from clipcap.evaluation.metrics import overlap
 from clipcap.evaluation.report import read_report
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
-from clipcap.weights import checkpoint
+from clipcap.weights import checkpoint, places
 
 WORDS = ["sunset", "beach", "dog", "coffee", "love", "happy", "☀️", "😍", "#sun", "#dogs", "my", "best", "day", "!"]
 
@@ -151,6 +151,18 @@ def test_limit_and_names(world, capsys):
     report = read_report(world / "report")
     assert len(set(model["name"] for model in report["models"])) == 2
     assert report["data"]["images"] == 2 and len(report["models"][0]["captions"]) == 2
+
+
+def test_no_two_models_share_a_name():
+    """Guards against two versions of one repository that become one model on the page and among the ratings."""
+    versions = ["hf:jane/voice@v1.0", "hf:jane/voice@v1.1", "hf:joe/voice@v1.1", "a/voice.pt", "b/voice_weights.pt"]
+    names = [name for name, _ in places.short_names(versions)]
+    assert names == ["voice@v1.0", *versions[1:]]
+    assert dict(places.short_names(["hf:jane/my.voice", "coco", "runs/base/base_weights.pt"])) == {
+        "my.voice": "hf:jane/my.voice",
+        "coco": "coco",
+        "base": "runs/base/base_weights.pt",
+    }
 
 
 def test_ratings_are_added(world, tmp_path, capsys):

@@ -83,9 +83,7 @@ class Desk:
         if not photo or not Path(photo).is_file():
             raise UserError("there is no picture: upload one")
         session = self._session(key)
-        if session.upload and session.upload != Path(photo):
-            session.upload.unlink(missing_ok=True)
-        session.upload = Path(photo)
+        self._hold(session, Path(photo))
         options = {name: value_of(name, given) for name, given in asked.items() if given}
         of_search = {field.name for field in fields(DecodingArguments)}
         decoding, rules = chosen(
@@ -132,17 +130,31 @@ class Desk:
         session.accepted.append(accepted)
         return session.download, len(session.accepted)
 
-    def change(self, key: str) -> None:
-        """Take the picture away that was captioned last, when its visitor chooses another."""
-        self._session(key).picture = b""
+    def change(self, key: str, photo: str | None) -> None:
+        """Take the picture away that was captioned last, when its visitor chooses another, or none."""
+        session = self._session(key)
+        session.picture = b""
+        self._hold(session, Path(photo) if photo else None)
 
     def forget(self, key: str) -> None:
         """Delete all that belongs to a session."""
         session = self.sessions.pop(key, Session())
-        for file in filter(None, [session.upload, session.download]):
-            file.unlink(missing_ok=True)
+        self._hold(session, None)
+        if session.download:
+            session.download.unlink(missing_ok=True)
+
+    def _hold(self, session: Session, photo: Path | None) -> None:
+        """Make this the upload of a session, and delete the one before, if nobody else has it.
+
+        The page names uploads by their content: two visitors with the same picture have one file.
+        """
+        before, session.upload = session.upload, photo
+        if before and before not in [other.upload for other in [session, *self.sessions.values()]]:
+            before.unlink(missing_ok=True)
 
     def _session(self, key: str) -> Session:
+        """The session of a visitor. Where there are too many, the one goes that was not used for the longest time."""
         if key not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
             self.forget(next(iter(self.sessions)))
-        return self.sessions.setdefault(key, Session())
+        self.sessions[key] = self.sessions.pop(key, Session())
+        return self.sessions[key]

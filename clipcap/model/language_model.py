@@ -51,7 +51,7 @@ def load_tokenizer(name: str = "gpt2") -> Tokenizer:
     except Exception as error:  # a damaged file raises whatever its reader likes
         raise UserError(
             f"the tokenizer of {name!r} could not be loaded ({first_line(error)}); "
-            "give a language model by hub name, or a folder with its tokenizer"
+            "go online once, or give a language model by hub name, or a folder with its tokenizer"
         ) from None
     tokens = tokenizer.get_vocab_size()
     if tokens <= (BYTES if type(tokenizer.decoder).__name__ == "ByteLevel" else 1):

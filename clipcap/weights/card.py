@@ -15,7 +15,7 @@ PAGE = """---
 # {title}
 
 Captions photos as people do under their own: a [ClipCap](https://arxiv.org/abs/2111.09734) model, which turns the
-embedding of CLIP {clip} into a prefix from which GPT-2 writes the caption.
+embedding of CLIP {clip} into a prefix from which {writer} writes the caption.
 
 ## How to load
 
@@ -45,9 +45,9 @@ print(Captioner.load("{name}")(["photo.jpg"])[0])
 
 ## Limits
 
-It says what looks likely, not what is so: subjects, places and names in captions may be invented. What CLIP and GPT-2
-have learned of prejudice is in it. A model may repeat words of its training captions, also private ones; `evaluate.py`
-measures how much. Do not use it to tell who somebody is, or what they are like.
+It says what looks likely, not what is so: subjects, places and names in captions may be invented. What CLIP and
+{writer} have learned of prejudice is in it. A model may repeat words of its training captions, also private ones;
+`evaluate.py` measures how much. Do not use it to tell who somebody is, or what they are like.
 """
 STRATEGIES = {
     "full": "the mapping network and all of GPT-2 were trained",
@@ -76,6 +76,8 @@ def model_card(
     """
     header = ["library_name: clipcap", "pipeline_tag: image-to-text", "tags:", "- clipcap", "- image-captioning"]
     clip = ":".join(filter(None, (model.config.clip_model, model.config.clip_pretrained)))
+    writer = _writer(model)
+    its = "OpenAI's modified MIT licence" if writer == "GPT-2" else "a licence of its own"
     given = f"The weights have the licence `{licence}`." if licence else "No licence was given for these weights."
     return PAGE.format(
         header="\n".join([*([f"license: {licence}"] if licence else []), *header]),
@@ -85,13 +87,14 @@ def model_card(
         training=_table(_training(model, data)),
         scores=_table({name: _figure(value) for name, value in (scores or {}).items()})
         or "None were published with it.",
-        licence=f"{given} GPT-2's own is OpenAI's modified MIT licence; that of the training data holds beside it.",
+        writer=writer,
+        licence=f"{given} {writer} has {its}, which holds beside it, as does that of the training data.",
     )
 
 
 def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
     record, strategy = model.record, str(model.record.get("strategy") or "")
-    kind = STRATEGIES.get(strategy.split(" ")[0], "")
+    kind = STRATEGIES.get(strategy.split(" ")[0], "").replace("GPT-2", _writer(model))
     source, losses = (part if isinstance(part, dict) else {} for part in map(record.get, ("data", "losses")))
     rows = {
         "strategy": f"{strategy}: {kind}" if kind else strategy,
@@ -103,6 +106,21 @@ def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
         "prompt between picture and caption": model.config.prompt,
     }
     return {name: _figure(value) for name, value in rows.items() if value not in (None, "")}
+
+
+def _writer(model: ClipCap) -> str:
+    """The language model by name: that of its folder, where it is not on the hub."""
+    name = model.config.language_model
+    return f"`{_one_line(portable(name))}`" if model.config.network else "GPT-2"
+
+
+def portable(value: Any) -> Any:
+    """A value in which paths of this machine, which tell of its owner, are the names of their files."""
+    if isinstance(value, dict):
+        return {name: portable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(part) for part in value]
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
 
 
 def _figure(value: Any) -> str:

@@ -50,14 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights, output = given.what
     model = load_checkpoint(weights, base=args.base)
     if model.config.network:
-        raise UserError(
-            f"the published code knows GPT-2 alone, and {weights} holds a {model.config.network['model_type']}"
-        )
+        kind = model.config.network["model_type"]
+        raise UserError(f"{weights} write with {kind}, and the published code knows GPT-2 alone: give other weights")
     write(published_tensors(model), Path(output))
     print(output)
     if model.config.stop_token != STOP:
         told = 'published notebooks end a caption at ".", and these weights end it with GPT-2\'s end-of-text'
         print(f"note: {told}: let them stop at token {model.config.stop_token}", file=sys.stderr)
+    if model.config.normalize:
+        print("note: they must divide CLIP's embedding by its norm, as the transformer's does", file=sys.stderr)
     if model.config.prompt is not None:
         print(f"note: between picture and caption they must write {model.config.prompt!r}", file=sys.stderr)
 

@@ -105,6 +105,8 @@ def spoken(repository: str, revision: str | None) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except errors.HFValidationError as error:
+        raise UserError(f"{repository[:100]} is no name on the hub ({first_line(error)[:200]})") from None
     except errors.GatedRepoError:
         raise UserError(f"{repository} is gated: accept its terms on its page on the hub, and {log_in}") from None
     except errors.RepositoryNotFoundError:

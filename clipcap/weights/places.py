@@ -15,6 +15,7 @@ from typing import Any
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.weights.format import sha256
+from clipcap.weights.hub import PREFIX
 from clipcap.weights.published import names, resolve_weights
 
 # "ViT-L/14@336px", "laion2b_s34b_b79k", "openai-community/gpt2", "hf-hub:owner/name"
@@ -115,7 +116,13 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
 
 
 def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, or its path if two names are the same."""
-    short = [Path(weights).stem.removesuffix("_weights") for weights in models]
+    """(Short name, weights) per model: "base" for runs/base/base_weights.pt, "voice" for hf:jane/voice.
+
+    Where two would have the same name, both are called what they were given as.
+    """
+    short = [
+        Path(weights).name if weights.startswith(PREFIX) else Path(weights).stem.removesuffix("_weights")
+        for weights in models
+    ]
     for name, weights in zip(short, models, strict=True):
-        yield (name if short.count(name) == 1 else str(Path(weights).with_suffix(""))), weights
+        yield (name if short.count(name) == 1 else weights), weights

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,7 +18,7 @@ from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
 from clipcap.errors import UserError, check_text
 from clipcap.model.clipcap import ClipCap
-from clipcap.weights.card import model_card
+from clipcap.weights.card import model_card, portable
 from clipcap.weights.checkpoint import load_checkpoint, model_payload
 from clipcap.weights.folder import TENSORS, write_folder
 from clipcap.weights.format import sha256
@@ -94,7 +94,10 @@ def push_to_hub(
     with TemporaryDirectory() as name:
         folder = Path(name)
         _note_places(model, folder)
-        write_folder({**model_payload(model), "record": _portable(model.record)}, folder)
+        payload = model_payload(model)
+        for part in filter(None, [payload, payload.get("literal_captioner")]):
+            part["config"]["language_model"] = portable(part["config"]["language_model"])
+        write_folder({**payload, "record": portable(model.record)}, folder)
         (folder / "README.md").write_text(card or model_card(model, repository), encoding="utf-8")
         files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
         with spoken(repository, revision):
@@ -120,15 +123,6 @@ def _note_places(model: ClipCap, folder: Path) -> None:
             f"note: the weights name CLIP {model.config.clip_model!r}, which others do not have: they need --clip",
             file=sys.stderr,
         )
-
-
-def _portable(value: Any) -> Any:
-    """A record in which paths of this machine, which tell of its owner, are the names of their files."""
-    if isinstance(value, dict):
-        return {name: _portable(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_portable(part) for part in value]
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
 
 
 def _scores(report: Path, content: str, weights: str) -> dict[str, Any]:

@@ -284,8 +284,8 @@ MUTANTS = [
         ("visitors", 'if re.match(r"\\w+:/", str(file)):', "if False:", "test_app"),
         ("visitors", 'if scope["type"] == "http" and not PUBLIC.fullmatch(scope["path"]):', "if False:", "test_app"),
         ("visitors", "preprocess=preprocess, ", "", "test_app"),
-        ("desk", "session.upload and session.upload != Path(photo)", "False", "test_app"),
-        ("desk", "file.unlink(missing_ok=True)", "pass", "test_app"),
+        ("desk", "before and before not in", "before and [] is not", "test_app"),
+        ("desk", "session.download.unlink(missing_ok=True)", "pass", "test_app"),
         ("accepted", "{one.file_name: one.picture for one in accepted}.items()", "[]", "test_app"),
     ),
     *room(
