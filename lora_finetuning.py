@@ -1,8 +1,8 @@
 """LoRA fine-tuning: low-rank adapters and the mapping network train, the weights of the language model stay.
 
-    python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
+It trains one model per rank and writes lora_{rank}_weights.pt, a small file that names the weights it was trained on:
 
-It trains one model per rank and writes lora_{rank}_weights.pt, a small file that names the weights it was trained on.
+    python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
-from clipcap.errors import UserError, at_least
+from clipcap.errors import UserError
 from clipcap.files import make_folder
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
@@ -41,11 +41,12 @@ class StrategyArguments:
 
 @dataclass
 class LoRALoopArguments(LoopArguments):
-    """The same, with a higher learning rate, since adapters start at zero, and what suits few captions."""
+    """The same, with a higher learning rate for adapters, since they start at zero, and what suits few captions."""
 
     min_steps: int = arg(250, "a small data set is repeated within each epoch until the run has this many steps")
     patience: int | None = arg(4, "end after this many evaluations without a better validation loss")
     learning_rate: float = arg(5e-4, "highest learning rate; warms up to it, then falls to 0")
+    mapping_learning_rate: float | None = arg(2e-5, "that of the mapping network, which is trained already")
 
 
 def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[str, Any]:
@@ -53,8 +54,7 @@ def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[st
     if max(args.rank) > (width := experiment.model.config.width):
         raise UserError(f"--rank must be at most {width}, the width of this language model, not {max(args.rank)}")
     settings = inject(experiment.model, rank, args.alpha, args.dropout, args.target)
-    mapping = not args.freeze_mapping
-    experiment.model.train_only(lambda name: ".lora_" in name or (mapping and name.startswith("clip_project.")))
+    experiment.model.train_only(lambda n: ".lora_" in n or (not args.freeze_mapping and n.startswith("clip_project.")))
     return {"base": Base.of(experiment.start_args.init or ""), "settings": settings}
 
 
@@ -85,11 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         *(StrategyArguments, DataArguments, StartArguments, LoRALoopArguments),
         description="LoRA fine-tuning of ClipCap on captions people wrote.",
         example="python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64",
-        demo=FINE_TUNING,
+        demo=FINE_TUNING | {"mapping_learning_rate": None},
     )
+    if strategy_args.freeze_mapping and arguments[2].mapping_learning_rate == LoRALoopArguments.mapping_learning_rate:
+        arguments[2].mapping_learning_rate = None
     if not arguments[1].init:
         raise UserError("LoRA adapts trained weights: give them with --init (coco, conceptual, or a file)")
-    at_least(1, option=True, rank=min(strategy_args.rank))
     if strategy_args.export_peft:
         make_folder(strategy_args.export_peft)
     for rank in strategy_args.rank:

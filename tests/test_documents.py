@@ -450,7 +450,6 @@ IN_WORDS = {
     "template": f"default: '{PROMPTS['template']}')",
     "output_dir": "default: runs/STRATEGY)",
     "max_hashtags": "default: all)",
-    "patience": "default: never)",
     "mapping_learning_rate": "default: the same)",
     "pretrained": "default: openai)",
     "literal_weights": "default: the --init weights)",

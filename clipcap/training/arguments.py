@@ -64,7 +64,7 @@ class LoopArguments:
     _argument_group_name = "training"
 
     output_dir: str | None = arg(None, "folder for weights, metrics and state (default: runs/STRATEGY)", metavar="DIR")
-    epochs: int = arg(5, "passes over the training captions")
+    epochs: int = arg(3, "passes over the training captions")
     min_steps: int = arg(0, "a small data set is repeated within each epoch until the run has this many steps")
     batch_size: int = arg(32, "captions per step and device")
     accumulate: int = arg(1, "steps whose gradients are added up before the weights move")
@@ -76,9 +76,7 @@ class LoopArguments:
     evals_per_epoch: int = arg(
         2, "evaluations per epoch; each saves the state, and the weights if they are the best so far"
     )
-    patience: int | None = arg(
-        None, "end after this many evaluations without a better validation loss (default: never)"
-    )
+    patience: int | None = arg(2, "end after this many evaluations without a better validation loss")
     seed: int = arg(0, "seed of initialisation, order of the data and dropout")
     device: str = arg("auto", "device to train on: cpu, cuda, ...")
     precision: str = arg("auto", "bf16 where it is faster", choices=list(PRECISIONS))
