@@ -15,7 +15,6 @@ from typing import Any
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
 from clipcap.errors import UserError
-from clipcap.files import make_folder
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
@@ -91,8 +90,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments[2].mapping_learning_rate = None
     if not arguments[1].init:
         raise UserError("LoRA adapts trained weights: give them with --init (coco, conceptual, or a file)")
-    if strategy_args.export_peft:
-        make_folder(strategy_args.export_peft)
     for rank in strategy_args.rank:
         train_rank(strategy_args, rank, *arguments)
 

@@ -283,9 +283,8 @@ def test_lora_refuses_what_it_cannot_do(world, tmp_path):
             train(lora_finetuning, world, tmp_path, *options)
 
 
-def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, tmp_path, capfd):
+def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, tmp_path):
     output = train(prompt_finetuning, world, tmp_path)
-    assert "literal captions, train" in capfd.readouterr().err
     model, literal = load_checkpoint(output / "prompted_weights.pt"), load_checkpoint(world / "literal.pt")
     assert model.config.prompt == " is a picture of {literal} and a social media post would caption it"
     assert not changed(literal, model.literal_captioner)
@@ -293,13 +292,12 @@ def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, tmp_
     assert model.record["total_parameters"] == sum(p.numel() for p in literal.parameters())
 
 
-def test_literal_captions_are_written_once(world, tmp_path, capfd):
+def test_literal_captions_are_written_once(world, tmp_path, monkeypatch):
     from clipcap.data.store import EmbeddingStore
 
     train(prompt_finetuning, world, tmp_path / "first", "--prompt", "literal")
-    capfd.readouterr()
+    monkeypatch.setattr("clipcap.training.literals.caption_embeddings", None)  # the second run must not call it
     train(prompt_finetuning, world, tmp_path / "second")
-    assert "literal captions" not in capfd.readouterr().err
     store = EmbeddingStore.open(world / "data")
     [identity] = [folder.name for folder in (world / "data" / "literal_captions").iterdir()]
     model = load_checkpoint(world / "literal.pt")

@@ -15,7 +15,6 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.networks import blocks_of, plain_settings
 from clipcap.model.parts import PARTS, parameters_of
 from clipcap.model.settings import ARCHITECTURES
-from clipcap.weights import export
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import ALL_LINEAR, export_peft, inject, merged, save_adapters
 from clipcap.weights.places import Base
@@ -154,14 +153,6 @@ def test_peft_finds_a_language_model_of_another_kind_in_the_exported_folder(tmp_
     said = json.loads((tmp_path / "gpt2" / "config.json").read_text())
     assert said["architectures"] == ["LlamaForCausalLM"] and said["eos_token_id"] == model.config.stop_token
     assert str((tmp_path / "gpt2").resolve()) in (tmp_path / "README.md").read_text()
-
-
-def test_the_published_code_gets_no_other_language_model_than_gpt2(tmp_path):
-    """Guards against an exported file that no published notebook can read."""
-    save_checkpoint(tiny_network("llama"), tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"knows GPT-2 alone, and .*weights.pt holds a llama"):
-        export.main([str(tmp_path / "weights.pt"), str(tmp_path / "published.pt")])
-    assert not (tmp_path / "published.pt").exists()
 
 
 def test_dropout_is_off_while_a_model_in_training_captions():

@@ -37,7 +37,14 @@ def model_and_data() -> tuple[ClipCap, CaptionDataset, CaptionDataset]:
 def trainer(folder, **options) -> Trainer:
     model, train, validation = model_and_data()
     folder.mkdir(exist_ok=True)
-    values = {"output_dir": str(folder), "epochs": 2, "batch_size": 4, "learning_rate": 3e-3, "device": "cpu"}
+    values = {
+        "output_dir": str(folder),
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "device": "cpu",
+        "patience": None,
+    }
     references = [{"image": str(row), "reference": CAPTIONS[row]} for row in range(3)]
     args = LoopArguments(**(values | options))
     return Trainer(model, train, validation, args, "full", "weights.pt", {"data": {"rows": 48}}, references=references)

@@ -153,6 +153,8 @@ class Experiment:
         """
         from clipcap.training.trainer import Trainer  # here, since accelerate takes seconds to import
 
+        for folder in folders:
+            make_folder(folder)
         train, validation = self.datasets(prompts)
         groups = [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
         record = {
