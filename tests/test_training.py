@@ -164,7 +164,8 @@ def test_the_mapping_network_can_have_its_own_learning_rate(tmp_path):
     before = [parameter.detach().clone() for parameter in run.model.clip_project.parameters()]
     run.run()
     moved = [
-        float((now - then).abs().max()) for now, then in zip(run.model.clip_project.parameters(), before, strict=True)
+        float((now.detach() - then).abs().max())
+        for now, then in zip(run.model.clip_project.parameters(), before, strict=True)
     ]
     assert 0 < max(moved) < 1e-5 * run.steps * 1.1
 
