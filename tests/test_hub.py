@@ -125,6 +125,15 @@ def test_another_language_model_than_gpt2(hub, tmp_path):
     assert not (tmp_path / "published.pt").exists()
 
 
+@pytest.mark.parametrize("kind", ["llama", "opt", "qwen3"])  # the heads of the first two are tied
+def test_any_language_model_comes_back_bit_by_bit(hub, kind):
+    """A tied head was known by GPT-2's names alone: what was pushed of a SmolLM2 could never be opened again."""
+    model = tiny_network(kind)
+    found = load_checkpoint(push_to_hub(model, "jane/voice")).state_dict()
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_commit_is_that_version_for_ever(hub):
     """Guards against a revision that is ignored."""
     first = push_to_hub(tiny_captioner_model(seed=1), "jane/voice")

@@ -1,6 +1,7 @@
 """A model as a folder, as the hub keeps one: tensors as safetensors, everything else as JSON.
 
-    model.safetensors    the tensors; those of a literal captioner begin with "literal_captioner."
+    model.safetensors    the tensors; those of a literal captioner begin with "literal_captioner."; of two that are one,
+                         as with a tied head, the first alone, and in the metadata the name of the other
     config.json          {"format": "clipcap", "version", "config", "record", "literal_captioner": {"config"}}
     tokenizer.json       the tokenizer of each config that has no field "tokenizer"
 
@@ -15,13 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from clipcap.errors import UserError, first_line
 from clipcap.model.clipcap import LITERAL_CAPTIONER
 
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-HEAD, EMBEDDING = "gpt.lm_head.weight", "gpt.transformer.wte.weight"
 
 
 def read_folder(file: Path) -> dict[str, Any]:
@@ -30,6 +28,7 @@ def read_folder(file: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing or damaged, or the model is not one of this project.
     """
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     described = _json(file.with_name(CONFIG))
@@ -37,10 +36,13 @@ def read_folder(file: Path) -> dict[str, Any]:
         raise UserError(f"{file.with_name(CONFIG)} does not describe a model of this project: give other weights")
     try:
         tensors = load_file(file)
+        with safe_open(file, framework="pt") as stored:
+            same = stored.metadata() or {}
     except Exception as error:  # the library raises what it likes
         raise UserError(
             f"{file} cannot be read, it may be truncated ({first_line(error)[:200]}); get it again"
         ) from None
+    tensors |= {name: tensors[first] for name, first in same.items() if first in tensors and name not in tensors}
     literal = described.get("literal_captioner")
     parts = [(described, {n: t for n, t in tensors.items() if literal is None or not n.startswith(LITERAL_CAPTIONER)})]
     if isinstance(literal, dict):
@@ -48,11 +50,8 @@ def read_folder(file: Path) -> dict[str, Any]:
         parts.append((literal, mine))
     for part, own in parts:
         config = part.get("config")
-        if isinstance(config, dict):
-            if "tokenizer" not in config:
-                config["tokenizer"] = _text(file.with_name(TOKENIZER))
-            if config.get("tied_head") is True and EMBEDDING in own:
-                own.setdefault(HEAD, own[EMBEDDING])
+        if isinstance(config, dict) and "tokenizer" not in config:
+            config["tokenizer"] = _text(file.with_name(TOKENIZER))
         part["tensors"] = own
     return described
 
@@ -63,27 +62,25 @@ def write_folder(payload: Mapping[str, Any], folder: Path) -> None:
 
     described = {name: value for name, value in payload.items() if name != "tensors"}
     described["config"], tokenizer = _split(payload["config"])
-    tensors = _untied(payload)
+    tensors = dict(payload["tensors"])
     if literal := payload.get("literal_captioner"):
         config, own = _split(literal["config"])
         described["literal_captioner"] = {"config": config if own == tokenizer else literal["config"]}
-        tensors |= {LITERAL_CAPTIONER + name: tensor for name, tensor in _untied(literal).items()}
+        tensors |= {LITERAL_CAPTIONER + name: tensor for name, tensor in literal["tensors"].items()}
     if tokenizer is not None:
         (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     (folder / CONFIG).write_text(json.dumps(_plain(described), indent=1, ensure_ascii=False), encoding="utf-8")
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    first: dict[int, str] = {}
+    firsts = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    same = {name: earlier for name, earlier in firsts.items() if earlier != name}
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in same}
+    save_file(kept, folder / TENSORS, metadata={"format": "pt"} | same)
 
 
 def _split(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """A config without its tokenizer, and the tokenizer; one without a tokenizer stays as it is."""
     tokenizer = config["tokenizer"]
     return {name: value for name, value in config.items() if name != "tokenizer" or tokenizer is None}, tokenizer
-
-
-def _untied(part: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors, those that share their numbers once only: safetensors has no way to say that two are one."""
-    tied = part["config"]["tied_head"]
-    return {name: tensor.contiguous() for name, tensor in part["tensors"].items() if not (tied and name == HEAD)}
 
 
 def _plain(value: Any) -> Any:
