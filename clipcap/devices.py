@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from clipcap.cli.processes import on_this_machine
 from clipcap.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -22,11 +23,18 @@ REPORTED = ("torch", "transformers", "open_clip_torch", "peft", "accelerate", "d
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """CUDA where there is one, else the CPU; or the device that is named."""
+    """CUDA where there is one, else the CPU; or the device that is named.
+
+    Where a launcher started several processes on this machine, each has the GPU of its own number, unless it is named.
+    """
     import torch
 
+    number, processes = on_this_machine()
+    own = f"cuda:{number % torch.cuda.device_count()}" if processes > 1 and torch.cuda.is_available() else "cuda"
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(own if torch.cuda.is_available() else "cpu")
+    if str(device) == "cuda":
+        device = own
     try:
         chosen = torch.device(device)
         (torch.zeros(1, device=chosen) + 1).item()  # a device without memory, such as "meta", can do less

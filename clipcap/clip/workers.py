@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from clipcap.cli.processes import on_this_machine
 from clipcap.clip.images import ImageSource, UnreadableImage, load_pixels
 from clipcap.clip.preprocessing import PixelMaker
 
@@ -50,13 +51,15 @@ def pixel_batches(
         sources: pictures, in any of the forms of `ImageSource`.
         preprocessing: makes the pixels, in the worker.
         batch_size: pictures per list.
-        workers: number of processes; None: one per CPU core, at most MOST_WORKERS; 0: decode in this process.
+        workers: number of processes; None: one per CPU core, at most MOST_WORKERS, and divided among the processes that
+            a launcher started on this machine; 0: decode in this process.
         first_batch: a smaller size for the first batch, so that the first results are there soon.
     """
     sources = iter(sources)
     head = list(islice(sources, FEW + 1))
     sources = chain(head, sources)
-    workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
+    if workers is None:
+        workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // on_this_machine()[1]))
     if workers and len(head) > FEW:
         stream = _decode_in_workers(sources, preprocessing, workers, ahead=batch_size)
     else:

@@ -1,0 +1,124 @@
+"""The processes that `torchrun`, or `accelerate launch`, started for one command: how they meet and share work."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from clipcap.errors import UserError, first_line
+
+MEET = timedelta(minutes=5)  # by then all processes must be there
+WORK = timedelta(days=7)  # how long one may wait for the work of another; one that has ended is noticed at once
+HOW = "start all of them with torchrun --nproc-per-node N, or unset WORLD_SIZE to run one"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of one command.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are.
+        group: torch's group of all of them; None where this one is alone.
+    """
+
+    rank: int = 0
+    world: int = 1
+    group: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes files, prints results and shows progress."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process gave, by rank, for all of them. It waits until everybody is here.
+
+        Raises:
+            UserError: another process has ended.
+        """
+        if self.world == 1:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.world
+        try:
+            distributed.all_gather_object(values, value, self.group)
+        except RuntimeError:  # as torch says that a connection was closed
+            raise UserError(
+                f"another of the {self.world} processes has ended, and its own message says why; what was written is "
+                "kept: run the same command to go on"
+            ) from None
+        return values
+
+    def agree(self, value: Any, what: str) -> None:
+        """Raise a UserError in every process unless all of them see the same."""
+        values = self.gather(value)
+        if other := next((rank for rank in range(self.world) if values[rank] != values[0]), None):
+            raise UserError(
+                f"the {self.world} processes see different {what} (process 0: {values[0]}, process {other}: "
+                f"{values[other]}); give all of them the same files and options"
+            )
+
+
+def launched() -> tuple[int, int]:
+    """The rank of this process and how many there are, as the launcher says in the environment; (0, 1) without one.
+
+    Raises:
+        UserError: there are several, and the environment does not say how they meet.
+    """
+    world = _number("WORLD_SIZE", 1, 1)
+    if world == 1:
+        return 0, 1
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError(f"WORLD_SIZE is {world} in the environment, but {name} is not there: {HOW}")
+    rank = _number("RANK", 0)
+    if rank >= world:
+        raise UserError(f"RANK is {rank} in the environment, and must be below WORLD_SIZE, which is {world}: {HOW}")
+    return rank, world
+
+
+def on_this_machine() -> tuple[int, int]:
+    """The number of this process among those on this machine, and how many there are."""
+    return (_number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1, 1)) if launched()[1] > 1 else (0, 1)
+
+
+@contextmanager
+def together() -> Iterator[Processes]:
+    """Meet the other processes of this command, if a launcher started several, and part from them at the end.
+
+    Raises:
+        UserError: they cannot meet.
+    """
+    rank, world = launched()
+    if world == 1:
+        yield Processes()
+        return
+    from torch import distributed
+
+    place = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        socket.getaddrinfo(*place)  # torch would try again and again to find a name that does not exist
+        distributed.init_process_group("gloo", timeout=MEET)
+        group = distributed.new_group(timeout=WORK, backend="gloo")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the {world} processes could not meet at {':'.join(place)} ({first_line(error)}): {HOW}"
+        ) from None
+    try:
+        yield Processes(rank, world, group)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _number(name: str, default: int, least: int = 0) -> int:
+    text = os.environ.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and least <= int(text) < 2**31):
+        raise UserError(f"{name} is {text!r} in the environment, and must be a number from {least}: {HOW}")
+    return int(text)

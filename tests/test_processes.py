@@ -1,0 +1,135 @@
+"""Several processes for one command: how they meet, agree, and end. `torchrun` starts them, as users do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipcap.cli.processes import Processes, launched, on_this_machine, together
+from clipcap.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def torchrun(script: str | Path, *options: str | Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a script under torchrun on this machine, on the CPU, with one thread for each process."""
+    return subprocess.run(
+        [*(sys.executable, "-m", "torch.distributed.run", "--standalone"), f"--nproc-per-node={processes}"]
+        + [str(script), *map(str, options)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_processes_gather_by_rank_and_say_what_they_see_differently(tmp_path):
+    """Guards against ranks that go on with different files, and against results in another order than the ranks'."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from clipcap.cli.processes import together\n"
+        "from clipcap.cli.status import run\n"
+        "def main(argv):\n"
+        "    with together() as processes:\n"
+        "        everybody = processes.gather(f'rank {processes.rank}')\n"
+        "        processes.agree(len(everybody), 'numbers')\n"
+        "        if processes.main:\n"
+        "            print(everybody, flush=True)\n"
+        "        processes.agree(processes.rank, 'pictures')\n"
+        "run(main)\n"
+    )
+    done = torchrun(script)
+    assert done.returncode == 1  # torchrun's own, for a process that failed
+    assert "['rank 0', 'rank 1']" in done.stdout
+    assert "the 2 processes see different pictures (process 0: 0, process 1: 1)" in done.stderr
+
+
+def test_a_process_whose_peer_has_ended_says_so(tmp_path):
+    """Guards against waiting for ever, and against torch's traceback. No launcher stops the survivor here."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from clipcap.cli.processes import together\n"
+        "from clipcap.cli.status import run\n"
+        "def main(argv):\n"
+        "    with together() as processes:\n"
+        "        processes.gather(None)\n"
+        "        if processes.rank:\n"
+        "            os._exit(9)\n"
+        "        processes.gather(None)\n"
+        "run(main)\n"
+    )
+    import torch.distributed
+
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    meeting |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen([sys.executable, script], env={**os.environ, **meeting, "RANK": rank}, stderr=subprocess.PIPE)
+        for rank in "01"
+    ]
+    errors = [process.communicate(timeout=120)[1].decode() for process in ranks]
+    assert [process.returncode for process in ranks] == [2, 9]
+    assert "error: another of the 2 processes has ended, and its own message says why" in errors[0]
+    assert "Traceback" not in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 in the environment, but RANK is not there"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR is not there"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment, and must be a number from 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "RANK is 2 .* must be below"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "could not meet at 127.0.0"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "no.invalid", "MASTER_PORT": "1"}, "could not meet at no.inv"),
+    ],
+)
+def test_an_environment_without_the_means_to_meet_is_one_sentence(monkeypatch, environment, message):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message) as caught, together():
+        pass
+    assert "torchrun --nproc-per-node N" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_process_that_is_alone_meets_nobody(monkeypatch):
+    """Guards against notebooks and clusters that set WORLD_SIZE=1, and against `together` where no launcher ran."""
+    for world in (None, "1"):
+        monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE", raising=False)
+        with together() as processes:
+            assert processes == Processes()
+            assert processes.main
+            assert processes.gather("x") == ["x"]
+            processes.agree(object(), "files")
+        assert (launched(), on_this_machine()) == ((0, 1), (0, 1))
+
+
+def test_each_process_has_a_gpu_and_its_share_of_the_cores(monkeypatch):
+    """Guards against eight processes on the first GPU, and against eight times as many workers as cores."""
+    import torch
+
+    from clipcap.clip import workers
+    from clipcap.devices import pick_device
+
+    for name, value in {"WORLD_SIZE": 8, "RANK": 5, "LOCAL_RANK": 5, "LOCAL_WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))
+    assert str(pick_device()) == str(pick_device("cuda")) == "cuda:1"
+    assert str(pick_device("cuda:3")) == "cuda:3"
+    started: list[int] = []
+    monkeypatch.setattr(workers, "_decode_in_workers", lambda *given, ahead: started.append(given[2]) or iter(()))
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 24)
+    monkeypatch.setattr(workers, "closing", lambda stream: __import__("contextlib").nullcontext())
+    list(workers.pixel_batches(["a"] * 20, None, 4))
+    assert started == [3]
