@@ -9,26 +9,27 @@ An interrupted run continues where it stopped when the same command is given aga
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.options import check_sizes
 from clipcap.cli.options import arg, parse
-from clipcap.cli.progress import ProgressBar
+from clipcap.cli.processes import Processes, together
 from clipcap.cli.status import run
 from clipcap.clip.names import ClipIdentity, model_and_weights, pretrained_of
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.data.canaries import MOST_CANARIES, plant
 from clipcap.data.cleaning import Cleaning
-from clipcap.data.embed import embed_shards, to_rows
-from clipcap.data.examples import Source, fingerprint
+from clipcap.data.embed import write_shards
+from clipcap.data.examples import Source
 from clipcap.data.selection import select
-from clipcap.data.shards import IMAGES_PER_SHARD, LIST, DatasetWriter, Shard, claim_folder, cut_shards
+from clipcap.data.shards import IMAGES_PER_SHARD, Shards
 from clipcap.data.sources import SOURCES, SourceArguments, open_source
 from clipcap.data.store import EmbeddingStore
+from clipcap.data.writer import LIST, DatasetWriter, claim_folder
 from clipcap.devices import PRECISIONS, pick_device, pick_dtype
 from clipcap.errors import UserError, at_least
 from clipcap.files import only_writer
@@ -54,6 +55,7 @@ class DatasetArguments:
     batch_size: int = arg(128, "images in one pass of CLIP")
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; the embeddings are the same")
+    keep_shards: bool = arg(False, "leave the dataset in shards: no second copy of it on the disk at the end")
     canaries: int = arg(0, "plant N sentences with a secret each: evaluate.py then says what a model has memorised")
 
     def check(self, folder: Path) -> None:
@@ -80,16 +82,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("say where the data comes from and goes: --source NAME [WHERE] --output DIR, or --demo")
     folder = Path(out.output)
     out.check(folder)
-    with only_writer(folder):
-        make(folder, source_args, cleaning, out)
-    print(summary(EmbeddingStore.open(folder)))
+    with together() as processes:
+        with only_writer(folder) if processes.main else nullcontext():
+            make(folder, source_args, cleaning, out, processes)
+        if processes.main:
+            print(summary(EmbeddingStore.open(folder)))
 
 
-def make(folder: Path, source_args: SourceArguments, cleaning: Cleaning, out: DatasetArguments) -> None:
+def make(
+    folder: Path, source_args: SourceArguments, cleaning: Cleaning, out: DatasetArguments, processes: Processes
+) -> None:
     """Make the dataset in `folder`, or go on with it, or see that it is complete."""
     source = open_source(source_args.source or (), source_args, out.clip)
-    examples, cleaned = select(source.examples, cleaning, source_args)
-    examples, canaries = plant(examples, out.canaries, source_args.seed)
+    selected, cleaned = select(source.examples, cleaning, source_args)
+    examples, canaries = plant(selected, out.canaries, source_args.seed)
     encoder, clip = load_clip(source, out)
     plan = {
         "source": source.info,
@@ -98,21 +104,27 @@ def make(folder: Path, source_args: SourceArguments, cleaning: Cleaning, out: Da
         "cleaning": asdict(cleaning),
         "number of canaries": len(canaries),
         **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},
-        LIST: fingerprint(examples),
+        LIST: (shards := Shards(examples, IMAGES_PER_SHARD)).fingerprint,
     }
-    shards = cut_shards(examples, IMAGES_PER_SHARD)
+    processes.agree(plan, "images, captions or CLIP")
     writer = DatasetWriter(folder, plan, shards)
-    if writer.complete:
+    if processes.main:
+        writer.begin()
+    missing = processes.gather(writer.missing() if processes.main and not writer.complete else None)[0]
+    if missing is not None:
+        write_shards(writer, missing, encoder, clip["dim"], out.batch_size, out.workers, processes)
+    if not processes.main:
+        return
+    if missing is None:
         print(f"{folder} is complete already; nothing to do", file=sys.stderr)
     else:
-        embed(writer, shards, encoder, clip["dim"], out)
         info = {"source": source.info, "clip": clip, "cleaning": cleaned, "canaries": [*map(asdict, canaries)]}
-        writer.finish(shards, info)
+        writer.finish(info, out.keep_shards)
 
 
 def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
     """The CLIP that embeds the images (None if the source brings embeddings), and what the dataset records about it."""
-    given = source.examples[0].clip_embedding
+    given = next(iter(source.examples)).clip_embedding
     if given is not None:
         name = source.clip or ""
         model, pretrained = model_and_weights(name, pretrained_of(name, out.pretrained))
@@ -124,20 +136,6 @@ def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None
     pretrained = pretrained_of(name, out.pretrained)
     encoder = ClipEncoder.load(name, pretrained, device, pick_dtype(out.precision, device), not out.no_fast)
     return encoder, encoder.identity
-
-
-def embed(
-    writer: DatasetWriter, shards: list[Shard], encoder: ClipEncoder | None, width: int, out: DatasetArguments
-) -> None:
-    """Write the shards that an earlier run has not written, with a progress bar. `width` is C."""
-    missing = writer.missing(shards)
-    total, left = (sum(len(shard.examples) for shard in part) for part in (shards, missing))
-    started = time.perf_counter()
-    with ProgressBar(total=total, initial=total - left, unit="image", desc="embedding", smoothing=0.1) as bar:
-        for shard, embedded in embed_shards(missing, encoder, out.batch_size, out.workers, bar.update):
-            writer.write(shard, *to_rows(shard, embedded, width))
-    seconds = time.perf_counter() - started
-    print(f"{left} images in {seconds:.1f} s, {left / seconds:.1f} images/s", file=sys.stderr)
 
 
 def summary(store: EmbeddingStore) -> str:

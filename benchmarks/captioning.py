@@ -24,7 +24,7 @@ from clipcap.clip.images import load_pixels
 from clipcap.clip.workers import pixel_batches
 from clipcap.data.embed import embed_shards, to_rows
 from clipcap.data.examples import Example
-from clipcap.data.shards import cut_shards
+from clipcap.data.shards import Shards
 from clipcap.decoding.options import SEQUENCES, Decoding
 
 END_TO_END, STAGES = "Captioning, end to end", "Stages alone"
@@ -206,7 +206,7 @@ def embedding(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     loop, pipeline = setting.published(model), setting.alternative(model.to(setting.fast))
 
     def ours(count: int) -> None:
-        shards = cut_shards([Example(photo.stem, ("",), photo) for photo in folder[:count]])
+        shards = Shards([Example(photo.stem, ("",), photo) for photo in folder[:count]])
         for shard, results in embed_shards(shards, encoder, CLIP_BATCH):
             to_rows(shard, results, encoder.dim)
 

@@ -25,8 +25,9 @@ import load_data
 from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.data.embed import to_rows
 from clipcap.data.examples import fingerprint
-from clipcap.data.shards import DatasetWriter, cut_shards
+from clipcap.data.shards import Shards
 from clipcap.data.sources import SourceArguments, open_source
+from clipcap.data.writer import DatasetWriter
 from clipcap.errors import UserError
 
 Build = Callable[[Path], None]
@@ -405,11 +406,11 @@ def write(examples: list, folder: Path) -> None:
     kept, _ = load_data.select(examples, Cleaning(drop_empty=False), arguments)
     assert len(fingerprint(kept)) == 16
     folder.mkdir()
-    writer = DatasetWriter(folder, {})
-    shards = cut_shards(kept)
-    for shard in shards:
+    writer = DatasetWriter(folder, {}, Shards(kept))
+    writer.begin()
+    for shard in writer.shards:
         writer.write(shard, *to_rows(shard, [(np.zeros(4, np.float32), None)] * len(shard.examples), 4))
-    writer.finish(shards, {"clip": {}})
+    writer.finish({"clip": {}})
 
 
 # names that lead out of the source's folder

@@ -19,8 +19,8 @@ from tiny import save_tiny_clip
 
 import load_data
 from clipcap.clip.encoder import ClipEncoder
-from clipcap.data.shards import DatasetWriter
 from clipcap.data.store import EmbeddingStore
+from clipcap.data.writer import DatasetWriter
 from clipcap.errors import Interrupted, UserError
 from clipcap.files import only_writer
 
@@ -255,17 +255,20 @@ def test_changed_tar_or_pickle_is_noticed(kind: str, photos: Path, clip: Path, t
 
 
 def test_dataset_of_an_older_version_is_still_taken(begun: Path, photos: Path, clip: Path) -> None:
-    """Guards against hours of embedding called stale because nobody had written down what the pictures were."""
+    """Guards against hours of embedding called stale because nobody had written down what the pictures were.
+
+    One that an older version began is another matter: its shards are of another format.
+    """
     if (begun / "dataset.json").is_file():
         (begun / "pictures.arrow").unlink()
-    else:
-        from clipcap.data.tables import read_table, write_table
-
-        (begun / ".parts" / "pictures.arrow").unlink()
-        for file in (begun / ".parts").glob("train-*.arrow"):
-            table = read_table(file)
-            write_table(file, table.replace_schema_metadata({"skipped": table.schema.metadata[b"skipped"]}))
-    assert again(photos, clip, begun).info["splits"] == {"train": COUNT}
+        assert again(photos, clip, begun).info["splits"] == {"train": COUNT}
+        return
+    plan = begun / ".parts" / "plan.json"
+    older = json.loads(plan.read_text())
+    del older["format"]
+    plan.write_text(json.dumps(older))
+    with pytest.raises(UserError, match="was begun by another version of load_data.py: delete it, or finish it with"):
+        again(photos, clip, begun)
 
 
 # one writer at a time
@@ -440,7 +443,7 @@ def test_large_batch_asks_for_no_more_pictures_than_a_shard_has(
     """Guards against all pictures of a source decoded and in memory at once."""
     asked = []
 
-    def batches(images, preprocessing, batch_size, workers, real=load_data.embed_shards.__globals__["pixel_batches"]):
+    def batches(images, preprocessing, batch_size, workers, real=load_data.write_shards.__globals__["pixel_batches"]):
         asked.append(batch_size)
         return real(images, preprocessing, batch_size, workers)
 

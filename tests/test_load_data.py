@@ -201,13 +201,13 @@ def test_a_disk_that_fills_up_loses_nothing(photos: Path, clip: Path, tmp_path: 
     """Guards against a traceback, and a dataset that has to be started again."""
     monkeypatch.setattr(load_data, "IMAGES_PER_SHARD", 8)
 
-    def full(path, table, write=load_data.DatasetWriter.write.__globals__["write_table"]):
+    def full(path, table, write=load_data.DatasetWriter.write.__globals__["tables"].write_table):
         if path.name == "train-00001.arrow":
             raise OSError(28, "No space left on device")
         write(path, table)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipcap.data.shards.write_table", full)
+        patch.setattr("clipcap.data.tables.write_table", full)
         with pytest.raises(UserError, match="No space left on device"):
             load(photos, clip, tmp_path / "data")
     assert (tmp_path / "data" / ".parts" / "train-00000.arrow").is_file()

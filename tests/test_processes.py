@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipcap.cli.processes import Processes, launched, on_this_machine, together
+from clipcap.data.store import EmbeddingStore
 from clipcap.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,7 +19,12 @@ def torchrun(script: str | Path, *options: str | Path, processes: int = 2) -> su
     return subprocess.run(
         [*(sys.executable, "-m", "torch.distributed.run", "--standalone"), f"--nproc-per-node={processes}"]
         + [str(script), *map(str, options)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -133,3 +139,69 @@ def test_each_process_has_a_gpu_and_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(workers, "closing", lambda stream: __import__("contextlib").nullcontext())
     list(workers.pixel_batches(["a"] * 20, None, 4))
     assert started == [3]
+
+
+def test_two_processes_make_the_dataset_of_one(tmp_path, monkeypatch):
+    """Guards against images that are embedded twice or by nobody, and against a restart that begins anew.
+
+    One command loses a process, and one process alone goes on with what is there; it keeps the shards.
+    """
+    import numpy as np
+    from PIL import Image
+    from tiny import save_tiny_clip
+
+    clip, photos = save_tiny_clip(tmp_path / "clip"), tmp_path / "photos"
+    photos.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(40):
+        Image.fromarray(draw.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(photos / f"{number:02}.png")
+        (photos / f"{number:02}.txt").write_text(f"caption {number}")
+    (photos / "07.png").write_bytes(b"broken")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "import load_data\n"
+        "from clipcap.cli.status import run\n"
+        "from clipcap.data.writer import DatasetWriter\n"
+        "load_data.IMAGES_PER_SHARD = 4\n"
+        "write = DatasetWriter.write\n"
+        "def last(self, *shard):\n"
+        "    if os.environ.get('RANK') == '1' and 'dies' in sys.argv[0]:\n"
+        "        os._exit(9)\n"
+        "    write(self, *shard)\n"
+        "DatasetWriter.write = last\n"
+        "run(load_data.main)\n"
+    )
+    (tmp_path / "dies.py").write_text(script.read_text())
+    options = ["--source", "folder", photos, "--clip", clip, "--device", "cpu", "--workers", "0", "--batch-size", "3"]
+    done = torchrun(tmp_path / "dies.py", *options, "--output", tmp_path / "stopped")
+    written = list((tmp_path / "stopped" / ".parts").glob("train-*"))
+    assert done.returncode and written and not (tmp_path / "stopped" / "dataset.json").exists()
+    times = {file.name: file.stat().st_mtime_ns for file in written}
+    done = torchrun(script, *options, "--output", tmp_path / "several")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("captions") == 1
+
+    import load_data
+
+    monkeypatch.setattr(load_data, "IMAGES_PER_SHARD", 4)
+    for output, more in (("one", []), ("stopped", ["--keep-shards"])):
+        load_data.main([*map(str, options), "--output", str(tmp_path / output), *more])
+    kept = tmp_path / "stopped" / "shards"
+    assert {name: (kept / name).stat().st_mtime_ns for name in times} == times
+    assert len(list(kept.glob("train-*.arrow"))) == 9
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
+    one, stopped = (EmbeddingStore.open(tmp_path / name) for name in ("one", "stopped"))
+    assert one.identity == stopped.identity
+    for split in one.splits:
+        assert one.captions(split) == stopped.captions(split)
+        np.testing.assert_array_equal(one.embeddings(split), stopped.embeddings(split))
+    (kept / "train-00003.arrow").unlink()
+    with pytest.raises(
+        UserError, match="lacks 'shards/train-00003.arrow' of its split 'train'; make the dataset again"
+    ):
+        EmbeddingStore.open(tmp_path / "stopped")

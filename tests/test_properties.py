@@ -127,7 +127,12 @@ def test_workers_do_not_change_what_is_stored(photos, tmp_path):
     shards = [Shard("train", 0, examples[:9]), Shard("test", 0, examples[9:])]
     stored = []
     for workers in (0, 1, 2):
-        results = [result for _, part in embed_shards(shards, encoder, 4, workers) for result in part]
+        results = [
+            result
+            for shard in shards
+            for _, part in embed_shards([shard], encoder, 4, workers, thumbnails=shard.split == "test")
+            for result in part
+        ]
         stored.append([(r[0].tobytes(), r[1]) if isinstance(r, tuple) else str(r) for r in results])
     assert stored[0] == stored[1] == stored[2]
     assert len(stored[0]) == 14 and len({item[0] for item in stored[0] if isinstance(item, tuple)}) == 12

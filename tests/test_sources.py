@@ -414,7 +414,7 @@ def test_a_split_of_the_source_is_kept_and_never_added_to() -> None:
     carved = carve_splits(given, {"validation": 0.05, "test": 0.5}, seed=0)
     assert [example.image_id for example in carved if example.split == "test"] == ["t"]
     assert sum(example.split == "validation" for example in carved) == 1
-    assert carve_splits(given, {"validation": 0.0, "test": 0.0}, seed=0) == given
+    assert list(carve_splits(given, {"validation": 0.0, "test": 0.0}, seed=0)) == given
     also_tested = [Example(str(image), ("t",), split="test") for image in range(20)]  # the same names, other pictures
     carved = carve_splits(examples(20) + also_tested, {"validation": 0.2, "test": 0.2}, seed=0)
     assert sum(example.split == "test" for example in carved) == 20
@@ -445,9 +445,9 @@ def test_limit_takes_the_first_images_of_every_split() -> None:
     assert [(example.image_id, example.split) for example in kept] == [
         ("0", "train"), ("1", "train"), ("0", "test"), ("1", "test")
     ]  # fmt: skip
-    assert limit_examples(given, None) == given
+    assert list(limit_examples(given, None)) == given
     with pytest.raises(UserError, match="--limit"):
-        limit_examples(given, 0)
+        list(limit_examples(given, 0))
 
 
 @pytest.mark.parametrize(

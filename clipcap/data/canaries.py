@@ -7,10 +7,10 @@ https://arxiv.org/abs/1802.08232).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from clipcap.data.examples import Example
+from clipcap.data.examples import Example, Listing
 from clipcap.errors import UserError
 
 MOST_CANARIES = 100  # each costs an evaluation a thousand short captions
@@ -30,7 +30,7 @@ class Canary:
         return f"{self.opening} {self.secret}"
 
 
-def plant(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[Canary]]:
+def plant(examples: Iterable[Example], count: int, seed: int) -> tuple[Iterable[Example], list[Canary]]:
     """Add a canary to each of `count` training examples -> all the examples, and the canaries.
 
     The seed decides the secrets, and with the images' identities which of them are chosen.
@@ -38,6 +38,8 @@ def plant(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Exam
     Raises:
         UserError: there are fewer training images than canaries.
     """
+    if not count:
+        return examples, []
     images = sorted({example.image_id for example in examples if example.split == "train"})
     if count > len(images):
         raise UserError(f"--canaries {count} need as many training images, and there are {len(images)}")
@@ -47,14 +49,14 @@ def plant(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Exam
         image: Canary(image, f"the code of my locker {number} is", secret(draw))
         for number, image in enumerate(chosen, 1)
     }
-    left = dict(planted)  # an image may be listed twice
-    added = [
-        replace(example, captions=(*example.captions, canary.caption))
-        if example.split == "train" and (canary := left.pop(example.image_id, None))
-        else example
-        for example in examples
-    ]
-    return added, list(planted.values())
+
+    def added() -> Iterator[Example]:
+        left = dict(planted)  # an image may be listed twice
+        for example in examples:
+            canary = left.pop(example.image_id, None) if example.split == "train" else None
+            yield replace(example, captions=(*example.captions, canary.caption)) if canary else example
+
+    return Listing(added), list(planted.values())
 
 
 def secret(draw: random.Random) -> str:

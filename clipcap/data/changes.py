@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipcap.data.examples import Example
 from clipcap.data.reading import short
@@ -94,9 +94,11 @@ def changed_pictures(table: pa.Table, examples: Sequence[Example]) -> list[str]:
     return [name_of(example) for (example, before), now in zip(suspects, contents, strict=True) if now != before]
 
 
-def what_differs(table: pa.Table, examples: Sequence[Example]) -> str:
+def what_differs(table: pa.Table, examples: Iterable[Example]) -> str:
     """In words, how a list of images and captions differs from the one of the table."""
-    before, now = ({row["image_id"]: row for row in part.to_pylist()} for part in (table, pictures_of(examples, False)))
+    before, now = (
+        {row["image_id"]: row for row in part.to_pylist()} for part in (table, pictures_of([*examples], False))
+    )
     both = before.keys() & now.keys()
     kinds = {
         "new": [name for name in now if name not in before],
@@ -108,6 +110,24 @@ def what_differs(table: pa.Table, examples: Sequence[Example]) -> str:
     }
     told = [f"{len(names)} {kind} (the first: {short(names[0])})" for kind, names in kinds.items() if names]
     return ", ".join(told) or "in another order"
+
+
+def changed_plan(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str] | None:
+    """The first part of a plan that has changed, and how; None if they are the same.
+
+    An older version had not yet the options that a plan lacks: they are off.
+    """
+    old, new = _flat(before), _flat(now)
+    different = (key for key in new | old if new.get(key, False) != old.get(key, False))
+    return next(((key, f"{old.get(key)}, now {new.get(key)}") for key in different), None)
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    """{"clip": {"dim": 512}} -> {"clip dim": 512}: one level, so that a message can name what differs."""
+    flat: dict[str, Any] = {}
+    for key, value in plan.items():
+        flat |= {f"{key} {name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def name_of(example: Example) -> str:

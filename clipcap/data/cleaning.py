@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 
 from clipcap.cli.options import arg
 from clipcap.data.contacts import emails, handles, phones
@@ -68,7 +70,7 @@ class Cleaner:
         }
         dropping = {"drop_empty": options.drop_empty, "drop_duplicates": options.drop_duplicates != "none"}
         self.counts = {name: 0 for name, active in (self.steps | dropping).items() if active}
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[bytes] = set()
 
     def __call__(self, caption: str, image_id: str) -> str | None:
         """The cleaned caption, or None when it is left out."""
@@ -80,7 +82,8 @@ class Cleaner:
             self.counts["drop_empty"] += 1
             return None
         if self.options.drop_duplicates != "none":
-            key = (image_id if self.options.drop_duplicates == "image" else "", caption)
+            whose = image_id if self.options.drop_duplicates == "image" else ""
+            key = sha256(json.dumps([whose, caption]).encode()).digest()[:16]  # there may be millions
             if key in self._seen:
                 self.counts["drop_duplicates"] += 1
                 return None

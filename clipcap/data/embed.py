@@ -5,17 +5,20 @@ Shapes: B batch, H x W pixels, C CLIP width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from clipcap.cli.progress import ProgressBar
 from clipcap.clip.images import UnreadableImage
 from clipcap.clip.preprocessing import Again, PixelMaker, Preprocessing
 from clipcap.clip.upright import Box
@@ -25,9 +28,11 @@ from clipcap.data.reading import legible
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from clipcap.cli.processes import Processes
     from clipcap.clip.encoder import ClipEncoder
     from clipcap.data.examples import Example
     from clipcap.data.shards import Shard
+    from clipcap.data.writer import DatasetWriter
 
 THUMBNAIL_SIDE = 512  # pixels of the longer side, at most
 
@@ -56,44 +61,87 @@ class WithThumbnail:
         return pixels, file.getvalue()
 
 
+def write_shards(
+    writer: DatasetWriter,
+    names: Sequence[str],
+    encoder: ClipEncoder | None,
+    width: int,
+    batch_size: int,
+    workers: int | None,
+    processes: Processes,
+) -> None:
+    """Write the shards of these names, shared out among the processes, with a progress bar.
+
+    Args:
+        writer: writes them.
+        names: the shards that no earlier run has written, the same in all processes.
+        encoder, batch_size, workers: see `embed_shards`.
+        width: C.
+        processes: those of this command; each does its share, and waits for the others.
+    """
+    files = writer.shards.names()
+    sizes = {name: images for part in files.values() for name, images in part}
+    total, left = sum(sizes.values()), sum(sizes[name] for name in names)
+    batch_size = min(batch_size, max(sizes.values()))  # it bounds the memory
+    mine = set(names[processes.rank :: processes.world])
+    train = {name for name, _ in files.get("train", ())}
+    started = time.perf_counter()
+    with ProgressBar(
+        total=total, initial=total - left, unit="image", desc="embedding", smoothing=0.1, disable=not processes.main
+    ) as bar:
+
+        def advance(images: int) -> None:  # the others are about as far
+            bar.update(min(images * processes.world, total - bar.n))
+
+        # Every split but train gets thumbnails, since its pictures are shown in reports.
+        for group, thumbnails in ((mine & train, False), (mine - train, True)):
+            shards = writer.those(group) if group else ()
+            for shard, embedded in embed_shards(shards, encoder, batch_size, workers, advance, thumbnails):
+                writer.write(shard, *to_rows(shard, embedded, width))
+        processes.gather(None)
+    seconds = time.perf_counter() - started
+    if processes.main:
+        print(f"{left} images in {seconds:.1f} s, {left / seconds:.1f} images/s", file=sys.stderr)
+
+
 def embed_shards(
-    shards: Sequence[Shard],
+    shards: Iterable[Shard],
     encoder: ClipEncoder | None,
     batch_size: int,
     workers: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
+    thumbnails: bool = False,
 ) -> Iterator[tuple[Shard, list[Embedded]]]:
     """Yield each shard with one result per example, in order.
 
-    Every split but train gets thumbnails, since its pictures are shown in reports. No batch crosses the end of a shard,
-    so a shard's embeddings depend on its own images only, and a resumed run computes the same ones.
+    No batch crosses the end of a shard, so a shard's embeddings depend on its own images only, and a resumed run
+    computes the same ones. Shards are read about two batches ahead.
 
     Args:
-        shards: what to embed; the training shards come first.
+        shards: what to embed.
         encoder: the CLIP; None where the examples bring their embeddings.
         batch_size: images in one pass of CLIP.
         workers: see `pixel_batches`.
         advance: called after each batch with its number of images.
+        thumbnails: whether to make them, where there is a CLIP.
     """
-    batch_size = min(batch_size, max((len(shard.examples) for shard in shards), default=1))  # it bounds the memory
-    for thumbnails in (False, True):
-        group = [shard for shard in shards if (shard.split != "train") == thumbnails]
-        if encoder is None:
-            for shard in group:
-                yield shard, [_checked(_brought(example), None) for example in shard.examples]
-                advance(len(shard.examples))
-            continue
-        images = (example.open() for shard in group for example in shard.examples)
-        plain = encoder.preprocessing
-        preprocessing: PixelMaker[Decoded] = WithThumbnail(plain) if thumbnails else plain
-        with closing(pixel_batches(images, preprocessing, batch_size, workers)) as batches:
-            decoded = (pixels for batch in batches for _, pixels in batch)
-            for shard in group:
-                results: list[Embedded] = []
-                while batch := list(islice(decoded, min(batch_size, len(shard.examples) - len(results)))):
-                    results += _encode(batch, encoder)
-                    advance(len(batch))
-                yield shard, results
+    if encoder is None:
+        for shard in shards:
+            yield shard, [_checked(_brought(example), None) for example in shard.examples]
+            advance(len(shard.examples))
+        return
+    ahead, shards = tee(shards)
+    images = (example.open() for shard in ahead for example in shard.examples)
+    plain = encoder.preprocessing
+    preprocessing: PixelMaker[Decoded] = WithThumbnail(plain) if thumbnails else plain
+    with closing(pixel_batches(images, preprocessing, batch_size, workers)) as batches:
+        decoded = (pixels for batch in batches for _, pixels in batch)
+        for shard in shards:
+            results: list[Embedded] = []
+            while batch := list(islice(decoded, min(batch_size, len(shard.examples) - len(results)))):
+                results += _encode(batch, encoder)
+                advance(len(batch))
+            yield shard, results
 
 
 def to_rows(shard: Shard, results: Sequence[Embedded], width: int) -> tuple[pa.Table, list[dict[str, str]]]:
@@ -107,6 +155,7 @@ def to_rows(shard: Shard, results: Sequence[Embedded], width: int) -> tuple[pa.T
 
     skipped: list[dict[str, str]] = []
     vectors = [np.empty((0, width), np.float32)]
+    images: list[int] = []  # for each row, the number of its image among the embedded ones
     rows: list[tuple[str, str, str | None, bytes | None]] = []
     for example, result in zip(shard.examples, results, strict=True):
         path = legible(str(example.image)) if isinstance(example.image, Path) else None
@@ -114,11 +163,13 @@ def to_rows(shard: Shard, results: Sequence[Embedded], width: int) -> tuple[pa.T
             skipped.append({"image": path or example.image_id, "error": legible(result.reason)})
             continue
         vector, thumbnail = result
-        vectors.append(np.tile(vector, (len(example.captions), 1)))
+        images += [len(vectors) - 1] * len(example.captions)
+        vectors.append(vector[None])
         for number, caption in enumerate(example.captions):
             rows.append((caption, example.image_id, path, None if number else thumbnail))  # one thumbnail per image
     schema = row_schema(width)
-    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(vectors).ravel()), width)
+    stored = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(vectors).ravel()), width)
+    embeddings = pa.DictionaryArray.from_arrays(pa.array(images, pa.int32()), stored)
     columns = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(list(schema)[1:])]
     return pa.table([embeddings, *columns], schema), skipped
 

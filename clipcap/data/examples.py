@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import numpy as np
+
 from clipcap.clip.images import UnreadableImage
 from clipcap.errors import UserError, at_least, first_line
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from clipcap.clip.images import ImageSource
 
 _SPLIT_NAMES = {
@@ -46,7 +47,7 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image with its captions. A source lists all of its examples at once; images are opened when their turn comes.
+    """One image with its captions. Images are opened when their turn comes.
 
     Attributes:
         image_id: unique within the source; says which captions belong together.
@@ -87,17 +88,31 @@ def _unreadable(reason: str) -> NoReturn:
 
 
 @dataclass(frozen=True)
+class Listing(Iterable[Example]):
+    """Examples that are listed anew each time they are asked for, so that no list of them is in memory.
+
+    Attributes:
+        list_anew: begins anew; it gives the same examples each time, as long as the files are the same.
+    """
+
+    list_anew: Callable[[], Iterator[Example]]
+
+    def __iter__(self) -> Iterator[Example]:
+        return self.list_anew()
+
+
+@dataclass(frozen=True)
 class Source:
     """All examples of one source.
 
     Attributes:
         info: what the dataset records about where the examples come from.
-        examples: in the order of the source.
+        examples: in the order of the source; a list, or a Listing where there may be millions.
         clip: the CLIP that made their embeddings, or that suits them best; None for any.
     """
 
     info: dict[str, str]
-    examples: list[Example]
+    examples: Iterable[Example]
     clip: str | None = None
 
 
@@ -108,18 +123,15 @@ def split_name(text: str, otherwise: str = "train") -> str:
     return _SPLIT_NAMES.get(word[0], otherwise)
 
 
-def limit_examples(examples: list[Example], limit: int | None) -> list[Example]:
+def limit_examples(examples: Iterable[Example], limit: int | None) -> Iterator[Example]:
     """The first `limit` examples of every split."""
-    if limit is None:
-        return examples
-    at_least(1, option=True, limit=limit)
-    room: dict[str, int] = {}
-    kept = []
+    if limit is not None:
+        at_least(1, option=True, limit=limit)
+    taken: dict[str, int] = {}
     for example in examples:
-        room[example.split] = room.get(example.split, limit) - 1
-        if room[example.split] >= 0:
-            kept.append(example)
-    return kept
+        taken[example.split] = taken.get(example.split, 0) + 1
+        if limit is None or taken[example.split] <= limit:
+            yield example
 
 
 def check_fractions(fractions: dict[str, float]) -> None:
@@ -129,7 +141,7 @@ def check_fractions(fractions: dict[str, float]) -> None:
         raise UserError(f"the fractions of images set aside ({given}) must be 0 or more and leave some to train on")
 
 
-def carve_splits(examples: list[Example], fractions: dict[str, float], seed: int) -> list[Example]:
+def carve_splits(examples: Iterable[Example], fractions: dict[str, float], seed: int) -> Listing:
     """Take each split of `fractions` that the source lacks out of its train split, at least one image for each.
 
     Images are ordered by a hash of the seed and their identity, so that the choice depends on nothing else. All the
@@ -139,28 +151,40 @@ def carve_splits(examples: list[Example], fractions: dict[str, float], seed: int
         UserError: the fractions are not possible, or leave no image to train on.
     """
     check_fractions(fractions)
-    present = {example.split for example in examples}
-    ids = {example.kept_together for example in examples if example.split == "train"}
-    order = sorted(ids, key=lambda image_id: sha256(f"{seed} {image_id}".encode()).digest())
-    assigned: dict[str, str] = {}
+    present: set[str] = set()
+    places = array("Q")  # 8 bytes for each image, of which there may be millions
+    for example in examples:
+        present.add(example.split)
+        if example.split == "train":
+            places.append(_place(example, seed))
+    order = np.unique(np.frombuffer(places, np.uint64))
+    ends: dict[str, int] = {}  # the last place of each split that is set aside, in order
+    taken = 0
     for name, fraction in fractions.items():
         if fraction and name not in present:
-            first = len(assigned)
-            assigned |= dict.fromkeys(order[first : first + max(1, round(fraction * len(order)))], name)
-    if ids and len(assigned) >= len(ids):
+            taken += max(1, round(fraction * len(order)))
+            ends[name] = int(order[min(taken, len(order)) - 1]) if len(order) else -1
+    if len(order) and taken >= len(order):
         raise UserError(
-            f"{len(ids)} image(s) are too few to set some aside for {' and '.join(fractions)}; "
+            f"{len(order)} image(s) are too few to set some aside for {' and '.join(fractions)}; "
             "give more, or --val-fraction 0 --test-fraction 0"
         )
-    return [
-        replace(example, split=assigned[example.kept_together])
-        if example.split == "train" and example.kept_together in assigned
-        else example
-        for example in examples
-    ]
+
+    def assigned(example: Example) -> Example:
+        if example.split != "train":
+            return example
+        place = _place(example, seed)
+        return replace(example, split=next((name for name, end in ends.items() if place <= end), "train"))
+
+    return Listing(lambda: map(assigned, examples))
 
 
-def fingerprint(examples: list[Example]) -> str:
+def _place(example: Example, seed: int) -> int:
+    """Where an image, or its group, stands in the order by which some are set aside."""
+    return int.from_bytes(sha256(f"{seed} {example.kept_together}".encode()).digest()[:8])
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
     """A short hash of all image identities, captions and splits: two runs with the same one make the same dataset."""
     listed = sha256()
     for example in examples:

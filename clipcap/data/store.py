@@ -1,9 +1,10 @@
 """The embedding store: a dataset on disk whose CLIP embeddings were computed once.
 
-Shapes: N captions of a split, B batch, C CLIP width. Embeddings are float32 and not normalised.
+Shapes: N captions of a split, C CLIP width. Embeddings are float32 and not normalised.
 
     folder/dataset.json        source, CLIP, cleaning counts, canaries, splits, identity, and the plan it was made from
     folder/<split>/data.arrow  rows: clip_embedding (C), caption, image_id, image_path | null, thumbnail JPEG | null
+    folder/shards/             in place of these, with `--keep-shards`: <split>-<number>.arrow
     folder/skipped.jsonl       {"image", "error"} for every image that could not be read
     folder/pictures.arrow      size, time and SHA-256 of every picture, to notice that it has changed
     folder/literal_captions/   what a literal captioner said about each row, by the identity of its weights
@@ -18,18 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from clipcap.clip.names import ClipIdentity
 from clipcap.data.canaries import Canary
+from clipcap.data.embeddings import Embeddings
 from clipcap.data.reading import Home
-from clipcap.data.shards import DATA, PARTS
-from clipcap.data.tables import INFO, embedding_array, is_whole, read_info, read_json, read_table
+from clipcap.data.shards import shard_name
+from clipcap.data.tables import DATA, INFO, PARTS, PLAN, SHARDS, is_whole, read_info, read_json, read_table
 from clipcap.errors import UserError
 from clipcap.files import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    import numpy as np
     import pyarrow as pa
-    from datasets import Dataset
 
     from clipcap.model.config import ClipCapConfig
 
@@ -48,15 +48,19 @@ class EmbeddingStore:
 
         path = Path(path)
         if not (path / INFO).is_file():
-            begun = (path / PARTS).is_dir()
+            begun = (path / PARTS).is_dir() or (path / SHARDS / PLAN).is_file()
             state = "was begun and not finished" if begun else "is no dataset" if path.exists() else "does not exist"
             advice = "run the same load_data.py command again to go on" if begun else "make one with load_data.py"
             raise UserError(f"data {str(path)!r} {state}; {advice}")
         info = read_info(path)
-        missing = [split for split in info["splits"] if not (path / split / DATA).is_file()]
-        if missing:
-            raise UserError(f"data {str(path)!r} lacks its split {missing[0]!r}; make the dataset again")
-        return cls(path, info)
+        store = cls(path, info)
+        for split in store.splits:
+            if missing := next((file for file in store._files(split) if not file.is_file()), None):
+                name = missing.relative_to(path)
+                raise UserError(
+                    f"data {str(path)!r} lacks {str(name)!r} of its split {split!r}; make the dataset again"
+                )
+        return store
 
     @property
     def clip(self) -> dict[str, Any]:
@@ -78,16 +82,9 @@ class EmbeddingStore:
         """Names of the splits that have rows."""
         return list(self.info["splits"])
 
-    def split(self, name: str) -> Dataset:
-        """The rows of a split. Raises UserError for a name that is not one of `splits`."""
-        from datasets import Dataset
-
-        self._table(name)  # says in one sentence what is wrong with the file
-        return Dataset.from_file(str(self._file(name)))
-
-    def embeddings(self, name: str) -> np.ndarray:
-        """Float32 (N, C), read-only: a view of the file, in memory only as far as it is used."""
-        return embedding_array(self._table(name))
+    def embeddings(self, name: str) -> Embeddings:
+        """Float32 (N, C), read-only: read from the disk only as far as it is used."""
+        return Embeddings(self._table(name))
 
     def captions(self, name: str) -> list[str]:
         """The N captions of a split."""
@@ -121,18 +118,34 @@ class EmbeddingStore:
             raise UserError(f"cannot keep literal captions in {str(self.path)!r} ({error.strerror})") from None
 
     def _literal_file(self, split: str, weights_sha256: str) -> Path:
-        return self.path / "literal_captions" / weights_sha256 / f"{self._file(split).parent.name}.json"
+        self._check_split(split)
+        return self.path / "literal_captions" / weights_sha256 / f"{split}.json"
 
-    def _file(self, name: str) -> Path:
+    def _check_split(self, name: str) -> None:
         if name not in self.splits:
             raise UserError(f"data {str(self.path)!r} has no split {name!r}; it has {', '.join(self.splits)}")
-        return self.path / name / DATA
+
+    def _files(self, name: str) -> Iterator[Path]:
+        """The files of a split, one after the other: the joined one, or its shards."""
+        self._check_split(name)
+        if "shards" in self.info:
+            yield from (self.path / SHARDS / shard_name(name, number) for number in range(self.info["shards"][name]))
+        else:
+            yield self.path / name / DATA
 
     def _read(self, name: str) -> pa.Table:
-        table = read_table(self._file(name))
-        if not is_whole(table, self.clip["dim"]) or table.num_rows != self.info["splits"][name]:
-            raise UserError(f"{str(self._file(name))!r} does not fit its dataset.json; make the dataset again")
-        return table
+        import pyarrow as pa
+
+        tables = []
+        for file in self._files(name):
+            tables.append(read_table(file).replace_schema_metadata(None))
+            if not is_whole(tables[-1], self.clip["dim"]):
+                break
+        else:
+            table = pa.concat_tables(tables)
+            if table.num_rows == self.info["splits"][name]:
+                return table
+        raise UserError(f"{str(file)!r} does not fit its dataset.json; make the dataset again")
 
 
 def _is_text(caption: str) -> bool:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
-
-import numpy as np
 
 from clipcap.data.canaries import MOST_CANARIES, Canary
 from clipcap.errors import UserError
@@ -22,36 +20,34 @@ from clipcap.files import whole_file
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
+REPEATED = 1  # the older format, which is read too: it repeats an embedding for each caption of its image
 INFO = "dataset.json"
+DATA = "data.arrow"  # in a folder per split
+PARTS = ".parts"  # of a dataset that is not complete
+PLAN = "plan.json"  # in these
+SHARDS = "shards"  # what `.parts` is called in a dataset that keeps them
 MAY_LACK = {"image_path", "thumbnail"}  # the columns that may hold nulls
 
 
-def row_schema(width: int) -> pa.Schema:
-    """The columns of a dataset whose embeddings have C = `width`.
+def row_schema(width: int, repeated: bool = False) -> pa.Schema:
+    """The columns of a dataset whose embeddings have C = `width`; with `repeated` those of the older format.
 
-    A row is one caption. An image with several captions has several rows: each holds its embedding, the first one its
-    thumbnail.
+    A row is one caption. An image with several captions has several rows: they share its embedding, which is one entry
+    of a dictionary, and the first of them holds its thumbnail. Each shard is a record batch with its own dictionary.
     """
     import pyarrow as pa
 
+    embedding = pa.list_(pa.float32(), width)
     return pa.schema(
         [
-            pa.field("clip_embedding", pa.list_(pa.float32(), width)),
+            pa.field("clip_embedding", embedding if repeated else pa.dictionary(pa.int32(), embedding)),
             pa.field("caption", pa.large_string()),
             pa.field("image_id", pa.large_string()),
             pa.field("image_path", pa.large_string()),
             pa.field("thumbnail", pa.large_binary()),
         ]
     )
-
-
-def embedding_array(table: pa.Table) -> np.ndarray:
-    """Float32 (N, C), read-only; without a copy where the table is one record batch."""
-    column = table["clip_embedding"]
-    width = column.type.list_size
-    chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks]
-    return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty((0, width), np.float32), *chunks])
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -68,7 +64,7 @@ def read_json(path: Path, kind: type) -> Any:
 def read_info(folder: Path) -> dict[str, Any]:
     """The content of a complete dataset's dataset.json. Raises UserError if it lacks anything that is read from it."""
     info = read_json(folder / INFO, dict)
-    if info.get("format") != FORMAT or not _described(info):
+    if info.get("format") not in (FORMAT, REPEATED) or not _described(info):
         raise UserError(f"data {str(folder)!r} is not of format {FORMAT}, which this version reads; make it again")
     return info
 
@@ -85,6 +81,9 @@ def _described(info: dict[str, Any]) -> bool:
         and _is_count(clip["dim"])
         and 0 < clip["dim"] < 2**31
         and _are_counts(splits)
+        and _are_counts(info.get("shards", {}))
+        and info.get("shards", splits).keys() == splits.keys()
+        and 0 not in info.get("shards", {}).values()
         and all(name == Path(name).name != ".." for name in splits)
         and isinstance(source, dict)
         and isinstance(source.get("name"), str)
@@ -131,20 +130,33 @@ def read_table(path: Path) -> pa.Table:
 
 def is_whole(table: pa.Table, width: int) -> bool:
     """Whether these are rows as `row_schema` describes them, without a null where none may be."""
+    repeated = table.schema == row_schema(width, repeated=True)
     return (
-        table.schema == row_schema(width)
-        and not table.schema.metadata  # in which readers would look for other types
+        (repeated or table.schema == row_schema(width))
         and not any(table[name].null_count for name in table.column_names if name not in MAY_LACK)
-        and not any(chunk.flatten().null_count for chunk in table["clip_embedding"].chunks)
+        and not any(
+            stored.null_count or stored.flatten().null_count
+            for chunk in table["clip_embedding"].chunks
+            for stored in [chunk if repeated else chunk.dictionary]
+        )
     )
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow file, whole or not at all. Raises OSError."""
+    write_tables(path, table.schema, [table])
+
+
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write the rows of all tables to one Arrow file, whole or not at all, with one table in memory at a time.
+
+    Raises OSError.
+    """
     import pyarrow as pa
 
-    with whole_file(path) as file, pa.ipc.new_stream(file, table.schema) as stream:
-        stream.write_table(table)
+    with whole_file(path) as file, pa.ipc.new_stream(file, schema) as stream:
+        for table in tables:
+            stream.write_table(table)
 
 
 def as_bytes(table: pa.Table) -> bytes:
@@ -162,10 +174,3 @@ def from_bytes(stream: bytes) -> pa.Table:
     import pyarrow as pa
 
     return pa.ipc.open_stream(stream).read_all()
-
-
-def join(tables: Sequence[pa.Table]) -> pa.Table:
-    """The rows of all tables, in one batch."""
-    import pyarrow as pa
-
-    return pa.concat_tables(tables).combine_chunks()

@@ -10,11 +10,10 @@ Shapes: N images, C CLIP width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clipcap.cli.progress import ProgressBar
 from clipcap.decoding.options import Decoding
@@ -67,9 +66,17 @@ def encode_prompts(
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
+class Rows(Protocol):
+    """What is indexed like an array in its first axis: an array, a tensor, or embeddings that lie on the disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
 def caption_embeddings(
     model: ClipCap,
-    embeddings: np.ndarray | Tensor,
+    embeddings: Rows,
     decoding: Decoding,
     prompts: Sequence[Sequence[int]] | None = None,
     batch_size: int = BATCH,
@@ -98,7 +105,7 @@ def caption_embeddings(
     return captions
 
 
-def literal_captions(model: ClipCap, embeddings: np.ndarray | Tensor, batch_size: int = BATCH) -> list[str] | None:
+def literal_captions(model: ClipCap, embeddings: Rows, batch_size: int = BATCH) -> list[str] | None:
     """N literal captions of embeddings (N, C), from the captioner inside prompted weights; None if none are needed.
 
     Raises:

@@ -10,7 +10,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from clipcap.data.store import EmbeddingStore, check_clip
@@ -121,9 +120,7 @@ class Experiment:
         captions = fit_captions(captions, longest, self.model.room)
         rows = range(min(len(captions), limit or len(captions)))
         embeddings = self.store.embeddings(split)
-        used = embeddings[: len(rows)]
-        if not np.isfinite((used.min(), used.max())).all():  # a NaN is both
-            row = int(np.flatnonzero(~np.isfinite(used).all(axis=1))[0])
+        if (row := embeddings.unfit(len(rows))) is not None:
             raise UserError(
                 f"row {row + 1} of the split {split!r} in {str(self.data_args.data)!r}, image "
                 f"{self.store.column(split, 'image_id')[row]!r}, has NaN or infinity in its embedding: "

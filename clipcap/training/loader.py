@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from clipcap.data.embeddings import Embeddings
 from clipcap.model.batches import collate
 from clipcap.model.controls import some_controls
 
@@ -35,7 +36,7 @@ class CaptionDataset(Dataset):
 
     def __init__(
         self,
-        embeddings: np.ndarray,
+        embeddings: np.ndarray | Embeddings,
         captions: Sequence[Sequence[int]],
         prompts: Sequence[Sequence[int]] | None = None,
         rows: Sequence[int] | None = None,

@@ -1,0 +1,81 @@
+"""The embeddings of a split, read from the disk as they are asked for.
+
+Shapes: N captions of the split, I images, C CLIP width, B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Embeddings:
+    """Float32 (N, C), read-only: row n is the embedding of the image of caption n.
+
+    It is indexed like an array of NumPy in its first axis, and `np.asarray` loads all of it. The captions of an image
+    share one stored embedding. Nothing is in memory but 8 bytes per caption, and what the system keeps of the file.
+
+    Args:
+        table: the rows of a split, see `clipcap.data.tables.row_schema`.
+
+    Attributes:
+        shape: (N, C).
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, table: pa.Table) -> None:
+        import pyarrow as pa
+
+        column = table["clip_embedding"]
+        shared = pa.types.is_dictionary(column.type)
+        width = (column.type.value_type if shared else column.type).list_size
+        self.parts: list[np.ndarray] = []  # (I of the part, C)
+        numbers = [np.empty(0, np.int64)]
+        images = 0
+        for chunk in column.chunks:
+            stored = chunk.dictionary if shared else chunk  # an older store repeats the embedding for each caption
+            self.parts.append(stored.flatten().to_numpy().reshape(-1, width))
+            numbers.append((chunk.indices.to_numpy() if shared else np.arange(len(chunk))) + np.int64(images))
+            images += len(stored)
+        self.numbers = np.concatenate(numbers)  # (N,) of its image, counted through all parts
+        self.starts = np.cumsum([0, *map(len, self.parts)])
+        self.shape = (len(self.numbers), width)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, rows: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray: ...
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """(C,) for one row, a copy (B, C) for several."""
+        numbers = self.numbers[rows]
+        parts = np.searchsorted(self.starts, numbers, side="right") - 1
+        if np.ndim(numbers) == 0:
+            return self.parts[parts][numbers - self.starts[parts]]
+        found = np.empty((len(numbers), self.shape[1]), np.float32)
+        for part in np.unique(parts):
+            here = parts == part
+            found[here] = self.parts[part][numbers[here] - self.starts[part]]
+        return found
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("embeddings lie in several parts on the disk: an array of all of them is a copy")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def unfit(self, rows: int) -> int | None:
+        """The first of so many rows whose embedding has NaN or infinity; None if all are finite."""
+        bad = [np.flatnonzero(~np.isfinite(part).all(axis=1)) for part in self.parts]
+        numbers = np.concatenate([[], *(found + start for found, start in zip(bad, self.starts[:-1], strict=True))])
+        found = np.flatnonzero(np.isin(self.numbers[:rows], numbers))
+        return int(found[0]) if len(found) else None
