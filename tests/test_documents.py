@@ -446,6 +446,7 @@ IN_WORDS = {
     "mapping": f"default: {CONFIG.mapping})",
     "prefix_length": f"default: {CONFIG.prefix_length})",
     "clip_length": f"default: {CONFIG.clip_length})",
+    "mapping_layers": f"default: {CONFIG.mapping_layers})",
     "clip": f"default: the source's, or {CONFIG.clip_model})",
     "template": f"default: '{PROMPTS['template']}')",
     "output_dir": "default: runs/STRATEGY)",

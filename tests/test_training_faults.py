@@ -229,7 +229,24 @@ HUGE = str(10**12)
         (basic_finetuning, ["--batch-size", HUGE], "--batch-size must be at most"),
         (basic_finetuning, ["--language-model", "GPT2", "--prefix-length", "0"], "prefix_length must be at least 1"),
         (basic_finetuning, ["--language-model", "GPT2", "--prefix-length", HUGE], "prefix.length"),
-        (basic_finetuning, ["--language-model", "GPT2", "--clip-length", "0"], "clip_length must be at least 1"),
+        (
+            basic_finetuning,
+            ["--language-model", "GPT2", "--mapping", "transformer", "--clip-length", "0"],
+            "clip_length must be",
+        ),
+        *(
+            (
+                basic_finetuning,
+                ["--language-model", "GPT2", option, "4"],
+                f"{option} has an effect only with --mapping t",
+            )
+            for option in ("--clip-length", "--mapping-layers")
+        ),
+        (
+            basic_finetuning,
+            ["--language-model", "GPT2", "--mapping", "transformer", "--mapping-layers", "100000"],
+            "--mapping-layers must be at most 1000, not",
+        ),
         (
             basic_finetuning,
             ["--language-model", "GPT2", "--mapping", "transformer", "--clip-length", str(2**31 - 1)],
