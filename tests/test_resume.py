@@ -30,24 +30,12 @@ from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 SCRIPTS = [importlib.import_module(path.stem) for path in Path(load_data.__file__).parent.glob("*_finetuning.py")]
 # What changes no number of a run, as the README's readers expect it. A new option is not among them by default.
 HARMLESS = {"output_dir", "resume", "report_to", "demo", "merged", "export_peft"}
-FRESH = {
-    "language_model",
-    "mapping",
-    "prefix_length",
-    "clip_length",
-    "mapping_layers",
-    "normalize",
-}  # of a run without --init
+# Of a run without --init.
+FRESH = {"language_model", "mapping", "prefix_length", "clip_length", "mapping_layers", "normalize"}
 NAMES = {"data": "data", "precision": "precision"}  # what a refusal calls the option, where it is not "--option"
 OTHER = {
-    **{
-        "limit_train": "15",
-        "prefix_length": "5",
-        "clip_length": "4",
-        "mapping_layers": "3",
-        "train": "mlp",
-        "target": "c_fc",
-    },
+    **{"limit_train": "15", "prefix_length": "5", "clip_length": "4", "mapping_layers": "3"},
+    **{"train": "mlp", "target": "c_fc"},
     **{"template": "say: {literal}", "precision": "bf16", "batch_size": "4", "rank": "3", "max_tokens": "66"},
     "controls": "hashtags",
     "patience": "7",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import filecmp
+import os
 import re
 import sys
 import zlib
@@ -56,7 +57,7 @@ def conceptual(path: str, allow_outside: bool = False) -> Source:
     tables, records = [root], []
     if root.is_dir():
         tables = sorted(file for file in root.glob("*.tsv") if not file.name.startswith(REPORTS))
-        records = sorted(file for file in root.glob("*.pkl") if re.fullmatch(RECORDS, file.name))
+        records = sorted(file for file in root.glob("*.pkl") if re.fullmatch(RECORDS, file.name) and file.is_file())
     if not (tables or records):
         raise UserError(f"{path!r} has no .tsv of captions and addresses; --source folder reads what img2dataset wrote")
     by_split = {split_name(table.stem): table for table in tables}
@@ -81,8 +82,8 @@ def _from_table(home: Home, folder: Path, table: Path, split: str) -> Iterator[E
     rows = there = 0
     for rows, (caption, url) in enumerate(_rows(table), 1):
         name = str(zlib.crc32(url.encode()))
-        image = next((file for file in (images / f"{rows - 1:08d}.jpg", images / name) if file.is_file()), None)
-        if image is None or _is_of_validation(image, folder):
+        found = next(filter(os.path.isfile, (f"{images}/{rows - 1:08d}.jpg", f"{images}/{name}")), None)
+        if found is None or _is_of_validation(image := Path(found), folder):
             continue
         if image.name == name and int(name) in repeated:
             shared.setdefault(image, {}).setdefault(url, []).append(caption)
