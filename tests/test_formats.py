@@ -52,14 +52,21 @@ def coco_images(folder: Path) -> None:
         draw(folder / "val2014" / f"COCO_val2014_{number:012d}.jpg", colour)
 
 
-@pytest.mark.parametrize("where", ["dataset_coco.json", "annotations/dataset_coco.json"])
-@pytest.mark.parametrize("named", ["folder", "file"])
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("dataset_coco.json", ""),
+        ("annotations/dataset_coco.json", ""),
+        ("annotations/dataset_coco.json", "annotations/dataset_coco.json"),
+        ("caption_datasets/dataset_coco.json", "caption_datasets/dataset_coco.json"),
+    ],
+)
 def test_karpathys_splits(tmp_path: Path, where: str, named: str) -> None:
     """Guards against COCO's own splits in place of Karpathy's, by which every paper measures, and a lost restval."""
     coco_images(tmp_path)
     (tmp_path / where).parent.mkdir(exist_ok=True)
     (tmp_path / where).write_text(FOUR)
-    source = open_source(["coco", str(tmp_path / where if named == "file" else tmp_path)])
+    source = open_source(["coco", str(tmp_path / named)])
     assert listed(source) == [
         ("9", ("A red one.", "One that is red."), "train"),
         ("5", ("A green one.",), "train"),
@@ -156,14 +163,27 @@ def test_images_that_lead_outside_by_a_link_are_refused(tmp_path: Path) -> None:
     assert open_source(["coco", str(tmp_path / "coco")], SourceArguments(allow_outside=True)).examples
 
 
-def test_several_kinds_of_caption_files_are_not_chosen_from_in_silence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", ["dataset_flickr8k.json", "captions_train2014.json", "annotations/captions_val2014.json"]
+)
+def test_several_kinds_of_caption_files_are_not_chosen_from_in_silence(tmp_path: Path, other: str) -> None:
     """Guards against Karpathy's folder of three files, and against splits that nobody asked for."""
     coco_images(tmp_path)
-    for name in ("dataset_coco.json", "dataset_flickr8k.json", "captions_train2014.json"):
+    (tmp_path / "annotations").mkdir()
+    for name in ("dataset_coco.json", other):
         (tmp_path / name).write_text(FOUR)
-    with pytest.raises(UserError, match=r"has dataset_coco.json and dataset_flickr8k.json.*--source coco .*_coco.json"):
+    with pytest.raises(UserError, match=rf"has dataset_coco.json and {Path(other).name}.*--source coco .*_coco.json"):
         open_source(["coco", str(tmp_path)])
     assert open_source(["coco", str(tmp_path / "dataset_coco.json")]).examples
+
+
+def test_an_image_in_two_files_is_refused(tmp_path: Path) -> None:
+    """Guards against COCO's files of 2014 and 2017 in one folder: an image would train, and validate as well."""
+    coco_images(tmp_path)
+    for name in ("train", "val"):
+        (tmp_path / f"{name}_caption.json").write_text('[{"image_id": 9, "caption": "x"}]')
+    with pytest.raises(UserError, match="has the image '9' in several of train_caption.json, val_caption.json"):
+        open_source(["coco", str(tmp_path)])
 
 
 def test_a_caption_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,17 @@ def coco(path: str, allow_outside: bool = False) -> Source:
             images is there, or an image is outside and `allow_outside` is not set.
     """
     root = existing(path)
-    if root.is_dir():
-        files, folder = _caption_files(root, path), root
-    else:
-        files, folder = [root], root.parent.parent if root.parent.name == "annotations" else root.parent
+    files, folder = (_caption_files(root, path), root) if root.is_dir() else ([root], _image_folder(root))
     home = Home(folder, allow_outside=allow_outside)
     examples = [example for file in files for example in _list(home, folder, file)]
     if not examples:
         raise UserError(f"{path!r} has no captions in its {files[0].name}")
+    image_id, times = Counter(example.image_id for example in examples).most_common(1)[0]
+    if times > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(
+            f"{path!r} has the image {short(image_id)} in several of {names}: give one of them, or move some"
+        )
     images = [example.image for example in examples if isinstance(example.image, Path)]
     if not any(map(os.path.isfile, images)):
         first = short(os.path.relpath(images[0], folder))
@@ -53,23 +57,34 @@ def coco(path: str, allow_outside: bool = False) -> Source:
     return Source({"name": "coco", "path": str(root)}, examples)
 
 
+def _image_folder(file: Path) -> Path:
+    """The folder that a caption file's images are in: where it lies, or above, as with COCO's own annotations/."""
+    for folder in (file.parent, file.parent.parent):
+        if any((folder / part).is_dir() for part in ("train2014", "val2014", "train2017", "val2017", "images")):
+            return folder
+    return file.parent.parent if file.parent.name == "annotations" else file.parent
+
+
 def _caption_files(root: Path, path: str) -> list[Path]:
-    """The caption files of a folder. Raises UserError if there are none, or several that divide the images in ways."""
-    for place in (root, root / "annotations"):
-        whole = sorted(place.glob("dataset_coco.json")) + sorted(place.glob("dataset_flickr*.json"))
-        parts = [sorted(place.glob("captions_*.json")), sorted(place.glob("*_caption.json"))]
-        found = [*([file] for file in whole), *filter(None, parts)]
-        if len(found) > 1:
-            raise UserError(
-                f"{path!r} has {found[0][0].name} and {found[1][0].name}, whose captions or splits differ: "
-                f"give the file to read, such as --source coco {found[0][0]}"
-            )
-        if found:
-            return found[0]
-    raise UserError(
-        f"{path!r} has no captions_*.json, dataset_coco.json or train_caption.json, nor has its folder annotations; "
-        "give COCO's folder"
-    )
+    """The caption files of a folder, of one kind. Raises UserError if there are none, or several kinds."""
+
+    def found(pattern: str) -> list[Path]:
+        return sorted(root.glob(pattern)) or sorted(root.glob(f"annotations/{pattern}"))
+
+    # Karpathy's files hold all splits of a data set; the others hold one split each.
+    whole = [[file] for pattern in ("dataset_coco.json", "dataset_flickr*.json") for file in found(pattern)]
+    kinds = [*whole, *filter(None, map(found, ("captions_*.json", "*_caption.json")))]
+    if not kinds:
+        raise UserError(
+            f"{path!r} has no captions_*.json, dataset_coco.json or train_caption.json, nor has its folder annotations; "
+            "give COCO's folder"
+        )
+    if len(kinds) > 1:
+        raise UserError(
+            f"{path!r} has {kinds[0][0].name} and {kinds[1][0].name}, whose captions or splits differ: give the file to "
+            f"read, such as --source coco {kinds[0][0]}"
+        )
+    return kinds[0]
 
 
 def _list(home: Home, folder: Path, file: Path) -> Iterator[Example]:

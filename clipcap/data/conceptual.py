@@ -83,18 +83,21 @@ def _from_table(home: Home, folder: Path, table: Path, split: str) -> Iterator[E
     for rows, (caption, url) in enumerate(_rows(table), 1):
         name = str(zlib.crc32(url.encode()))
         found = next(filter(os.path.isfile, (f"{images}/{rows - 1:08d}.jpg", f"{images}/{name}")), None)
-        if found is None or _is_of_validation(image := Path(found), folder):
+        if found is None:
+            continue
+        image = home.check(Path(found), repr(found))
+        if _is_of_validation(image, folder):
             continue
         if image.name == name and int(name) in repeated:
             shared.setdefault(image, {}).setdefault(url, []).append(caption)
             continue
         there += 1
-        yield _example(home, image, [caption], split)
+        yield _example(image, [caption], split)
     for image, captions in shared.items():
         if len(captions) == 1:  # of several addresses, nobody knows whose image it is
             (texts,) = captions.values()
             there += len(texts)
-            yield _example(home, image, texts, split)
+            yield _example(image, texts, split)
     print(f"{table}: the images of {there} of {rows} rows are there", file=sys.stderr)
 
 
@@ -120,15 +123,17 @@ def _from_records(home: Home, folder: Path, records: list[Path]) -> Iterator[Exa
                 yield Example(legible(f"{part}/{name}"), captions, image, split_name(part))
 
 
-def _example(home: Home, image: Path, captions: list[str], split: str) -> Example:
-    where = repr(str(image))
-    return Example(f"{image.parent.name}/{image.stem}", read_captions(captions, where), home.check(image, where), split)
+def _example(image: Path, captions: list[str], split: str) -> Example:
+    return Example(f"{image.parent.name}/{image.stem}", read_captions(captions, repr(str(image))), image, split)
 
 
 def _is_of_validation(image: Path, folder: Path) -> bool:
     """Whether `parse_conceptual.py` put an image of validation here, under the number of a training row."""
     twin = folder / "val" / image.name
-    return image.parent.name == "train" and twin.is_file() and filecmp.cmp(image, twin, shallow=False)
+    try:
+        return image.parent.name == "train" and twin.is_file() and filecmp.cmp(image, twin, shallow=False)
+    except OSError:  # it cannot be read: that is said when its turn comes
+        return False
 
 
 def _repeated(table: Path) -> set[int]:
