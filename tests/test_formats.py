@@ -182,7 +182,7 @@ def test_an_image_in_two_files_is_refused(tmp_path: Path) -> None:
     coco_images(tmp_path)
     for name in ("train", "val"):
         (tmp_path / f"{name}_caption.json").write_text('[{"image_id": 9, "caption": "x"}]')
-    with pytest.raises(UserError, match="has the image '9' in several of train_caption.json, val_caption.json"):
+    with pytest.raises(UserError, match="has the image '9' twice among train_caption.json, val_caption.json"):
         open_source(["coco", str(tmp_path)])
 
 
@@ -372,20 +372,28 @@ def test_an_image_that_is_a_link_to_outside_is_refused(tmp_path: Path) -> None:
 # the pickles of both parsers
 
 
+def write_pickle(file: Path, captions: list[dict], embeddings: int) -> Path:
+    """Embeddings as ClipCap's parsers keep them; every number of one is its row."""
+    rows = torch.arange(float(embeddings))[:, None].expand(embeddings, 512).half().clone()
+    file.write_bytes(pickle.dumps({"clip_embedding": rows, "captions": captions}))
+    return file
+
+
+def read_pickle(file: Path) -> list[tuple]:
+    """Image, captions, split and row of each example."""
+    source = open_source(["clipcap", str(file)])
+    rows = [int(example.clip_embedding[0]) for example in source.examples]
+    return [(*told, row) for told, row in zip(listed(source), rows, strict=True)]
+
+
 def test_the_pickle_of_parse_coco(tmp_path: Path) -> None:
     """It embeds an image once for each of its captions; they stay in one split, since they have one image_id."""
-    captions = [
-        {"image_id": i, "id": n, "caption": f"{i} {n}", "clip_embedding": n} for n, i in enumerate([9, 5, 9, 5])
-    ]
-    embeddings = torch.arange(4.0)[:, None].expand(4, 512).half().clone()
-    file = tmp_path / "oscar_split_ViT-B_32_train.pkl"
-    file.write_bytes(pickle.dumps({"clip_embedding": embeddings, "captions": captions}))
-    source = open_source(["clipcap", str(file)])
-    assert [(example.image_id, example.captions, example.clip_embedding[0]) for example in source.examples] == [
-        ("9", ("9 0",), 0),
-        ("5", ("5 1",), 1),
-        ("9", ("9 2",), 2),
-        ("5", ("5 3",), 3),
+    captions = [{"image_id": i, "caption": f"{i} {n}", "clip_embedding": n} for n, i in enumerate([9, 5, 9, 5])]
+    assert read_pickle(write_pickle(tmp_path / "oscar_split_ViT-B_32_train.pkl", captions, 4)) == [
+        ("9", ("9 0",), "train", 0),
+        ("5", ("5 1",), "train", 1),
+        ("9", ("9 2",), "train", 2),
+        ("5", ("5 3",), "train", 3),
     ]
 
 
@@ -398,16 +406,18 @@ def test_the_training_pickle_of_parse_conceptual_is_mended(tmp_path: Path, capsy
         for part in (val, train)
         for number, (caption, name) in enumerate(part)
     ]
-    embeddings = torch.arange(5.0)[:, None].expand(5, 512).half().clone()
-    file = tmp_path / "conceptual_clip_ViT-B_32_train.pkl"
-    file.write_bytes(pickle.dumps({"clip_embedding": embeddings, "captions": captions}))
-    source = open_source(["clipcap", str(file)])
-    assert [
-        (*row, example.clip_embedding[0]) for row, example in zip(listed(source), source.examples, strict=True)
-    ] == [
+    assert read_pickle(write_pickle(tmp_path / "conceptual_clip_ViT-B_32_train.pkl", captions, 5)) == [
         ("val/00000000", ("green.",), "validation", 0),
         ("val/00000001", ("grey.",), "validation", 1),
         ("train/00000001", ("red.",), "train", 3),
         ("train/00000002", ("blue.",), "train", 4),
     ]
     assert "2 captions of validation, 2 for training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [{"caption": ["x"]}, {"image_id": 7}, {"image_id": "a.jpg"}])
+def test_only_that_pickle_is_mended(tmp_path: Path, other: dict) -> None:
+    """Guards against rows that are moved in a file whose captions do share an embedding."""
+    captions = [{"caption": "x", "clip_embedding": 0, "image_id": "00000000"} | other] * 2
+    [example] = read_pickle(write_pickle(tmp_path / "ViT-B_32.pkl", captions, 2))
+    assert example[1:] == (("x", "x"), "train", 0)

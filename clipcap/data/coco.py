@@ -44,9 +44,7 @@ def coco(path: str, allow_outside: bool = False) -> Source:
     image_id, times = Counter(example.image_id for example in examples).most_common(1)[0]
     if times > 1:
         names = ", ".join(file.name for file in files)
-        raise UserError(
-            f"{path!r} has the image {short(image_id)} in several of {names}: give one of them, or move some"
-        )
+        raise UserError(f"{path!r} has the image {short(image_id)} twice among {names}: give one of them")
     images = [example.image for example in examples if isinstance(example.image, Path)]
     if not any(map(os.path.isfile, images)):
         first = short(os.path.relpath(images[0], folder))
@@ -76,13 +74,13 @@ def _caption_files(root: Path, path: str) -> list[Path]:
     kinds = [*whole, *filter(None, map(found, ("captions_*.json", "*_caption.json")))]
     if not kinds:
         raise UserError(
-            f"{path!r} has no captions_*.json, dataset_coco.json or train_caption.json, nor has its folder annotations; "
-            "give COCO's folder"
+            f"{path!r} has no captions_*.json, dataset_coco.json or train_caption.json, nor has its folder "
+            "annotations; give COCO's folder"
         )
     if len(kinds) > 1:
         raise UserError(
-            f"{path!r} has {kinds[0][0].name} and {kinds[1][0].name}, whose captions or splits differ: give the file to "
-            f"read, such as --source coco {kinds[0][0]}"
+            f"{path!r} has {kinds[0][0].name} and {kinds[1][0].name}, whose splits differ: give the file to read, "
+            f"such as --source coco {kinds[0][0]}"
         )
     return kinds[0]
 

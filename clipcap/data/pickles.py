@@ -86,11 +86,15 @@ def _validation_captions(captions: list[Any], embeddings: int) -> int:
     Its embeddings are those of validation and then those for training, and so are its captions, but the training
     captions count their rows from 0 again and so point at other images.
     """
+    if len(captions) != embeddings:
+        return 0
     rows = [entry.get("clip_embedding") if isinstance(entry, dict) else None for entry in captions]
     first = rows.index(0, 1) if 0 in rows[1:] else 0
-    numbered = first and all(re.fullmatch(r"\d{8}", str(captions[place].get("image_id"))) for place in (0, first))
-    anew = len(rows) == embeddings and rows == [*range(first), *range(len(rows) - first)]
-    return first if numbered and anew else 0
+    if not first or rows != [*range(first), *range(len(rows) - first)]:
+        return 0
+    plain = all(isinstance(entry.get(field), str) for entry in captions for field in ("image_id", "caption"))
+    numbered = plain and all(re.fullmatch(r"\d{8}", captions[place]["image_id"]) for place in (0, first))
+    return first if numbered else 0
 
 
 def _mended(captions: list[dict[str, Any]], of_validation: int) -> list[dict[str, Any]]:
@@ -99,13 +103,13 @@ def _mended(captions: list[dict[str, Any]], of_validation: int) -> list[dict[str
     The images of validation were downloaded for training too, under the same numbers: they are left out there.
     """
     kept = []
-    seen = {(entry.get("image_id"), str(entry.get("caption"))) for entry in captions[:of_validation]}
+    seen = {(entry["image_id"], entry["caption"]) for entry in captions[:of_validation]}
     for row, entry in enumerate(captions):
-        if row < of_validation or (entry.get("image_id"), str(entry.get("caption"))) not in seen:
-            part = "val" if row < of_validation else "train"
-            kept.append(entry | {"clip_embedding": row, "image_id": f"{part}/{entry.get('image_id')}"})
+        part = "val" if row < of_validation else "train"
+        if part == "val" or (entry["image_id"], entry["caption"]) not in seen:
+            kept.append(entry | {"clip_embedding": row, "image_id": f"{part}/{entry['image_id']}"})
     print(
-        f"the training captions of this file of parse_conceptual.py point at images of others, and were mended: "
+        "the training captions of this file of parse_conceptual.py pointed at other images, and were mended: "
         f"{of_validation} captions of validation, {len(kept) - of_validation} for training",
         file=sys.stderr,
     )
