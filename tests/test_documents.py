@@ -31,10 +31,12 @@ from clipcap.decoding.options import SEQUENCES, Decoding
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.prompts import PROMPTS
+from clipcap.training.arguments import LoopArguments, StartArguments
 from clipcap.weights.published import INSTAGRAM, WEIGHTS, resolve_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "docs/reliability.md", "CHANGELOG.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS += ["docs/troubleshooting.md", "docs/reliability.md", "docs/clipcap.md"]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -176,6 +178,28 @@ def test_the_worked_example_works(folder: Path, command: str) -> None:
 def test_commands_of_the_troubleshooting_run(folder: Path, command: str) -> None:
     """Guards against a report of an error that ends in an error."""
     assert run_short(command) in (None, 0)
+
+
+@pytest.mark.parametrize("command", PYTHON["docs/clipcap.md"])
+def test_commands_for_those_who_know_clipcap_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a training of days that is asked for in options that no script has, or that exclude each other."""
+
+    class Understood(Exception):
+        pass
+
+    class Checked(options.Parser):
+        def parse_into_dataclasses(self, argv: list[str]) -> None:
+            (*groups, _), unknown = super().parse_into_dataclasses(argv)
+            assert not unknown
+            for group in groups:
+                if isinstance(group, LoopArguments | StartArguments):
+                    group.check()
+            raise Understood
+
+    monkeypatch.setattr(options, "Parser", Checked)
+    _, script, *argv = shlex.split(command)
+    with pytest.raises(Understood):
+        run(script, argv)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -446,6 +470,7 @@ IN_WORDS = {
     "mapping": f"default: {CONFIG.mapping})",
     "prefix_length": f"default: {CONFIG.prefix_length})",
     "clip_length": f"default: {CONFIG.clip_length})",
+    "mapping_layers": f"default: {CONFIG.mapping_layers})",
     "clip": f"default: the source's, or {CONFIG.clip_model})",
     "template": f"default: '{PROMPTS['template']}')",
     "output_dir": "default: runs/STRATEGY)",

@@ -77,13 +77,15 @@ def test_full_fine_tuning_trains_everything(world, tmp_path, capsys):
 @pytest.mark.parametrize("mapping", ["mlp", "transformer"])
 def test_the_mapping_network_alone_from_plain_gpt2(world, tmp_path, mapping):
     options = ["--language-model", str(world / "gpt2"), "--mapping", mapping, "--prefix-length", "5"]
-    options += ["--clip-length", "3", "--freeze-language-model"]
+    options += ["--clip-length", "3", "--mapping-layers", "2"] if mapping == "transformer" else []
+    options += ["--freeze-language-model"]
     output = train(basic_finetuning, world, tmp_path, *options)
     model = load_checkpoint(output / "base_weights.pt")
     literal = load_checkpoint(world / "literal.pt")
     gpt = {name for name in literal.state_dict() if name.startswith("gpt.")}
     assert all(torch.equal(model.state_dict()[name], literal.state_dict()[name]) for name in gpt)
     assert (model.config.mapping, model.config.prefix_length, model.config.clip_dim) == (mapping, 5, 16)
+    assert mapping == "mlp" or (model.config.clip_length, len(model.clip_project.transformer.layers)) == (3, 2)
     assert model.record["trained_parameters"] == sum(p.numel() for p in model.clip_project.parameters())
 
 

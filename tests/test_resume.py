@@ -30,10 +30,12 @@ from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 SCRIPTS = [importlib.import_module(path.stem) for path in Path(load_data.__file__).parent.glob("*_finetuning.py")]
 # What changes no number of a run, as the README's readers expect it. A new option is not among them by default.
 HARMLESS = {"output_dir", "resume", "report_to", "demo", "merged", "export_peft"}
-FRESH = {"language_model", "mapping", "prefix_length", "clip_length", "normalize"}  # of a run without --init
+# Of a run without --init.
+FRESH = {"language_model", "mapping", "prefix_length", "clip_length", "mapping_layers", "normalize"}
 NAMES = {"data": "data", "precision": "precision"}  # what a refusal calls the option, where it is not "--option"
 OTHER = {
-    **{"limit_train": "15", "prefix_length": "5", "clip_length": "4", "train": "mlp", "target": "c_fc"},
+    **{"limit_train": "15", "prefix_length": "5", "clip_length": "4", "mapping_layers": "3"},
+    **{"train": "mlp", "target": "c_fc"},
     **{"template": "say: {literal}", "precision": "bf16", "batch_size": "4", "rank": "3", "max_tokens": "66"},
     "controls": "hashtags",
     "patience": "7",
@@ -93,6 +95,7 @@ def begun(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:  # no
     def start(script: ModuleType, fresh: bool) -> list[str]:
         if (script, fresh) not in lines:
             model = ["--language-model", str(world / "gpt2")] if fresh else ["--init", str(world / "literal.pt")]
+            model += ["--mapping", "transformer"] if fresh else []
             if fresh and script.__name__ == "prompt_finetuning":
                 model += ["--literal-weights", str(world / "literal.pt")]
             if script.__name__ == "frozen_finetuning":  # with the mapping network, which has an option of its own

@@ -218,6 +218,7 @@ def test_a_number_out_of_range_is_refused_by_the_name_of_its_option(option: str,
 
 
 HUGE = str(10**12)
+TRANSFORMER = ["--language-model", "GPT2", "--mapping", "transformer"]
 
 
 @pytest.mark.parametrize(
@@ -229,12 +230,16 @@ HUGE = str(10**12)
         (basic_finetuning, ["--batch-size", HUGE], "--batch-size must be at most"),
         (basic_finetuning, ["--language-model", "GPT2", "--prefix-length", "0"], "prefix_length must be at least 1"),
         (basic_finetuning, ["--language-model", "GPT2", "--prefix-length", HUGE], "prefix.length"),
-        (basic_finetuning, ["--language-model", "GPT2", "--clip-length", "0"], "clip_length must be at least 1"),
+        (basic_finetuning, [*TRANSFORMER, "--clip-length", "0"], "clip_length must be at least 1"),
         (
             basic_finetuning,
-            ["--language-model", "GPT2", "--mapping", "transformer", "--clip-length", str(2**31 - 1)],
+            [*TRANSFORMER, "--clip-length", str(2**31 - 1)],
             "this mapping network would have [0-9,]{12,} parameters.*--clip-length",
         ),
+        (basic_finetuning, [*TRANSFORMER, "--mapping-layers", "0"], "mapping_layers must be at least 1"),
+        (basic_finetuning, [*TRANSFORMER, "--mapping-layers", "1000000"], "--mapping-layers must be at most 1000, not"),
+        (basic_finetuning, [*TRANSFORMER[:2], "--clip-length", "4"], "--clip-length .* only with --mapping tran"),
+        (basic_finetuning, [*TRANSFORMER[:2], "--mapping-layers", "4"], "--mapping-layers .* only with --mapping"),
         (frozen_finetuning, ["--train", "last:" + "9" * 5000], "is no part of this model"),
         (lora_finetuning, ["--rank", "1000000000"], "--rank must be at most 32, the width of this language model"),
         (lora_finetuning, ["--rank", "2", "1000000000"], "--rank must be at most 32"),

@@ -1,10 +1,9 @@
-"""Sources in folders: images with captions beside them, and COCO's annotations."""
+"""Images in a folder with their captions beside them."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -43,24 +42,6 @@ def folder(path: str, allow_outside: bool = False) -> Source:
     if not any(example.captions for example in examples):
         raise UserError(f"{path!r} has images but no captions; add metadata.jsonl, captions.csv, or a .txt beside each")
     return Source({"name": "folder", "path": str(root)}, examples)
-
-
-def coco(path: str, allow_outside: bool = False) -> Source:
-    """COCO as it is unpacked: `captions_*.json` (also in annotations/), and images in train2017/, images/ or beside it.
-
-    Raises:
-        UserError: there is no such folder, it has no caption files that can be read, or an image is outside and
-            `allow_outside` is not set.
-    """
-    root = existing(path, folder=True)
-    home = Home(root, allow_outside=allow_outside)
-    files = sorted(root.glob("captions_*.json")) or sorted(root.glob("annotations/captions_*.json"))
-    if not files:
-        raise UserError(f"{path!r} has no captions_*.json, nor has its folder annotations; give COCO's folder")
-    examples = [example for file in files for example in _from_coco(home, root, file)]
-    if not examples:
-        raise UserError(f"{path!r} has no captions in its captions_*.json")
-    return Source({"name": "coco", "path": str(root)}, examples)
 
 
 def existing(path: str, folder: bool = False) -> Path:
@@ -155,43 +136,3 @@ def _value(row: dict[str, Any], columns: Iterable[str], where: str) -> Any:
             return row[column]
     has = ", ".join(short(column)[1:-1] for column in list(row)[:20])
     raise UserError(f"{where}, has no column {' or '.join(columns)}; it has {has}")
-
-
-def _from_coco(home: Home, root: Path, file: Path) -> Iterator[Example]:
-    home.check(file, repr(str(file)))
-    content = parse_json(read_text(file), repr(str(file)))
-    names = {key: (name, where) for key, name, where in _entries(content, "images", ("id", "file_name"), file)}
-    captions: dict[Any, list[str]] = {}
-    for key, caption, where in _entries(content, "annotations", ("image_id", "caption"), file):
-        if key not in names:
-            raise UserError(f"{where} belongs to image {short(key)}, which is not among its images")
-        captions.setdefault(key, []).extend(read_captions(caption, where))
-    part = file.stem.removeprefix("captions_")  # "train2017"
-    places = [root / part, root / "images" / part, root / "images", root]
-    first = next((names[key][0] for key in captions), None)
-    images = next((place for place in places if first and os.path.isfile(place / first)), places[0])
-    for key, texts in captions.items():
-        name, where = names[key]
-        yield Example(str(key), tuple(texts), home.check(images / name, f"{where}: {short(name)}"), split_name(part))
-
-
-def _entries(content: Any, part: str, fields: tuple[str, str], file: Path) -> Iterator[tuple[Any, Any, str]]:
-    """The image's id and the other field of each entry in a part of a COCO file, and where it is. Raises UserError."""
-    entries = content.get(part) if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f"{str(file)!r} is not a COCO caption file: it needs the lists 'images' and 'annotations'")
-    seen = set()
-    for number, entry in enumerate(entries):
-        where = f"{str(file)!r}, {part!r}, entry {number}"
-        missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
-        if missing:
-            raise UserError(f"{where} has no {missing[0]}")
-        key, value = (entry[field] for field in fields)
-        if isinstance(key, bool) or not isinstance(key, int | str):
-            raise UserError(f"{where} has an {fields[0]} that is neither a number nor a text")
-        if part == "images":
-            needed_text(value, f"{where}: file_name")
-            if key in seen:
-                raise UserError(f"{where}: the id {short(key)} comes twice")
-            seen.add(key)
-        yield key, value, where

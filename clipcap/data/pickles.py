@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ def clipcap(path: str, clip: str | None = None) -> Source:
     """Examples that bring their embeddings, from one pickle.
 
     It holds {"clip_embedding": tensor (N, C), "captions": [{"image_id", "caption", "clip_embedding": row}, ...]}.
+    That of `parse_coco.py` has a row for each caption; those of one image are kept together by its image_id.
 
     Args:
         path: the pickle.
@@ -39,6 +42,9 @@ def clipcap(path: str, clip: str | None = None) -> Source:
     file = Path(path)
     content = read_pickle(file)
     embeddings, captions = _parts(content, file)
+    of_validation = _validation_captions(captions, len(embeddings))
+    if of_validation:
+        captions = _mended(captions, of_validation)
     texts: dict[int, list[str]] = {}
     ids: dict[int, str] = {}
     number_of_captions, left = 0, UNFOLDED * file.stat().st_size
@@ -57,7 +63,13 @@ def clipcap(path: str, clip: str | None = None) -> Source:
         texts.setdefault(row, []).extend(read_captions(entry["caption"], where))
         ids.setdefault(row, _image_id(entry.get("image_id", row), where))
     examples = [
-        Example(ids[row], tuple(captions), clip_embedding=embeddings[row], origin=file)
+        Example(
+            ids[row],
+            tuple(captions),
+            split="validation" if row < of_validation else "train",
+            clip_embedding=embeddings[row],
+            origin=file,
+        )
         for row, captions in texts.items()
     ]
     model = clip or _guess(file, embeddings.shape[1])
@@ -66,6 +78,42 @@ def clipcap(path: str, clip: str | None = None) -> Source:
             f"{path!r} holds embeddings {embeddings.shape[1]} wide, {model} makes {WIDTHS[model]}; check --clip"
         )
     return Source({"name": "clipcap", "path": str(file.resolve())}, examples, model)
+
+
+def _validation_captions(captions: list[Any], embeddings: int) -> int:
+    """How many captions of validation come first in a training file of `parse_conceptual.py`; 0 for any other file.
+
+    Its embeddings are those of validation and then those for training, and so are its captions, but the training
+    captions count their rows from 0 again and so point at other images.
+    """
+    if len(captions) != embeddings:
+        return 0
+    rows = [entry.get("clip_embedding") if isinstance(entry, dict) else None for entry in captions]
+    first = rows.index(0, 1) if 0 in rows[1:] else 0
+    if not first or rows != [*range(first), *range(len(rows) - first)]:
+        return 0
+    plain = all(isinstance(entry.get(field), str) for entry in captions for field in ("image_id", "caption"))
+    numbered = plain and all(re.fullmatch(r"\d{8}", captions[place]["image_id"]) for place in (0, first))
+    return first if numbered else 0
+
+
+def _mended(captions: list[dict[str, Any]], of_validation: int) -> list[dict[str, Any]]:
+    """The captions of such a file, each with the row of its own embedding and an image_id that no other image has.
+
+    The images of validation were downloaded for training too, under the same numbers: they are left out there.
+    """
+    kept = []
+    seen = {(entry["image_id"], entry["caption"]) for entry in captions[:of_validation]}
+    for row, entry in enumerate(captions):
+        part = "val" if row < of_validation else "train"
+        if part == "val" or (entry["image_id"], entry["caption"]) not in seen:
+            kept.append(entry | {"clip_embedding": row, "image_id": f"{part}/{entry['image_id']}"})
+    print(
+        "the training captions of this file of parse_conceptual.py pointed at other images, and were mended: "
+        f"{of_validation} captions of validation, {len(kept) - of_validation} for training",
+        file=sys.stderr,
+    )
+    return kept
 
 
 def _image_id(value: Any, where: str) -> str:

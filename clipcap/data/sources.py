@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from clipcap.cli.options import arg
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.archives import instagram_archive
+from clipcap.data.coco import coco
+from clipcap.data.conceptual import conceptual
 from clipcap.data.examples import Deferred, Example, Source, check_fractions, split_name
-from clipcap.data.folders import coco, folder
+from clipcap.data.folders import folder
 from clipcap.data.pickles import clipcap
 from clipcap.data.reading import Home, legible, read_captions, short
 from clipcap.data.tars import tar
@@ -121,7 +123,12 @@ SOURCES = {
     "coco": Kind(
         lambda path, options, _: coco(path, options.allow_outside),
         "PATH",
-        "COCO's folder: captions_*.json and images",
+        "COCO's folder, or its captions_*.json, dataset_coco.json or train_caption.json",
+    ),
+    "conceptual": Kind(
+        lambda path, options, _: conceptual(path, options.allow_outside),
+        "PATH",
+        "Conceptual Captions: a .tsv of captions and addresses, and the images",
     ),
     "tar": Kind(
         lambda path, options, _: tar(path, options.allow_outside),

@@ -23,6 +23,8 @@ MOST = {
     "evals_per_epoch": 10**6,
     "seed": 2**32 - 1,
 }
+OF_TRANSFORMER = ("clip_length", "mapping_layers")  # what the MLP mapping network has not
+MOST_LAYERS = 1000  # of a mapping network: more take minutes to count
 
 
 @dataclass
@@ -54,7 +56,17 @@ class StartArguments:
     )
     prefix_length: int | None = arg(None, "without --init: prefix tokens (default: 10)")
     clip_length: int | None = arg(None, "without --init: CLIP tokens of the transformer (default: 10)")
+    mapping_layers: int | None = arg(None, "without --init: layers of the transformer (default: 8)")
     normalize: bool = arg(False, "without --init: divide CLIP embeddings by their L2 norm")
+
+    def check(self) -> None:
+        """Raise a UserError for a fresh mapping network that cannot be."""
+        useless = [name for name in OF_TRANSFORMER if getattr(self, name) is not None]
+        if useless and self.mapping != "transformer":
+            option = f"--{useless[0].replace('_', '-')}"
+            raise UserError(f"{option} has an effect only with --mapping transformer: leave it out")
+        if (self.mapping_layers or 0) > MOST_LAYERS:
+            raise UserError(f"--mapping-layers must be at most {MOST_LAYERS}, not {self.mapping_layers}")
 
 
 @dataclass

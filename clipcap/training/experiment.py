@@ -27,7 +27,7 @@ from clipcap.model.language_model import (
     tokenizer_of,
 )
 from clipcap.model.networks import plain_settings
-from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments, settings
+from clipcap.training.arguments import OF_TRANSFORMER, DataArguments, LoopArguments, StartArguments, settings
 from clipcap.training.loader import CaptionDataset
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.format import sha256
@@ -180,7 +180,7 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
     Raises:
         UserError: options that contradict each other, or weights that cannot be loaded.
     """
-    fresh = ("language_model", "mapping", "prefix_length", "clip_length")
+    fresh = ("language_model", "mapping", "prefix_length", *OF_TRANSFORMER)
     if args.init:
         clashing = [name for name in fresh if getattr(args, name) is not None] + ["normalize"] * args.normalize
         if clashing:
@@ -192,6 +192,7 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
         model.literal_captioner = model.config.prompt = None
         model.config.controls = {}
         return model
+    args.check()
     language_model = args.language_model or "gpt2"
     gpt = load_language_model(language_model)
     chosen: dict[str, Any] = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
