@@ -19,12 +19,13 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from clipcap.data.examples import Example, Source, split_name
+from clipcap.data.examples import Example, Listing, Source, split_name
 from clipcap.data.folders import existing
 from clipcap.data.pickles import read_pickle
 from clipcap.data.reading import Home, legible, read_captions, short
@@ -61,24 +62,29 @@ def conceptual(path: str, allow_outside: bool = False) -> Source:
     if not (tables or records):
         raise UserError(f"{path!r} has no .tsv of captions and addresses; --source folder reads what img2dataset wrote")
     by_split = {split_name(table.stem): table for table in tables}
-    if records:
-        examples = list(_from_records(home, folder, records))
-    elif len(by_split) < len(tables):
+    if not records and len(by_split) < len(tables):
         raise UserError(f"{path!r} has several tables of one split: give the one to read, such as {str(tables[0])!r}")
-    else:
-        examples = [e for split, table in by_split.items() for e in _from_table(home, folder, table, split)]
-    if not examples:
+    repeated = {} if records else {table: _repeated(home.check(table, repr(str(table)))) for table in tables}
+    told: set[Path] = set()
+
+    def examples() -> Iterator[Example]:
+        if records:
+            return _from_records(home, folder, records)
+        parts = by_split.items()
+        return chain.from_iterable(_from_table(home, folder, table, split, repeated, told) for split, table in parts)
+
+    if next(examples(), None) is None:
         raise UserError(f"no image of {path!r} is there, in a folder {FOLDERS['train'][0]} beside the .tsv: {HOW}")
-    return Source({"name": "conceptual", "path": str(root)}, examples)
+    return Source({"name": "conceptual", "path": str(root)}, Listing(examples))
 
 
-def _from_table(home: Home, folder: Path, table: Path, split: str) -> Iterator[Example]:
+def _from_table(
+    home: Home, folder: Path, table: Path, split: str, repeated: dict[Path, set[int]], told: set[Path]
+) -> Iterator[Example]:
     """The rows whose image is there. Rows that share an image come last, as one example for each image."""
-    home.check(table, repr(str(table)))
     places = [folder / name for name in FOLDERS[split]]
     images = next((place for place in places if place.is_dir()), places[0])
     shared: dict[Path, dict[str, list[str]]] = {}
-    repeated = _repeated(table)
     rows = there = 0
     for rows, (caption, url) in enumerate(_rows(table), 1):
         name = str(zlib.crc32(url.encode()))
@@ -88,7 +94,7 @@ def _from_table(home: Home, folder: Path, table: Path, split: str) -> Iterator[E
         image = home.check(Path(found), repr(found))
         if _is_of_validation(image, folder):
             continue
-        if image.name == name and int(name) in repeated:
+        if image.name == name and int(name) in repeated[table]:
             shared.setdefault(image, {}).setdefault(url, []).append(caption)
             continue
         there += 1
@@ -98,7 +104,9 @@ def _from_table(home: Home, folder: Path, table: Path, split: str) -> Iterator[E
             (texts,) = captions.values()
             there += len(texts)
             yield _example(image, texts, split)
-    print(f"{table}: the images of {there} of {rows} rows are there", file=sys.stderr)
+    if table not in told:  # it is listed several times
+        print(f"{table}: the images of {there} of {rows} rows are there", file=sys.stderr)
+        told.add(table)
 
 
 def _from_records(home: Home, folder: Path, records: list[Path]) -> Iterator[Example]:

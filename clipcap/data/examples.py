@@ -174,7 +174,8 @@ def carve_splits(examples: Iterable[Example], fractions: dict[str, float], seed:
         if example.split != "train":
             return example
         place = _place(example, seed)
-        return replace(example, split=next((name for name, end in ends.items() if place <= end), "train"))
+        split = next((name for name, end in ends.items() if place <= end), "train")
+        return example if split == "train" else replace(example, split=split)
 
     return Listing(lambda: map(assigned, examples))
 
