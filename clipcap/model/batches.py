@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 IGNORED = -100  # the label of prompt and padding, which the loss must not see
+AT_ONCE = 10_000  # captions: the tokenizer's own notes on each take kilobytes
 PADDING = 0  # any token will do, since its label is IGNORED
 
 
@@ -69,7 +70,8 @@ def encode_captions(
     end = end_of_text(tokenizer, end_name)
     return [
         [*encoding.ids, end] if len(encoding.ids) < max_tokens else _cut(encoding, max_tokens)
-        for encoding in tokenizer.encode_batch([blank + caption for caption in captions])
+        for start in range(0, len(captions), AT_ONCE)
+        for encoding in tokenizer.encode_batch([blank + caption for caption in captions[start : start + AT_ONCE]])
     ]
 
 
