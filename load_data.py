@@ -106,7 +106,7 @@ def make(
         **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},
         LIST: (shards := Shards(examples, IMAGES_PER_SHARD)).fingerprint,
     }
-    processes.agree(plan, "images, captions or CLIP")
+    processes.agree(shards.fingerprint, "images or captions")
     writer = DatasetWriter(folder, plan, shards)
     if processes.main:
         writer.begin()
