@@ -301,7 +301,7 @@ def test_what_a_strangers_file_says_about_its_training_is_not_believed(world, tm
 
 
 def test_a_score_that_is_not_finite_is_no_result(world, monkeypatch, capsys):
-    monkeypatch.setattr("clipcap.evaluation.scores.validation_loss", lambda *args, **options: float("nan"))
+    monkeypatch.setattr("clipcap.evaluation.scores.summed_loss", lambda *args, **options: (float("nan"), 1))
     with pytest.raises(UserError, match="none of the 1 models"):
         run(world, "base/base_weights.pt", output="bad")
     assert "base is left out: its loss is nan" in capsys.readouterr().err
@@ -310,8 +310,8 @@ def test_a_score_that_is_not_finite_is_no_result(world, monkeypatch, capsys):
 def test_a_huge_batch_does_not_make_huge_logits(world, monkeypatch):
     from clipcap.evaluation import scores
 
-    sizes, plain = [], scores.validation_loss
-    monkeypatch.setattr(scores, "validation_loss", lambda m, d, size, **o: sizes.append(size) or plain(m, d, size, **o))
+    sizes, plain = [], scores.summed_loss
+    monkeypatch.setattr(scores, "summed_loss", lambda m, d, size, **o: sizes.append(size) or plain(m, d, size, **o))
     assert run(world, "base/base_weights.pt", batch_size=4096) == 0
     assert sizes == [scores.LOSS_BATCH]
     with pytest.raises(UserError, match="--batch-size must be at most 4096"):
