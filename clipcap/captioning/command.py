@@ -2,6 +2,8 @@
 
     clipcap --weights coco photos/ --output captions.jsonl
 
+With `torchrun` several processes share the pictures out, and the first one writes what a single process would.
+
 A second run captions only the pictures that the output has no caption of yet. Exit status: 0 if all pictures have
 captions, 1 if some failed (each is listed), 2 if nothing could be done, 70 for a fault of the program, 130 or 143 if it
 was interrupted.
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
         opened = open_outputs(output_args) if processes.main else []
         outputs = [stack.enter_context(closing(output)) for output in opened]
         found = Pictures.find(given.images, lambda path: processes.main and wanted(path, outputs))
-        processes.agree(f"{found.found} named {found.identity}", "pictures")
+        processes.agree(f"{found.found} with the fingerprint {found.identity}", "pictures")
         pictures = processes.gather(found)[0]
         if not pictures.todo:
             processes.note(f"all {pictures.found} pictures are captioned already")

@@ -27,7 +27,7 @@ class Pictures:
     Attributes:
         found: how many pictures there are.
         todo: how many of them are to be captioned.
-        identity: of the paths of all that were found.
+        identity: a fingerprint of the paths of all that were found.
         packed: the paths of those to be captioned, compressed, since there may be millions.
     """
 
