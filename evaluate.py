@@ -129,7 +129,8 @@ def compare(
     from clipcap.weights.places import short_names
 
     device, folder = pick_device(args.device), Path(args.output)
-    make_folder(args.output)
+    if processes.main:
+        make_folder(folder)
     store = EmbeddingStore.open(args.data)
     processes.agree(store.identity, "data")
     held_out = HeldOut(store, args.split, args.limit, device, not args.no_fast, args.protocol, processes)

@@ -148,7 +148,7 @@ class Captioner:
             sources: paths or PIL pictures.
             decoding: how to search.
             rules: what the captions must keep to.
-            batch_size: pictures per batch; None: see `batch_sizes`.
+            batch_size: pictures per batch; None: as many as decode well together, and fewer in the first batch.
             workers: processes that decode pictures, see `clipcap.clip.workers`.
 
         Yields:

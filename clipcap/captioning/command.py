@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
             return 0
         from clipcap.captioning.captioner import Captioner
         from clipcap.model.prompts import PROMPTS, needs_literal
+        from clipcap.weights.format import sha256
+        from clipcap.weights.published import resolve_weights
 
         captioner = processes.load(
             lambda: Captioner.load(
@@ -105,6 +107,8 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
                 prompt=PROMPTS["template"] if model_args.with_prompt else None,
             )
         )
+        if processes.world > 1:
+            processes.agree(sha256(resolve_weights(model_args.weights))[:8], "weights")
         if output_args.show_literal and not needs_literal(captioner.model.config.prompt):
             processes.note("note: these weights start from no literal caption, so there is none to show")
         turns = Turns(processes, pictures.todo, *batch_sizes(*searched, model_args.batch_size))

@@ -77,15 +77,15 @@ def evaluate_model(
     """
     processes, own = held_out.processes, held_out.own
 
-    def load() -> tuple[Path, ClipCap, np.ndarray]:
+    def load() -> tuple[Path, str, ClipCap, Tokenizer, np.ndarray]:
         file = resolve_weights(weights)
         model = _load(file, held_out, base, normalize).to(dtype)
         if not same_clip(held_out.store, model.config):
             check_clip_place(model.config, file)  # its own CLIP is loaded then
-        return file, model, own.embeddings(model)
+        return file, sha256(file), model, tokenizer_of(model.config), own.embeddings(model)
 
-    file, model, embeddings = processes.load(load)
-    tokenizer = tokenizer_of(model.config)
+    file, identity, model, tokenizer, embeddings = processes.load(load)
+    processes.agree(identity[:8], "weights")
 
     def caption() -> tuple[list[str], float, float, int]:
         nonlocal model
@@ -118,7 +118,7 @@ def evaluate_model(
             raise UserError(f"its {name} is {score}: its weights, or the judge's, are damaged")
     return {
         "weights": str(weights),
-        "sha256": sha256(file),
+        "sha256": identity,
         "clip": str(clip_of(model.config)),
         "scores": scores,
         "losses": history,
