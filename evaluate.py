@@ -8,15 +8,17 @@ save ratings.json; `python evaluate.py --ratings ratings.json --output report/` 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clipcap.captioning.options import DecodingArguments, check_sizes, chosen
 from clipcap.cli.options import OnOff, arg, parse
+from clipcap.cli.processes import Ended, Processes, together
 from clipcap.cli.status import run
+from clipcap.decoding.options import SEQUENCES
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least, check_text, first_line
 from clipcap.files import make_folder, only_writer
@@ -46,7 +48,7 @@ class EvaluationArguments:
     base: str | None = arg(None, "what the LoRA weights among them were trained on, if it has moved", metavar="FILE")
     normalize: bool | None = arg(None, "of published weights: divide CLIP's embeddings by their norm", action=OnOff)
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
-    batch_size: int = arg(32, "images per batch")
+    batch_size: int | None = arg(None, f"images captioned together (default: {SEQUENCES}, fewer with beams)")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(PRECISIONS))
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only what is sampled differs")
@@ -66,10 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from clipcap.evaluation.report import text_table
 
     folder = Path(args.output)
-    if args.ratings:
-        report = rate(args, decoding_args, positional.models, folder)
-    else:
-        report = compare(args, decoding_args, positional.models, folder)
+    with together() as processes:
+        if args.ratings and processes.main:
+            report = rate(args, decoding_args, positional.models, folder)
+        elif not args.ratings:
+            report = compare(args, decoding_args, positional.models, processes)
+    if not processes.main:
+        return 0
     print(text_table(report))
     print(*(folder / name for name in ("report.md", "report.json", "report.html")), sep="\n")
     return 1 if report["failed"] and not args.ratings else 0
@@ -79,8 +84,7 @@ def rate(
     args: EvaluationArguments, decoding_args: DecodingArguments, models: Sequence[str], folder: Path
 ) -> dict[str, Any]:
     """Add people's ratings to an existing report. Raises UserError."""
-    from clipcap.evaluation.ratings import add_ratings
-    from clipcap.evaluation.report import read_report, rewrite_tables
+    from clipcap.evaluation.ratings import rate_report
 
     if models:
         raise UserError(f"--ratings go into the report that is already in {folder}: leave the models out")
@@ -88,14 +92,7 @@ def rate(
     if unused:
         option = f"--{unused[0].replace('_', '-')}"
         raise UserError(f"--ratings go into the report that is already in {folder}: leave {option} out")
-    report = read_report(folder)
-    with only_writer(folder):
-        try:
-            add_ratings(report, args.ratings)
-            rewrite_tables(report, folder)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{folder} holds no report as evaluate.py writes it ({first_line(error)})") from None
-    return report
+    return rate_report(folder, args.ratings)
 
 
 def given_options(args: EvaluationArguments, decoding_args: DecodingArguments) -> Iterator[str]:
@@ -105,9 +102,11 @@ def given_options(args: EvaluationArguments, decoding_args: DecodingArguments) -
 
 
 def compare(
-    args: EvaluationArguments, decoding_args: DecodingArguments, models: Sequence[str], folder: Path
+    args: EvaluationArguments, decoding_args: DecodingArguments, models: Sequence[str], processes: Processes
 ) -> dict[str, Any]:
     """Evaluate every model and write the report after each, so that an interruption costs one model and not all.
+
+    Several processes share the pictures out, and the main one writes the report.
 
     Raises:
         UserError: the arguments cannot be used, or no model could be evaluated.
@@ -129,26 +128,30 @@ def compare(
     from clipcap.evaluation.scores import evaluate_model, new_report
     from clipcap.weights.places import short_names
 
-    device = pick_device(args.device)
-    make_folder(args.output)
+    device, folder = pick_device(args.device), Path(args.output)
+    if processes.main:
+        make_folder(folder)
     store = EmbeddingStore.open(args.data)
-    held_out = HeldOut(store, args.split, args.limit, device, not args.no_fast, args.protocol)
-    shown = held_out.pictures(args.pictures)
-    more = {name: java_scorer(name) for name in args.metrics}
-    judge = make_judge(held_out, args.clip_prompt)
+    processes.agree(store.identity, "data")
+    held_out = HeldOut(store, args.split, args.limit, device, not args.no_fast, args.protocol, processes)
+    shown = held_out.pictures(args.pictures if processes.main else 0)
+    more = {name: java_scorer(name) for name in args.metrics if processes.main}
+    judge = make_judge(held_out, args.clip_prompt) if processes.main else None
     report = new_report(held_out, decoding, judge)
     settled = (held_out, decoding, judge, pick_dtype(args.precision, device), args.batch_size, more)
-    with only_writer(folder):
+    with only_writer(folder) if processes.main else nullcontext():
         for name, weights in short_names(models):
-            print(f"{name}: {weights}", file=sys.stderr)
+            processes.note(f"{name}: {weights}")
             try:
                 report["models"].append({"name": name, **evaluate_model(weights, *settled, args.base, args.normalize)})
+            except Ended:
+                raise
             except Exception as error:  # whatever is wrong with one file, the others get their scores
                 report["failed"][name] = first_line(error)
-                print(f"error: {name} is left out: {report['failed'][name]}", file=sys.stderr)
-            if report["models"]:
+                processes.note(f"error: {name} is left out: {report['failed'][name]}")
+            if report["models"] and processes.main:
                 write_report(report, folder, shown)
-    if not report["models"]:
+    if not report["models"] and processes.main:
         raise UserError(f"none of the {len(models)} models could be evaluated: see above")
     return report
 

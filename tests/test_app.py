@@ -381,3 +381,11 @@ def test_captions_of_strangers_are_text(photo: Path, browser: Chromium) -> None:
         shown = browser.run("[...document.querySelectorAll('#choices label')].map(e => e.innerText.trim())")
         assert shown == HOSTILE and browser.run(CAPTION) == HOSTILE[0]
         assert browser.run("document.title") == "Captions" and not browser.run("!!document.querySelector('#choices a')")
+
+
+def test_a_page_has_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against eight processes that ask for the same port."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="start it without torchrun"), app.opened(app.PageArguments(weights=["demo"])):
+        pass

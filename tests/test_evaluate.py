@@ -6,16 +6,18 @@ import random
 import pytest
 import torch
 from PIL import Image
-from tiny import save_tiny_clip, tiny_config
+from tiny import save_tiny_clip, tiny_captioner_model, tiny_config
 
 import evaluate
 import load_data
+from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.evaluation import treebank
 from clipcap.evaluation.metrics import overlap
 from clipcap.evaluation.report import read_report
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
+from clipcap.model.prompts import caption_embeddings
 from clipcap.weights import checkpoint, places
 
 WORDS = ["sunset", "beach", "dog", "coffee", "love", "happy", "☀️", "😍", "#sun", "#dogs", "my", "best", "day", "!"]
@@ -147,7 +149,7 @@ def test_captions_are_those_of_the_captioner(world):
 
 def test_limit_and_names(world, capsys):
     """Two files called alike must not share a column."""
-    assert run(world, "base/base_weights.pt", "base/../base/base_weights.pt", limit=2) == 0
+    assert run(world, "base/base_weights.pt", "base/../base/base_weights.pt", limit=2, pictures=0) == 0
     report = read_report(world / "report")
     assert len(set(model["name"] for model in report["models"])) == 2
     assert report["data"]["images"] == 2 and len(report["models"][0]["captions"]) == 2
@@ -301,17 +303,29 @@ def test_what_a_strangers_file_says_about_its_training_is_not_believed(world, tm
 
 
 def test_a_score_that_is_not_finite_is_no_result(world, monkeypatch, capsys):
-    monkeypatch.setattr("clipcap.evaluation.scores.validation_loss", lambda *args, **options: float("nan"))
+    monkeypatch.setattr("clipcap.evaluation.scores.summed_loss", lambda *args, **options: (float("nan"), 1))
     with pytest.raises(UserError, match="none of the 1 models"):
         run(world, "base/base_weights.pt", output="bad")
     assert "base is left out: its loss is nan" in capsys.readouterr().err
 
 
+def test_as_many_are_decoded_together_as_decode_well(monkeypatch):
+    """Guards against evaluation, or literal captions, in smaller batches than captioning takes."""
+    sizes = []
+    monkeypatch.setattr(
+        ClipCap, "generate_all", lambda model, batch, *_: sizes.append(len(batch)) or [[[1]]] * len(batch)
+    )
+    model, embeddings = tiny_captioner_model(), torch.zeros(300, 16)
+    for decoding in (Decoding(), Decoding(method="beam"), Decoding(method="nucleus", num_captions=100)):
+        caption_embeddings(model, embeddings[: 4 * decoding.batch], decoding)
+    assert sizes == [256, 44, *[51] * 4, *[8] * 4]
+
+
 def test_a_huge_batch_does_not_make_huge_logits(world, monkeypatch):
     from clipcap.evaluation import scores
 
-    sizes, plain = [], scores.validation_loss
-    monkeypatch.setattr(scores, "validation_loss", lambda m, d, size, **o: sizes.append(size) or plain(m, d, size, **o))
+    sizes, plain = [], scores.summed_loss
+    monkeypatch.setattr(scores, "summed_loss", lambda m, d, size, **o: sizes.append(size) or plain(m, d, size, **o))
     assert run(world, "base/base_weights.pt", batch_size=4096) == 0
     assert sizes == [scores.LOSS_BATCH]
     with pytest.raises(UserError, match="--batch-size must be at most 4096"):

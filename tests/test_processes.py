@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipcap.cli.processes import Processes, launched, on_this_machine, together
+from clipcap.cli.progress import ProgressBar
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import UserError
 
@@ -103,6 +104,58 @@ def test_an_environment_without_the_means_to_meet_is_one_sentence(monkeypatch, e
         pass
     assert "torchrun --nproc-per-node N" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Second(Processes):
+    """The second of two processes, whose other one says what it is told here."""
+
+    def __init__(self, *said) -> None:
+        super().__init__(1, 2)
+        vars(self).update(said=list(said), heard=[])
+
+    def gather(self, value):
+        self.heard.append(value)
+        return [self.said.pop(0), value]
+
+
+def test_what_fails_in_one_process_fails_in_all():
+    """Guards against a process that waits for the captions of another, which has gone on to the next model."""
+    assert Second(("a", None)).attempt(lambda: "b") == ["a", "b"]
+    with pytest.raises(UserError, match="no such file"):
+        Second((None, "no such file")).attempt(lambda: "b")
+    process = Second(("a", None))
+    with pytest.raises(ZeroDivisionError):
+        process.attempt(lambda: 1 / 0)
+    assert process.heard == [(None, "division by zero")]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_of_a_machine_downloads_for_the_others(monkeypatch, rank):
+    """Guards against eight downloads of one file at the same time."""
+    meeting = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in meeting.items():
+        monkeypatch.setenv(name, str(value))
+    loaded: list[str] = []
+    after: list[int] = []
+
+    def attempt(_: Processes, work) -> None:
+        work()
+        after.append(len(loaded))
+
+    monkeypatch.setattr(Processes, "attempt", attempt)
+    assert Processes(rank, 2).load(lambda: loaded.append("model") or "model") == "model"
+    assert after == [1 - rank, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_shows_the_bar(monkeypatch, capsys, rank):
+    """Guards against a log with eight bars for one run."""
+    for name, value in {"WORLD_SIZE": 2, "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    list(ProgressBar(range(3), "work"))
+    Processes(rank, 2).note("once")
+    said = capsys.readouterr().err
+    assert (said.count("work"), said.count("once")) == ((3, 1) if rank == 0 else (0, 0))
 
 
 def test_a_process_that_is_alone_meets_nobody(monkeypatch):

@@ -6,7 +6,7 @@ Shapes: B pictures, C CLIP width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clipcap.captioning.candidates import Candidates, check_start, tokens_of
 from clipcap.captioning.choice import Choice
-from clipcap.captioning.options import check_sizes, decoding_and_rules
+from clipcap.captioning.options import batch_sizes, check_sizes, decoding_and_rules
 from clipcap.captioning.posts import Frame
 from clipcap.captioning.rows import Row
 from clipcap.captioning.rules import Rules, framed
@@ -26,7 +26,7 @@ from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import UnreadableImage
 from clipcap.clip.names import names_weights
 from clipcap.clip.workers import pixel_batches
-from clipcap.decoding.options import SEQUENCES, Decoding
+from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import NoCaption
 from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError, is_out_of_memory
@@ -39,7 +39,6 @@ from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.places import check_clip_place, may_follow
 from clipcap.weights.published import resolve_weights
 
-FIRST = 32  # pictures in the first batch, so that its captions come soon
 CLIP_BATCH = 64
 
 Captioned = tuple[list[str], str | None]  # a picture's captions, and the literal caption in its prompt, if any
@@ -163,8 +162,7 @@ class Captioner:
         if start:
             tokens = tokens_of(self.tokenizer, start, self.model.config.blank)
             check_start(start, len(tokens), min(decoding.max_tokens, self.model.room))
-        size = batch_size or max(8, SEQUENCES // replace(decoding, num_captions=rules.num_captions).width)
-        first = batch_size or min(FIRST, size)
+        first, size = batch_sizes(decoding, rules, batch_size)
         for batch in pixel_batches(sources, self.encoder.preprocessing, size, workers, first):
             pictures = [(source, *framed(source, decoded, rules)) for source, decoded in batch]
             pixels = [decoded for _, decoded, _ in pictures if not isinstance(decoded, UnreadableImage)]
@@ -220,7 +218,7 @@ class Captioner:
 
     def _choose(self, clip_embedding: Tensor, frames: list[Frame], decoding: Decoding, rules: Rules) -> list[Captioned]:
         """(B, C) and B frames -> for each picture its captions, and the literal caption in its prompt, if any."""
-        literals = literal_captions(self.model, clip_embedding, batch_size=SEQUENCES)
+        literals = literal_captions(self.model, clip_embedding)
         prompts = prompts_for(self.model, self.tokenizer, len(clip_embedding), literals, rules)
         encode_texts = self.encoder.encode_texts
         starts = [frame.start for frame in frames]

@@ -2,6 +2,8 @@
 
     clipcap --weights coco photos/ --output captions.jsonl
 
+With `torchrun` several processes share the pictures out, and the first one writes what a single process would.
+
 A second run captions only the pictures that the output has no caption of yet. Exit status: 0 if all pictures have
 captions, 1 if some failed (each is listed), 2 if nothing could be done, 70 for a fault of the program, 130 or 143 if it
 was interrupted.
@@ -9,19 +11,20 @@ was interrupted.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipcap.captioning.console import write_out
-from clipcap.captioning.options import CaptionArguments, DecodingArguments, check_sizes, chosen
+from clipcap.captioning.options import CaptionArguments, DecodingArguments, batch_sizes, check_sizes, chosen
 from clipcap.captioning.rows import Writer
 from clipcap.captioning.sidecars import EXISTING, TEXT, XMP, Sidecars
+from clipcap.captioning.turns import Pictures, Turns
 from clipcap.captioning.writers import open_writer
 from clipcap.cli.options import OnOff, arg, parse
-from clipcap.clip.images import find_images
+from clipcap.cli.processes import together
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.decoding.options import SEQUENCES
 from clipcap.devices import PRECISIONS
@@ -82,27 +85,40 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
     searched = chosen(decoding_args, caption_args)
     if output_args.existing != "skip" and not (output_args.sidecar or output_args.xmp):
         raise UserError(f"--existing {output_args.existing} has an effect only with --sidecar or --xmp")
-    with ExitStack() as stack:
-        outputs = [stack.enter_context(closing(output)) for output in open_outputs(output_args)]
-        found, todo = count(given.images, outputs)
-        if not todo:
-            print(f"all {found} pictures are captioned already", file=sys.stderr)
+    with together() as processes, ExitStack() as stack:
+        opened = open_outputs(output_args) if processes.main else []
+        outputs = [stack.enter_context(closing(output)) for output in opened]
+        found = Pictures.find(given.images, lambda path: processes.main and wanted(path, outputs))
+        processes.agree(f"{found.found} with the fingerprint {found.identity}", "pictures")
+        pictures = processes.gather(found)[0]
+        if not pictures.todo:
+            processes.note(f"all {pictures.found} pictures are captioned already")
             return 0
         from clipcap.captioning.captioner import Captioner
         from clipcap.model.prompts import PROMPTS, needs_literal
+        from clipcap.weights.format import sha256
+        from clipcap.weights.published import resolve_weights
 
-        captioner = Captioner.load(
-            *(model_args.weights, model_args.clip, model_args.device, model_args.precision, not model_args.no_fast),
-            base=model_args.base,
-            normalize=model_args.normalize,
-            prompt=PROMPTS["template"] if model_args.with_prompt else None,
+        captioner = processes.load(
+            lambda: Captioner.load(
+                *(model_args.weights, model_args.clip, model_args.device, model_args.precision, not model_args.no_fast),
+                base=model_args.base,
+                normalize=model_args.normalize,
+                prompt=PROMPTS["template"] if model_args.with_prompt else None,
+            )
         )
+        if processes.world > 1:
+            processes.agree(sha256(resolve_weights(model_args.weights))[:8], "weights")
         if output_args.show_literal and not needs_literal(captioner.model.config.prompt):
-            print("note: these weights start from no literal caption, so there is none to show", file=sys.stderr)
-        rows = captioner.rows(wanted(given.images, outputs), *searched, model_args.batch_size, model_args.workers)
+            processes.note("note: these weights start from no literal caption, so there is none to show")
+        turns = Turns(processes, pictures.todo, *batch_sizes(*searched, model_args.batch_size))
+        own = captioner.rows(turns.own(pictures), *searched, model_args.batch_size, model_args.workers)
         if not output_args.show_literal:
-            rows = (replace(row, literal=None) for row in rows)
-        return write_out(rows, todo, outputs, skipped=found - todo)
+            own = (replace(row, literal=None) for row in own)
+        if processes.main:
+            return write_out(turns.joined(own), pictures.todo, outputs, skipped=pictures.found - pictures.todo)
+        deque(turns.joined(own), 0)
+        return 0
 
 
 def open_outputs(args: OutputArguments) -> list[Writer | Sidecars]:
@@ -112,14 +128,6 @@ def open_outputs(args: OutputArguments) -> list[Writer | Sidecars]:
     return [*outputs, Sidecars(args.existing, kinds)] if kinds else outputs
 
 
-def wanted(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> Iterator[Path]:
-    """The pictures that at least one output has no caption of yet; all pictures if there are no outputs."""
-    return (path for path in find_images(paths) if not outputs or any(output.wants(path) for output in outputs))
-
-
-def count(paths: Sequence[str], outputs: Sequence[Writer | Sidecars]) -> tuple[int, int]:
-    """How many pictures there are, and how many of them are to be captioned. Raises UserError if there are none."""
-    found = sum(1 for _ in find_images(paths))
-    if not found:
-        raise UserError(f"no pictures in {', '.join(map(repr, paths))}")
-    return found, sum(1 for _ in wanted(paths, outputs))
+def wanted(path: Path, outputs: Sequence[Writer | Sidecars]) -> bool:
+    """Whether at least one output has no caption of a picture yet; always if there are no outputs."""
+    return not outputs or any(output.wants(path) for output in outputs)

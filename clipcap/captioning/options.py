@@ -15,6 +15,7 @@ from clipcap.model.controls import LENGTHS
 # The method that an option belongs to. The command line refuses it with any other; in Python it is just not used there.
 METHOD_OF = {"beams": "beam", "temperature": "nucleus", "top_p": "nucleus", "top_k": "nucleus", "seed": "nucleus"}
 MOST_PICTURES = 4096  # in a batch: their pixels are in memory together, up to 0.3 MB each
+FIRST = 32  # pictures in the first batch, so that its captions come soon
 MOST_PROCESSES = 256  # that decode pictures, each of which takes 50 MB and more
 
 
@@ -127,6 +128,12 @@ def decoding_and_rules(decoding: Decoding | None = None, **options: Any) -> tupl
     count = decoding.width if decoding.return_all else decoding.num_captions
     rules = {name: options[name] for name in options.keys() & of_rules} | {"num_captions": count}
     return decoding, Rules(**rules)
+
+
+def batch_sizes(decoding: Decoding, rules: Rules, batch_size: int | None = None) -> tuple[int, int]:
+    """How many pictures the first batch has, and each that follows."""
+    size = batch_size or replace(decoding, num_captions=rules.num_captions).batch
+    return batch_size or min(FIRST, size), size
 
 
 def check_sizes(batch_size: int | None, workers: int | None = None) -> None:

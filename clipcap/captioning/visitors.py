@@ -16,6 +16,7 @@ import gradio as gr
 from gradio.data_classes import ImageData
 
 from clipcap.captioning.desk import OPTIONS
+from clipcap.cli.processes import launched
 from clipcap.errors import UserError
 
 WAITING = 32  # visitors in the queue; the next one is told to come back
@@ -115,8 +116,10 @@ def served(page: gr.Blocks, host: str | None, port: int, share: bool, max_megaby
         max_megabytes: the largest upload.
 
     Raises:
-        UserError: the port cannot be used.
+        UserError: the port cannot be used, or a launcher started several processes.
     """
+    if launched()[1] > 1:
+        raise UserError("the page is served by a single process: start it without torchrun")
     try:
         page.queue(max_size=WAITING).launch(
             server_name=host,

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from clipcap.errors import UserError, first_line
 
 MEET = timedelta(minutes=5)  # by then all processes must be there
 WORK = timedelta(days=7)  # how long one may wait for the work of another; one that has ended is noticed at once
+Result = TypeVar("Result")
 HOW = "start all of them with torchrun --nproc-per-node N, or unset WORLD_SIZE to run one"
+
+
+class Ended(UserError):
+    """Another process of this command has ended, and so must this one."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Processes:
         """What each process gave, by rank, for all of them. It waits until everybody is here.
 
         Raises:
-            UserError: another process has ended.
+            Ended: another process has ended.
         """
         if self.world == 1:
             return [value]
@@ -50,11 +56,45 @@ class Processes:
         try:
             distributed.all_gather_object(values, value, self.group)
         except RuntimeError:  # as torch says that a connection was closed
-            raise UserError(
+            raise Ended(
                 f"another of the {self.world} processes has ended, and its own message says why; what was written is "
                 "kept: run the same command to go on"
             ) from None
         return values
+
+    def attempt(self, work: Callable[[], Any]) -> list[Any]:
+        """What `work` gives in each process, by rank, for all of them; where it fails in one, it fails in all.
+
+        Raises:
+            Exception: what `work` has raised, or a UserError with the message of another process.
+        """
+        value, failure = None, None
+        try:
+            value = work()
+        except Exception as error:
+            failure = error
+        outcomes = self.gather((value, failure and first_line(failure)))
+        if failure is not None:
+            raise failure
+        if message := next((message for _, message in outcomes if message is not None), None):
+            raise UserError(message)
+        return [value for value, _ in outcomes]
+
+    def load(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives in this process; one process of each machine is first, and may download for the others.
+
+        Where it fails in one, it fails in all, as in `attempt`.
+        """
+        first = on_this_machine()[0] == 0
+        loaded: list[Result] = []
+        self.attempt(lambda: loaded.append(work()) if first else None)
+        self.attempt(lambda: None if first else loaded.append(work()))
+        return loaded[0]
+
+    def note(self, text: str) -> None:
+        """Print a line on stderr, once and not in every process."""
+        if self.main:
+            print(text, file=sys.stderr)
 
     def agree(self, value: Any, what: str) -> None:
         """Raise a UserError in every process unless all of them see the same."""
@@ -64,6 +104,9 @@ class Processes:
                 f"the {self.world} processes see different {what} (process 0: {values[0]}, process {other}: "
                 f"{values[other]}); give all of them the same files and options"
             )
+
+
+ALONE = Processes()
 
 
 def launched() -> tuple[int, int]:
@@ -98,7 +141,7 @@ def together() -> Iterator[Processes]:
     """
     rank, world = launched()
     if world == 1:
-        yield Processes()
+        yield ALONE
         return
     from torch import distributed
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clipcap.cli.processes import launched
+
 TRANSIENT = 10.0  # seconds from which on lines tell of a step that leaves no bar behind
 
 
@@ -16,6 +18,7 @@ class ProgressBar(tqdm):
     """A progress bar on stderr; one line for every tenth of the way where that is no terminal.
 
     So it is where stdout is a pipe too. The pipe may end in the same terminal, and rows would be printed into the bar.
+    Of several processes that a launcher started, the first alone shows its bars.
 
     Args:
         *args, **options: those of tqdm.
@@ -27,7 +30,7 @@ class ProgressBar(tqdm):
         if self.lines:
             delay = 0 if options.get("leave", True) else TRANSIENT
             options |= {"mininterval": 0, "miniters": 1, "smoothing": 0, "delay": delay}
-        if sys.stderr is None:  # the shell has closed it
+        if sys.stderr is None or launched()[0]:  # the shell has closed it, or another process shows the bar
             options["disable"] = True
         super().__init__(*args, **options)
 

@@ -56,6 +56,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         else:
             traceback.print_exc()
             status = _say("this is a fault of the program, not of what it was given: please report it", FAULT)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # of a launcher, which ends what a failed process leaves behind
     sys.exit(status or 0)
 
 

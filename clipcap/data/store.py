@@ -93,7 +93,9 @@ class EmbeddingStore:
     def column(self, name: str, column: str, rows: Sequence[int] | None = None) -> list[Any]:
         """One column of a split as Python objects: caption, image_id, image_path or thumbnail; all rows, or these."""
         values = self._table(name)[column]
-        return (values if rows is None else values.take(rows)).to_pylist()
+        if rows is not None:
+            values = values.take(rows) if len(rows) else values[:0]  # Arrow would take no rows for rows of no type
+        return values.to_pylist()
 
     def literal_captions(self, split: str, weights_sha256: str) -> list[str] | None:
         """What the literal captioner with these weights said about each row; None if nothing was saved yet."""

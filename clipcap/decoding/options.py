@@ -99,6 +99,11 @@ class Decoding:
         return self.num_captions if self.method == "nucleus" else 1
 
     @property
+    def batch(self) -> int:
+        """How many images are decoded together where nobody says how many."""
+        return max(8, SEQUENCES // self.width)
+
+    @property
     def widest(self) -> int:
         """The largest `width` that captions of up to `max_tokens` tokens may have."""
         return min(MOST_CONTINUATIONS, MOST_TOKENS // min(self.max_tokens, POSITIONS))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from clipcap.cli.processes import ALONE, Processes
 from clipcap.cli.progress import ProgressBar
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.changes import files_as_embedded
@@ -40,6 +42,7 @@ class HeldOut:
         protocol: a key of PROTOCOLS, by which `overlap` compares captions.
         first_rows: for each image its first row in the split.
         fast: whether models and CLIP compute by way of `clipcap.fast`.
+        processes: those that share the images out among them.
 
     Raises:
         UserError: there is no such split, or it is empty.
@@ -53,8 +56,10 @@ class HeldOut:
         device: torch.device,
         fast: bool = True,
         protocol: str = "instagram",
+        processes: Processes = ALONE,
     ) -> None:
         self.store, self.split, self.device, self.fast, self.protocol = store, split, device, fast, protocol
+        self.processes = processes
         rows: dict[str, list[int]] = {}
         for row, image in enumerate(store.column(split, "image_id")):
             rows.setdefault(image, []).append(row)
@@ -70,6 +75,16 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def own(self) -> HeldOut:
+        """Those of the images that this process captions. Joined by rank, those of all processes are all images."""
+        count = -(-len(self) // self.processes.world)
+        part = slice(self.processes.rank * count, (self.processes.rank + 1) * count)
+        own = copy(self)
+        own.ids, own.first_rows, own.captions = self.ids[part], self.first_rows[part], self.captions[part]
+        own._embeddings = {}
+        return own
 
     def encoder(self, model: str, pretrained: str | None) -> ClipEncoder:
         """A CLIP by name, loaded when it is first asked for."""
@@ -101,7 +116,8 @@ class HeldOut:
         encoder = self.encoder(wanted.model, wanted.pretrained)
         starts = ProgressBar(range(0, len(pictures), 64), f"CLIP {wanted.model}", unit="batch", leave=False)
         try:
-            embeddings = torch.cat([encoder.encode_images(pictures[i : i + 64]) for i in starts]).numpy()
+            parts = [encoder.encode_images(pictures[i : i + 64]) for i in starts]
+            embeddings = torch.cat([torch.empty(0, encoder.dim), *parts]).numpy()
         except UnreadableImage as error:
             raise UserError(f"a picture of {self.store.path} cannot be read ({first_line(error)})") from None
         self._embeddings[wanted.model, wanted.pretrained] = embeddings

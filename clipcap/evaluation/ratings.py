@@ -9,7 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from clipcap.errors import UserError
+from clipcap.errors import UserError, first_line
+from clipcap.evaluation.report import read_report, rewrite_tables
+from clipcap.files import only_writer
+
+
+def rate_report(folder: Path, paths: Sequence[str | Path]) -> dict[str, Any]:
+    """Add ratings to the report in a folder; returns it. Raises UserError."""
+    report = read_report(folder)
+    with only_writer(folder):
+        try:
+            add_ratings(report, paths)
+            rewrite_tables(report, folder)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder} holds no report as evaluate.py writes it ({first_line(error)})") from None
+    return report
 
 
 def add_ratings(report: dict[str, Any], paths: Sequence[str | Path]) -> None:

@@ -29,7 +29,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import end_of_text, tokenizer_of
 from clipcap.model.prompts import caption_embeddings, literal_captions, prompts_for
 from clipcap.training.loader import CaptionDataset
-from clipcap.training.losses import validation_loss
+from clipcap.training.losses import summed_loss
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.format import read, sha256
 from clipcap.weights.places import check_clip_place
@@ -50,12 +50,15 @@ def evaluate_model(
     decoding: Decoding,
     judge: Judge | None,
     dtype: torch.dtype,
-    batch_size: int,
+    batch_size: int | None,
     more: Mapping[str, Callable[[Sequence[metrics.Tokens], metrics.References], float]] = MappingProxyType({}),
     base: str | None = None,
     normalize: bool | None = None,
 ) -> dict[str, Any]:
-    """One model's entry of the report, without its name.
+    """One model's entry of the report, without its name; nothing in processes other than the main one.
+
+    Where several processes share the pictures out, all of them must call this, and it fails in all if it fails in one
+    that captions. The main one alone computes the scores of the captions.
 
     Args:
         weights: a file, or the name of published weights.
@@ -63,28 +66,44 @@ def evaluate_model(
         decoding: how to search.
         judge: computes CLIPScore; None leaves it out.
         dtype: of the weights while captioning; the loss is computed in float32.
-        batch_size: images per batch.
+        batch_size: images per batch; None: `decoding.batch`.
         more: further scorers by name, as `java_metrics.java_scorer` makes them.
         base: the weights that LoRA weights were trained on, if they have moved.
         normalize: whether published weights take normalised embeddings; None: as far as it is known.
 
     Raises:
         UserError: the weights cannot be used on this data.
+        Ended: another process has ended.
     """
-    file = resolve_weights(weights)
-    model = _load(file, held_out, base, normalize).to(dtype)
-    tokenizer = tokenizer_of(model.config)
-    if not same_clip(held_out.store, model.config):
-        check_clip_place(model.config, file)  # its own CLIP is loaded then
-    embeddings = held_out.embeddings(model)
-    started = time.perf_counter()
-    literals = literal_captions(model, embeddings, batch_size)
-    prompts = prompts_for(model, tokenizer, len(embeddings), literals)
-    captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
-    seconds = time.perf_counter() - started
-    if dtype != torch.float32:  # the loss of rounded weights would not be comparable
-        model = _load(file, held_out, base, normalize)
-    loss = _loss(model, tokenizer, held_out, embeddings, prompts, batch_size)
+    processes, own = held_out.processes, held_out.own
+
+    def load() -> tuple[Path, str, ClipCap, Tokenizer, np.ndarray]:
+        file = resolve_weights(weights)
+        model = _load(file, held_out, base, normalize).to(dtype)
+        if not same_clip(held_out.store, model.config):
+            check_clip_place(model.config, file)  # its own CLIP is loaded then
+        return file, sha256(file), model, tokenizer_of(model.config), own.embeddings(model)
+
+    file, identity, model, tokenizer, embeddings = processes.load(load)
+    processes.agree(identity[:8], "weights")
+
+    def caption() -> tuple[list[str], float, float, int]:
+        nonlocal model
+        started = time.perf_counter()
+        literals = literal_captions(model, embeddings, batch_size)
+        prompts = prompts_for(model, tokenizer, len(embeddings), literals)
+        captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
+        seconds = time.perf_counter() - started
+        if dtype != torch.float32:  # the loss of rounded weights would not be comparable
+            model = _load(file, held_out, base, normalize)
+        return captions, seconds, *_loss(model, tokenizer, own, embeddings, prompts, batch_size)
+
+    shares = processes.attempt(caption)
+    if not processes.main:
+        return {}
+    captions = [caption for share, *_ in shares for caption in share]
+    seconds = max(seconds for _, seconds, *_ in shares)
+    loss = sum(total for *_, total, _ in shares) / sum(count for *_, count in shares)
     tokens = [metrics.tokenize(caption) for caption in captions]
     scores, history = _trained(model.record)
     scores |= {"file_bytes": file.stat().st_size, "captions_per_second": len(held_out) / seconds}
@@ -99,7 +118,7 @@ def evaluate_model(
             raise UserError(f"its {name} is {score}: its weights, or the judge's, are damaged")
     return {
         "weights": str(weights),
-        "sha256": sha256(file),
+        "sha256": identity,
         "clip": str(clip_of(model.config)),
         "scores": scores,
         "losses": history,
@@ -123,9 +142,12 @@ def _loss(
     held_out: HeldOut,
     embeddings: np.ndarray,
     prompts: Sequence[Sequence[int]] | None,
-    batch_size: int,
-) -> float:
-    """Mean cross-entropy per token of the true captions, in nats; with end-of-text where the weights learned it."""
+    batch_size: int | None,
+) -> tuple[float, int]:
+    """The cross-entropy of the true captions, in nats, and how many tokens they have.
+
+    End-of-text is one of these tokens where the weights learned it.
+    """
     image_of = [image for image, captions in enumerate(held_out.captions) for _ in captions]
     texts = [caption for captions in held_out.captions for caption in captions]
     name = model.config.end_of_text
@@ -137,7 +159,7 @@ def _loss(
         prompts = [prompts[image] for image in image_of]
     fitted = fit_captions(captions, prompts, model.room) if prompts else captions
     dataset = CaptionDataset(embeddings[image_of], fitted, prompts)
-    return validation_loss(model, dataset, min(batch_size, LOSS_BATCH), progress=True)
+    return summed_loss(model, dataset, min(batch_size or LOSS_BATCH, LOSS_BATCH), progress=True)
 
 
 def _trained(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

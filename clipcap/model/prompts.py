@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from clipcap.model.clipcap import ClipCap
 
 LITERAL = Decoding()  # how a literal captioner decodes, in training and afterwards
-BATCH = 64  # embeddings captioned at a time
 LONGEST = 4000  # characters of a template, about as many as fit into GPT-2's 1024 positions
 PROMPTS = {
     "template": " is a picture of {literal} and a social media post would caption it",
@@ -79,7 +78,7 @@ def caption_embeddings(
     embeddings: Rows,
     decoding: Decoding,
     prompts: Sequence[Sequence[int]] | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     progress: str | None = None,
 ) -> list[str]:
     """Embeddings (N, C) -> N captions, the best of each search.
@@ -89,12 +88,12 @@ def caption_embeddings(
         embeddings: (N, C).
         decoding: how to search.
         prompts: token ids between image and caption, one list per embedding; None for none.
-        batch_size: embeddings decoded at a time.
+        batch_size: embeddings decoded at a time; None: `decoding.batch`.
         progress: the title of a progress bar; None shows no bar.
     """
     tokenizer = tokenizer_of(model.config)
     captions: list[str] = []
-    hidden = progress is None
+    hidden, batch_size = progress is None, batch_size or decoding.batch
     with ProgressBar(total=len(embeddings), desc=progress, unit="captions", leave=False, disable=hidden) as bar:
         for start in range(0, len(embeddings), batch_size):
             part = slice(start, start + batch_size)
@@ -105,7 +104,7 @@ def caption_embeddings(
     return captions
 
 
-def literal_captions(model: ClipCap, embeddings: Rows, batch_size: int = BATCH) -> list[str] | None:
+def literal_captions(model: ClipCap, embeddings: Rows, batch_size: int | None = None) -> list[str] | None:
     """N literal captions of embeddings (N, C), from the captioner inside prompted weights; None if none are needed.
 
     Raises:

@@ -27,9 +27,15 @@ class Objective(nn.Module):
         return self.head_loss(self.model.caption_states(batch), self.model.head, batch.targets).mean()
 
 
-@torch.no_grad()
-def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, progress: bool = False) -> float:
+def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int) -> float:
     """Mean cross-entropy per caption token over a whole dataset, in nats."""
+    total, count = summed_loss(model, dataset, batch_size)
+    return total / count
+
+
+@torch.no_grad()
+def summed_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, progress: bool = False) -> tuple[float, int]:
+    """The cross-entropy of all caption tokens of a dataset together, in nats, and how many tokens there are."""
     was_training = model.training
     model.eval()
     batches = loader(dataset, in_order(dataset, batch_size), model.device)
@@ -38,4 +44,4 @@ def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, pr
         total += model.token_losses(batch.to(model.device)).double().sum().cpu()
         count += len(batch.targets)
     model.train(was_training)
-    return total.item() / count
+    return total.item(), count

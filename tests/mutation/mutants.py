@@ -206,7 +206,7 @@ MUTANTS = [
         ("trainer", "        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip_norm)\n", ""),
         ("trainer", "(progress.step % self.epoch_steps) * args.accumulate", "progress.step % self.epoch_steps"),
         ("trainer", "        self.schedule.step()\n", ""),
-        ("losses", "    return total.item() / count", "    return total.item() / len(dataset)"),
+        ("losses", "    return total / count", "    return total / len(dataset)"),
         ("progress", "losses.index(min(losses))", "losses.index(losses[-1])"),
         ("setup", "if parameter.ndim < 2]", "if parameter.ndim < 1]"),
         ("setup", "(vectors, 0.0)", "(vectors, args.weight_decay)"),
