@@ -182,7 +182,7 @@ def test_a_state_of_an_earlier_version_is_taken_for_what_it_records(
     line = begun(basic_finetuning, False)
     shutil.copytree(line[line.index("--output-dir") + 1], tmp_path / "run")
     file = tmp_path / "run" / "state" / "run.json"
-    known = ["epochs", "batch_size", "seed", "rows", "processes", "precision", "data", "trained parameters"]
+    known = ["epochs", "batch_size", "seed", "rows", "precision", "data", "trained parameters"]
     file.write_text(json.dumps({name: json.loads(file.read_text())[name] for name in known}))
     line += ["--output-dir", str(tmp_path / "run"), "--resume"]
     basic_finetuning.main(line)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError
@@ -25,6 +26,8 @@ WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions 
 def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     """An Accelerator with the device, precision and tracker of a run; `width` is that of the language model.
 
+    Several processes have met already, see `clipcap.training.start`.
+
     Raises:
         UserError: the device does not exist here, or the tracker's package is not installed.
     """
@@ -35,12 +38,24 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     tracker = None if args.report_to == "none" else args.report_to
     if tracker and find_spec(tracker) is None:
         raise UserError(f"--report-to {tracker} needs the package: pip install {tracker}")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=tracker,
         project_dir=args.output_dir,
     )
+
+    # Where several processes train, the model is a part of a module of torch's. A state has the same names everywhere.
+    def rename(_: list[nn.Module], weights: list[dict[str, Tensor]], __: str) -> None:
+        for state in weights:
+            consume_prefix_in_state_dict_if_present(state, "module.")
+
+    def unwrap(models: list[nn.Module], _: str) -> None:
+        models[:] = map(accelerator.unwrap_model, models)
+
+    accelerator.register_save_state_pre_hook(rename)
+    accelerator.register_load_state_pre_hook(unwrap)
+    return accelerator
 
 
 def parameter_groups(model: ClipCap, args: LoopArguments) -> list[dict[str, Any]]:
