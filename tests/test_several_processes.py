@@ -192,7 +192,7 @@ def test_an_interrupted_run_in_two_processes_ends_with_the_same_weights(trained:
     folder, done = trained
     drawn, again = (read(folder / name / "lora_4_weights.pt")["tensors"] for name in ("drawn", "interrupted"))
     assert drawn.keys() == again.keys() and all(torch.equal(drawn[name], again[name]) for name in drawn)
-    assert (folder / "drawn" / "metrics.jsonl").read_text() == (folder / "interrupted" / "metrics.jsonl").read_text()
+    close(folder / "interrupted", folder / "drawn")
     states = [torch.load(folder / "drawn" / "state" / f"random_states_{rank}.pkl", weights_only=False) for rank in "01"]
     assert not torch.equal(*(state["torch_manual_seed"] for state in states))
 

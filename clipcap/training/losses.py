@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.loader import CaptionDataset, in_order, loader
 
+NONSENSE = 8  # nats per token: more than GPT-2 needs for any text, and not much less than a guess among its tokens
+
 
 class Objective(nn.Module):
     """The loss as the forward pass of a module, because wrappers for several devices act on forward passes."""
@@ -19,6 +23,7 @@ class Objective(nn.Module):
     def __init__(self, model: ClipCap, fast: bool) -> None:
         super().__init__()
         self.model = model
+        self._no_split_modules = model.gpt._no_split_modules  # what FSDP puts together in one go: the blocks
         self.head_loss = HeadLoss() if fast else None
 
     def forward(self, batch: Batch) -> Tensor:
@@ -49,3 +54,14 @@ def validation_loss(
     model.train(was_training)
     totals, counts = zip(*processes.gather((total.item(), count)), strict=True)
     return sum(totals) / sum(counts)
+
+
+def warn_of_nonsense(loss: float) -> None:
+    """Say what to check where the loss before training is that of nonsense."""
+    if loss > NONSENSE:
+        print(
+            f"before training the validation loss is {loss:.1f} nats per token, and that of weights which fit the "
+            f"data is below {NONSENSE}: check that they were trained with the CLIP of the dataset, and normalise "
+            "embeddings as they must; a fresh mapping network may begin like this",
+            file=sys.stderr,
+        )

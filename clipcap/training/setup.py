@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from clipcap.cli.processes import Processes
 from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError
+from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
 
@@ -82,6 +85,17 @@ def _decay_groups(parameters: Iterable[nn.Parameter], args: LoopArguments) -> li
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     decay = ((matrices, args.weight_decay), (vectors, 0.0))
     return [{"params": group, "lr": args.learning_rate, "weight_decay": value} for group, value in decay]
+
+
+@contextmanager
+def only_run(folders: Iterable[Path], processes: Processes) -> Iterator[None]:
+    """Hold output folders for this run alone. Raises UserError where another one holds them."""
+    with ExitStack() as held:
+        if processes.main:
+            for folder in {folder.resolve(): folder for folder in folders}.values():
+                held.enter_context(only_writer(folder))
+        processes.wait()
+        yield
 
 
 @contextmanager

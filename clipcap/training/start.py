@@ -19,6 +19,7 @@ from clipcap.model.config import ClipCapConfig
 from clipcap.model.language_model import find_end_of_text, load_language_model, load_tokenizer
 from clipcap.model.networks import plain_settings
 from clipcap.training.arguments import StartArguments
+from clipcap.training.sharding import check_sharding
 from clipcap.weights.checkpoint import load_checkpoint
 
 LARGEST_MAPPING = 10**9  # parameters: 16 GB to train them
@@ -28,8 +29,9 @@ def meet_on(device: str) -> Processes:
     """Meet the processes that train together on this kind of device. They part when they end.
 
     Raises:
-        UserError: they cannot meet, or the device does not exist here.
+        UserError: they cannot meet, the device does not exist here, or FSDP is asked for in a way that is not known.
     """
+    check_sharding()
 
     def begin() -> None:
         from accelerate import PartialState  # here, since it takes seconds to import

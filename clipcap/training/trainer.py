@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,22 @@ from clipcap.cli.progress import ProgressBar
 from clipcap.errors import Interrupted, UserError
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf
-from clipcap.files import NO_ROOM, only_writer
+from clipcap.files import NO_ROOM
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments, settings
 from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, loader
-from clipcap.training.losses import Objective, validation_loss
+from clipcap.training.losses import Objective, validation_loss, warn_of_nonsense
 from clipcap.training.progress import Progress
 from clipcap.training.record import run_record
-from clipcap.training.setup import deferred_interrupt, make_accelerator, parameter_groups
+from clipcap.training.setup import deferred_interrupt, make_accelerator, only_run, parameter_groups
+from clipcap.training.sharding import WholeModel
 from clipcap.training.state import State
 from clipcap.training.whole import Whole
 from clipcap.weights.checkpoint import save_checkpoint
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
-NONSENSE = 8  # nats per token: more than GPT-2 needs for any text, and not much less than a guess among its tokens
 
 
 class Trainer:
@@ -86,10 +86,11 @@ class Trainer:
         model.use_fast(fast)
         if fast:
             speed_up(model)
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.whole = WholeModel(model, sharded)
         optimizer = torch.optim.AdamW(parameter_groups(model, args), fused=True)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
         precision = self.accelerator.mixed_precision
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
         self.frozen = FrozenInHalf(model, fast and precision == "bf16" and not sharded)
         self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed)
         self.epoch_steps = -(-len(self.sampler) // args.accumulate)
@@ -105,6 +106,7 @@ class Trainer:
             "rows": len(train),
             "device": self.accelerator.device.type,
             "precision": precision,
+            "sharded": sharded,
             "trained parameters": sorted(name for name, p in model.named_parameters() if p.requires_grad),
         }
         whole = Whole(self.optimizer.optimizer, self.schedule, self.progress, self.steps)
@@ -120,7 +122,7 @@ class Trainer:
             UserError: its loss is not finite, it cannot be resumed, the disk is full, or another run writes there.
         """
         try:
-            with self._alone(), self.processes.watched():
+            with only_run(self.folders, self.processes), self.processes.watched():
                 return self._run()
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -129,16 +131,6 @@ class Trainer:
                 f"{error.filename or self.weights.parent} could not be written ({error.strerror}): weights and state "
                 "saved before are kept; make room and run the same command with --resume to go on"
             ) from None
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold all output folders for this run alone."""
-        with ExitStack() as held:
-            if self.processes.main:
-                for folder in {folder.resolve(): folder for folder in self.folders}.values():
-                    held.enter_context(only_writer(folder))
-            self.processes.wait()
-            yield
 
     def _run(self) -> Path:
         args, progress, processes = self.args, self.progress, self.processes
@@ -237,26 +229,21 @@ class Trainer:
 
     def look_before(self) -> None:
         """Log the validation loss before the first step, and say what to check where it is that of nonsense."""
-        loss = validation_loss(self.model, self.validation, self.args.batch_size, self.processes)
+        loss = validation_loss(self.whole(), self.validation, self.args.batch_size, self.processes)
         self.journal.log({"val_loss": loss}, 0.0)
-        if loss > NONSENSE and self.processes.main:
-            print(
-                f"before training the validation loss is {loss:.1f} nats per token, and that of weights which fit the "
-                f"data is below {NONSENSE}: check that they were trained with the CLIP of the dataset, and normalise "
-                "embeddings as they must; a fresh mapping network may begin like this",
-                file=sys.stderr,
-            )
+        if self.processes.main:
+            warn_of_nonsense(loss)
 
     def evaluate(self) -> None:
         """Compute the validation loss, caption fixed images, and save plot, state and, if they are best, weights."""
-        progress = self.progress
-        loss = validation_loss(self.model, self.validation, self.args.batch_size, self.processes)
+        progress, model = self.progress, self.whole()
+        loss = validation_loss(model, self.validation, self.args.batch_size, self.processes)
         self.journal.log({"val_loss": loss}, self.epochs)
         if self.processes.main:
-            self.journal.sample(self.model, self.validation, self.references)
+            self.journal.sample(model, self.validation, self.references)
             self.journal.plot()
             if loss < progress.best:
-                self.model.record = run_record(self.model, self.strategy, progress, self.epochs, loss) | self.record
-                self.save(self.model, self.weights)
+                model.record = run_record(model, self.strategy, progress, self.epochs, loss) | self.record
+                self.save(model, self.weights)
         progress.best = min(progress.best, loss)
         self.state.save()
