@@ -192,6 +192,20 @@ def test_a_state_of_an_earlier_version_is_taken_for_what_it_records(
         basic_finetuning.main([*line, "--seed", "5"])
 
 
+def test_a_state_of_several_processes_of_an_earlier_version_is_refused(begun: Start, tmp_path: Path) -> None:
+    """There --batch-size counted the captions of each: the run would go on with half as many in a step."""
+    import basic_finetuning
+
+    line = begun(basic_finetuning, False)
+    shutil.copytree(line[line.index("--output-dir") + 1], tmp_path / "run")
+    file = tmp_path / "run" / "state" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"processes": 2}))
+    with pytest.raises(
+        UserError, match="in which --batch-size counted the captions of each of 2 processes: start anew"
+    ):
+        basic_finetuning.main([*line, "--output-dir", str(tmp_path / "run"), "--resume"])
+
+
 # What a state holds, how it is replaced, and what is in it when somebody else wrote it.
 
 

@@ -8,13 +8,18 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from test_finetuning import world  # noqa: F401
 from test_processes import torchrun
 from test_training import at_step
@@ -41,6 +46,10 @@ STRATEGIES: dict[str, tuple[ModuleType, list[str], str]] = {
     "lora": (lora_finetuning, ["--dropout", "0", "--mapping-learning-rate", "1e-4"], "lora_4_weights.pt"),
     "head": (frozen_finetuning, [], "frozen_model_weights.pt"),
 }
+# What `accelerate launch` is given to divide the weights too, see docs/scale.md.
+FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+FSDP += ["--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "false"]
+MACHINES = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 STOP = 9  # of the 14 steps; an evaluation was at step 7
 
 
@@ -81,6 +90,31 @@ def kill_the_second() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@contextmanager
+def sharded() -> Iterator[None]:
+    """Inside this context accelerate takes the CPU for one of the devices for which it has FSDP."""
+
+    def backend(*_: Any) -> tuple[str, DistributedType]:
+        return "gloo", DistributedType.MULTI_GPU
+
+    launch = launch_command_parser().parse_args([*FSDP, *MACHINES, __file__])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartialState, "_prepare_backend", backend)
+        patch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
+        for name, value in prepare_multi_gpu_env(launch).items():
+            if "FSDP" in name:
+                patch.setenv(name, value)
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def share_of_the_weights(trainer: Trainer) -> None:
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    own, all_of_them = (sum(map(count, trained)) for count in (lambda p: p.to_local().numel(), torch.numel))
+    assert trainer.accelerator.is_fsdp2 and 0.4 < own / all_of_them < 0.6
+
+
 def main(argv: Sequence[str]) -> None:
     """What both processes do, all in one start, which takes seconds."""
     folder = Path(argv[0])
@@ -102,6 +136,10 @@ def main(argv: Sequence[str]) -> None:
     draw(folder, "drawn")
     interrupted(lambda: draw(folder, "interrupted"))
     draw(folder, "interrupted", "--resume")
+    with sharded():
+        with_trainer(lambda: train("prompted", folder, "sharded"), share_of_the_weights)
+        interrupted(lambda: train("prompted", folder, "sharded_again"))
+        train("prompted", folder, "sharded_again", "--resume")
     (folder / f"exchanged_{os.environ['RANK']}.json").write_text(json.dumps(exchanged))
     with_trainer(lambda: train("lora", folder, "killed"), lambda trainer: at_step(trainer, STOP, kill_the_second))
 
@@ -150,14 +188,20 @@ def test_two_processes_have_the_losses_of_one(world: Path, trained: Any, strateg
 def test_files_and_captions_are_computed_and_written_once(world: Path, trained: Any) -> None:  # noqa: F811
     """Guards against a line of output, a progress bar and literal captions for every process."""
     folder, done = trained
-    names = [f"two/{name}" for name in STRATEGIES] + ["one_then_two", "drawn", "interrupted"]
+    names = [f"two/{name}" for name in STRATEGIES] + [
+        "one_then_two",
+        "drawn",
+        "interrupted",
+        "sharded",
+        "sharded_again",
+    ]
     files = [weights for _, _, weights in STRATEGIES.values()]
-    files += ["frozen_model_weights.pt", "lora_4_weights.pt", "lora_4_weights.pt"]
+    files += ["frozen_model_weights.pt", *["lora_4_weights.pt"] * 2, *["prompted_weights.pt"] * 2]
     printed = [
         line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")
     ]  # torch 2.8 prints such lines
     assert printed == [str(folder / name / file) for name, file in zip(names, files, strict=True)]
-    assert done.stderr.count("prompted: 100%") == done.stderr.count("prompted: 86 captions in") == 1
+    assert done.stderr.count("LoRA 4: 100%") == done.stderr.count("LoRA 4: 86 captions in") == 3
     literals = {path.name: path.read_text() for path in (folder / "data").rglob("literal_captions/*/*")}
     assert literals == {path.name: path.read_text() for path in (world / "data").rglob("literal_captions/*/*")}
     assert len(literals) == 2
@@ -195,6 +239,38 @@ def test_an_interrupted_run_in_two_processes_ends_with_the_same_weights(trained:
     close(folder / "interrupted", folder / "drawn")
     states = [torch.load(folder / "drawn" / "state" / f"random_states_{rank}.pkl", weights_only=False) for rank in "01"]
     assert not torch.equal(*(state["torch_manual_seed"] for state in states))
+
+
+def test_sharded_weights_train_like_whole_ones(world: Path, trained: Any) -> None:  # noqa: F811
+    """Guards against files that hold a share of the weights, and a state from which a sharded run goes on otherwise."""
+    folder = trained[0]
+    close(folder / "sharded", world / "one" / "prompted")
+    two, whole, again = (
+        load_checkpoint(folder / name / "prompted_weights.pt").state_dict()
+        for name in ("two/prompted", "sharded", "sharded_again")
+    )
+    assert all(torch.allclose(two[name], whole[name], atol=1e-4) for name in two)
+    assert two.keys() == whole.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+    with pytest.raises(UserError, match=r"other FSDP \(True, not False\)"):
+        train("prompted", folder, "sharded", "--resume")
+
+
+def test_an_environment_in_which_it_cannot_train_is_one_sentence(
+    world: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards against errors of accelerate, an FSDP that shards nothing, and a state that only pickle could read."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for flag, value in {"version": "2", "state_dict_type": "FULL_STATE_DICT"}.items():
+        with pytest.raises(UserError, match=f"--fsdp_{flag} of accelerate launch must be {value}, not ''.*--use_fsdp"):
+            train("head", world, "no")
+        monkeypatch.setenv(f"FSDP_{flag}".upper(), value)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    with pytest.raises(UserError, match="accelerate shards nothing on the device cpu: leave --use_fsdp out"):
+        train("head", world, "no")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE is 2 in the environment, but RANK is not there"):
+        train("head", world, "no")
 
 
 def test_a_process_that_is_killed_stops_the_other_and_nothing_is_lost(world: Path, trained: Any) -> None:  # noqa: F811

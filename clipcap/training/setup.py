@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -22,6 +23,7 @@ from clipcap.errors import UserError
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
+from clipcap.training.sharding import asks_for_fsdp
 
 WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
 
@@ -32,7 +34,7 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     Several processes have met already, see `clipcap.training.start`.
 
     Raises:
-        UserError: the device does not exist here, or the tracker's package is not installed.
+        UserError: the device does not exist here or is not for FSDP, or the tracker's package is not installed.
     """
     device, precision = pick_device(args.device), args.precision
     if precision == "auto":
@@ -47,6 +49,8 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
         log_with=tracker,
         project_dir=args.output_dir,
     )
+    if asks_for_fsdp() and accelerator.distributed_type != DistributedType.FSDP:
+        raise UserError(f"accelerate shards nothing on the device {device.type}: leave --use_fsdp out")
 
     # Where several processes train, the model is a part of a module of torch's. A state has the same names everywhere.
     def rename(_: list[nn.Module], weights: list[dict[str, Tensor]], __: str) -> None:

@@ -18,9 +18,14 @@ from clipcap.model.clipcap import ClipCap
 FLAGS = {"fsdp_version": "2", "fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_cpu_ram_efficient_loading": "false"}
 
 
+def asks_for_fsdp() -> bool:
+    """Whether the launcher does."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def check_sharding() -> None:
     """Raise a UserError where the launcher asks for FSDP in a way in which the state could not be read everywhere."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    if not asks_for_fsdp():
         return
     for flag, needed in FLAGS.items():
         given = os.environ.get(flag.upper(), "")

@@ -106,7 +106,7 @@ class Trainer:
             "rows": len(train),
             "device": self.accelerator.device.type,
             "precision": precision,
-            "sharded": sharded,
+            "FSDP": sharded,
             "trained parameters": sorted(name for name, p in model.named_parameters() if p.requires_grad),
         }
         whole = Whole(self.optimizer.optimizer, self.schedule, self.progress, self.steps)
