@@ -169,12 +169,24 @@ class Experiment:
         }
         shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
         references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
-        data, names = (train, validation), (strategy, weights)
-        known = (record, save, references, options, folders, self.processes)
-        trainer = Trainer(self.model, *data, self.loop_args, *names, *known)
-        if self.processes.main:
-            print(describe(self.model), file=sys.stderr)
-        path = trainer.run()
+        with self.processes.watched():
+            trainer = Trainer(
+                self.model,
+                train,
+                validation,
+                self.loop_args,
+                strategy,
+                weights,
+                record,
+                save,
+                references,
+                options,
+                folders,
+                self.processes,
+            )
+            if self.processes.main:
+                print(describe(self.model), file=sys.stderr)
+            path = trainer.run()
         if self.processes.main:
             print(path)
         return path

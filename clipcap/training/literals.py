@@ -22,14 +22,15 @@ def stored_literal_captions(
         identity: SHA-256 of its weights, under which the captions are stored.
         processes: those that train.
     """
-    captions = store.literal_captions(split, identity)
-    if not all(processes.gather(captions is not None)):
-        own = slice(processes.rank, None, processes.world)
-        progress = f"literal captions, {split}" if processes.main else None
-        computed = caption_embeddings(model, store.embeddings(split)[own], LITERAL, progress=progress)
-        captions = [""] * store.info["splits"][split]
-        for rank, share in enumerate(processes.gather(computed)):
-            captions[rank :: processes.world] = share
-        if processes.main:
-            store.save_literal_captions(split, identity, captions)
+    stored = store.literal_captions(split, identity)
+    everywhere = all(processes.gather(stored is not None))
+    if stored is not None and everywhere:
+        return stored
+    own = store.embeddings(split)[processes.rank :: processes.world]
+    progress = f"literal captions, {split}" if processes.main else None
+    captions = [""] * store.info["splits"][split]
+    for rank, share in enumerate(processes.gather(caption_embeddings(model, own, LITERAL, progress=progress))):
+        captions[rank :: processes.world] = share
+    if processes.main:
+        store.save_literal_captions(split, identity, captions)
     return captions

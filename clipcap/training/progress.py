@@ -48,7 +48,7 @@ class Progress:
     def mean_loss(self, processes: Processes) -> float:
         """The mean loss of the steps since the last call."""
         self.share_window(processes)
-        mean = self.window / self.window_steps
+        mean = float(self.window) / self.window_steps
         self.window, self.window_steps = 0.0, 0
         return mean
 

@@ -122,7 +122,7 @@ class Trainer:
             UserError: its loss is not finite, it cannot be resumed, the disk is full, or another run writes there.
         """
         try:
-            with only_run(self.folders, self.processes), self.processes.watched():
+            with only_run(self.folders, self.processes):
                 return self._run()
         except OSError as error:
             if error.errno not in NO_ROOM:
