@@ -80,6 +80,7 @@ class State:
         Raises:
             OSError: the disk is full, for example. The last state is still there.
         """
+        self.processes.wait()  # the first one writes weights meanwhile, for longer than torch waits by itself
         new, state, old = (self.folder / name for name in ("state.new", "state", "state.old"))
         try:
             self._write(new)
