@@ -1,7 +1,8 @@
 """Training with FSDP, as `accelerate launch --use_fsdp` asks for it: each process keeps a share of every weight.
 
 So are gradients and the optimizer's moments: 16 bytes for each parameter that trains are divided among the processes.
-What evaluates and saves needs whole weights, and takes them from a copy.
+What evaluates and saves needs whole weights, and takes them from a copy, for which every process has 4 bytes for each
+parameter besides.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ FLAGS = {"fsdp_version": "2", "fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_c
 
 
 def asks_for_fsdp() -> bool:
-    """Whether the launcher does."""
+    """Whether the launcher of this process does."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 

@@ -125,7 +125,7 @@ class State:
                         if not path.is_file() and not path.is_dir():  # a pipe, for example, would be waited for
                             raise ValueError(f"its {path.name} is no file")
                     self._check_same_run(state)
-                    with tensors_only():
+                    with tensors_only(), self.processes.watched():
                         self.accelerator.load_state(str(state))
                     self._restore_random(state)
                     self.whole.check()
@@ -141,7 +141,7 @@ class State:
             print(f"no state in {self.folder} yet: starting from the beginning", file=sys.stderr)
 
     def _restore_random(self, state: Path) -> None:
-        """Restore this process's random generators; those of a process that was not there begin anew, as they did."""
+        """Restore this process's random generators, or seed them by its number and step if it was not there before."""
         before, now = len(list(state.glob("random_states_*.pkl"))), self.processes.world
         if now != before and self.processes.main:
             print(
