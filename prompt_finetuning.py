@@ -55,7 +55,9 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
         identity = sha256(resolve_weights(literal_weights))
 
     def prompts(split: str) -> list[list[int]] | None:
-        literals = None if literal is None else stored_literal_captions(experiment.store, split, literal, identity)
+        literals = None
+        if literal is not None:
+            literals = stored_literal_captions(experiment.store, split, literal, identity, experiment.processes)
         return prompts_for(model, experiment.tokenizer, experiment.store.info["splits"][split], literals)
 
     def save(model: ClipCap, path: Path) -> None:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from clipcap.errors import UserError
 from clipcap.model.batches import IGNORED, collate, encode_captions, fit_captions
 from clipcap.model.prompts import encode_prompts
-from clipcap.training.loader import BucketSampler, CaptionDataset, in_order
+from clipcap.training.loader import BucketSampler, CaptionDataset, in_order, share
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +110,18 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert batches(sampler, skip=5) == first[5:]
 
 
-def test_processes_share_the_batches():
-    shares = [batches(BucketSampler([5] * 100, 8, seed=1, rank=rank, world=3)) for rank in range(3)]
-    assert {len(share) for share in shares} == {13 // 3}
-    rows = [row for share in shares for batch in share for row in batch]
-    assert len(rows) == len(set(rows))
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_processes_share_the_rows_of_a_batch(count):
+    """Guards against a process without a row, for which all others would wait, and against a row that counts twice."""
+    rows = [dataset()[row] for row in range(count)]
+    shares = [share(rows, rank, world=3) for rank in range(3)]
+    whole = share(rows, 0, world=1)
+    assert whole.weight == 1 and torch.equal(whole.tokens, collate(rows).tokens)
+    found = [tuple(e.tolist()) for batch in shares if batch.weight for e in batch.clip_embedding]
+    assert sorted(found) == sorted(tuple(e.tolist()) for e in whole.clip_embedding)
+    assert [batch.weight == 0 for batch in shares] == [rank >= count for rank in range(3)]
+    mean = sum(batch.targets.double().mean() * batch.weight for batch in shares) / 3
+    assert mean.item() == pytest.approx(whole.targets.double().mean().item())
 
 
 def test_in_order_takes_every_row_once():

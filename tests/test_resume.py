@@ -185,7 +185,7 @@ def test_a_state_of_an_earlier_version_is_taken_for_what_it_records(
     line = begun(basic_finetuning, False)
     shutil.copytree(line[line.index("--output-dir") + 1], tmp_path / "run")
     file = tmp_path / "run" / "state" / "run.json"
-    known = ["epochs", "batch_size", "seed", "rows", "processes", "precision", "data", "trained parameters"]
+    known = ["epochs", "batch_size", "seed", "rows", "precision", "data", "trained parameters"]
     file.write_text(json.dumps({name: json.loads(file.read_text())[name] for name in known}))
     line += ["--output-dir", str(tmp_path / "run"), "--resume"]
     basic_finetuning.main(line)
@@ -193,6 +193,20 @@ def test_a_state_of_an_earlier_version_is_taken_for_what_it_records(
     assert "of an earlier version" in told and "--max-tokens" in told and "--init" in told and "--epochs" not in told
     with pytest.raises(UserError, match=r"other --seed \(0, not 5\)"):
         basic_finetuning.main([*line, "--seed", "5"])
+
+
+def test_a_state_of_several_processes_of_an_earlier_version_is_refused(begun: Start, tmp_path: Path) -> None:
+    """There --batch-size counted the captions of each: the run would go on with half as many in a step."""
+    import basic_finetuning
+
+    line = begun(basic_finetuning, False)
+    shutil.copytree(line[line.index("--output-dir") + 1], tmp_path / "run")
+    file = tmp_path / "run" / "state" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"processes": 2}))
+    with pytest.raises(
+        UserError, match="in which --batch-size counted the captions of each of 2 processes: start anew"
+    ):
+        basic_finetuning.main([*line, "--output-dir", str(tmp_path / "run"), "--resume"])
 
 
 # What a state holds, how it is replaced, and what is in it when somebody else wrote it.

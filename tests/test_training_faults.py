@@ -347,12 +347,13 @@ def test_a_folder_that_goes_while_a_state_is_written_is_one_sentence(tmp_path: P
     """torch's own writer then raises a RuntimeError of its own, which was a fault of the program."""
     from types import SimpleNamespace
 
+    from clipcap.cli.processes import ALONE
     from clipcap.training.state import State
 
     def save_state(folder: str, safe_serialization: bool) -> None:
         torch.save({}, Path(folder, "gone", "model.bin"))
 
-    state = State(SimpleNamespace(save_state=save_state), tmp_path, {}, {}, None)
+    state = State(SimpleNamespace(save_state=save_state), ALONE, tmp_path, {}, {}, None)
     with pytest.raises(OSError, match="the folder has gone") as raised:
         state._write(tmp_path)
     assert raised.value.errno == errno.ENOENT

@@ -53,14 +53,38 @@ class Processes:
         from torch import distributed
 
         values: list[Any] = [None] * self.world
-        try:
+        with self.watched():
             distributed.all_gather_object(values, value, self.group)
-        except RuntimeError:  # as torch says that a connection was closed
+        return values
+
+    def largest(self, value: int) -> int:
+        """The largest number that a process gave, for all of them: an agreement that costs next to nothing."""
+        if self.world == 1:
+            return value
+        import torch
+        from torch import distributed
+
+        number = torch.tensor(value)
+        with self.watched():
+            distributed.all_reduce(number, distributed.ReduceOp.MAX, self.group)
+        return int(number)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.largest(0)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside this context, what torch says of a process that has ended is one sentence, a UserError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not _is_closed(error):
+                raise
             raise Ended(
                 f"another of the {self.world} processes has ended, and its own message says why; what was written is "
-                "kept: run the same command to go on"
+                "kept: run the same command to go on, with --resume where it trains"
             ) from None
-        return values
 
     def attempt(self, work: Callable[[], Any]) -> list[Any]:
         """What `work` gives in each process, by rank, for all of them; where it fails in one, it fails in all.
@@ -139,25 +163,50 @@ def together() -> Iterator[Processes]:
     Raises:
         UserError: they cannot meet.
     """
+    processes = meet(_with_gloo)
+    try:
+        yield processes
+    finally:
+        if processes.world > 1:
+            from torch import distributed
+
+            distributed.destroy_process_group()
+
+
+def meet(begin: Callable[[], Any]) -> Processes:
+    """Meet the other processes of this command, for as long as it runs; `begin` makes torch's default group.
+
+    Raises:
+        UserError: they cannot meet.
+    """
     rank, world = launched()
     if world == 1:
-        yield ALONE
-        return
+        return ALONE
     from torch import distributed
 
     place = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         socket.getaddrinfo(*place)  # torch would try again and again to find a name that does not exist
-        distributed.init_process_group("gloo", timeout=MEET)
+        begin()
         group = distributed.new_group(timeout=WORK, backend="gloo")
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"the {world} processes could not meet at {':'.join(place)} ({first_line(error)}): {HOW}"
         ) from None
-    try:
-        yield Processes(rank, world, group)
-    finally:
-        distributed.destroy_process_group()
+    return Processes(rank, world, group)
+
+
+def _with_gloo() -> None:
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=MEET)
+
+
+def _is_closed(error: RuntimeError) -> bool:
+    """Whether this says that the connection to another process was closed, as gloo does and NCCL."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
 
 
 def _number(name: str, default: int, least: int = 0) -> int:

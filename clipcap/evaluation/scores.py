@@ -28,7 +28,7 @@ from clipcap.model.batches import encode_captions, fit_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import end_of_text, tokenizer_of
 from clipcap.model.prompts import caption_embeddings, literal_captions, prompts_for
-from clipcap.training.loader import CaptionDataset
+from clipcap.training.loader import CaptionDataset, in_order
 from clipcap.training.losses import summed_loss
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.format import read, sha256
@@ -159,7 +159,7 @@ def _loss(
         prompts = [prompts[image] for image in image_of]
     fitted = fit_captions(captions, prompts, model.room) if prompts else captions
     dataset = CaptionDataset(embeddings[image_of], fitted, prompts)
-    return summed_loss(model, dataset, min(batch_size or LOSS_BATCH, LOSS_BATCH), progress=True)
+    return summed_loss(model, dataset, in_order(dataset, min(batch_size or LOSS_BATCH, LOSS_BATCH)), progress=True)
 
 
 def _trained(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

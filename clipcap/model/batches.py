@@ -6,7 +6,7 @@ Shapes: B batch, C CLIP width, T tokens of the longest row, N caption tokens in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,7 @@ class Batch:
         labels: (B, T); the token id on caption tokens, IGNORED on prompt and padding.
         positions: (N,) where the caption tokens stand in the flattened (B, T).
         targets: (N,) the labels at these positions.
+        weight: (), what the loss of these rows counts for among those of the processes that share a batch.
     """
 
     clip_embedding: Tensor
@@ -42,6 +43,7 @@ class Batch:
     labels: Tensor
     positions: Tensor
     targets: Tensor
+    weight: Tensor = field(default_factory=lambda: torch.ones(()))
 
     @classmethod
     def of(cls, clip_embedding: Tensor, tokens: Tensor, labels: Tensor) -> Batch:
@@ -52,11 +54,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; from pinned memory the copy runs beside the computation."""
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return Batch(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; `DataLoader` calls this when it is asked to pin memory."""
-        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+        return Batch(*(getattr(self, part.name).pin_memory() for part in fields(self)))
 
 
 def encode_captions(

@@ -36,7 +36,7 @@ class ClipCap(nn.Module):
         gpt: Hugging Face's GPT-2 with its head, or another causal language model.
         clip_project: the mapping network, under the name that the published weights give it.
         literal_captioner: for prompted weights, the frozen model whose caption fills the prompt's "{literal}".
-        record: how the model was trained, in plain values (see `clipcap.training.state.run_record`).
+        record: how the model was trained, in plain values (see `clipcap.training.record.run_record`).
         fast: whether decoding uses `clipcap.fast`: the same captions sooner, except that samples are drawn otherwise.
 
     Raises:

@@ -78,7 +78,7 @@ class LoopArguments:
     output_dir: str | None = arg(None, "folder for weights, metrics and state (default: runs/STRATEGY)", metavar="DIR")
     epochs: int = arg(3, "passes over the training captions")
     min_steps: int = arg(0, "a small data set is repeated within each epoch until the run has this many steps")
-    batch_size: int = arg(32, "captions per step and device")
+    batch_size: int = arg(32, "captions per step, which several processes share out")
     accumulate: int = arg(1, "steps whose gradients are added up before the weights move")
     learning_rate: float = arg(2e-5, "highest learning rate; warms up to it, then falls to 0")
     mapping_learning_rate: float | None = arg(None, "that of the mapping network (default: the same)", metavar="RATE")
@@ -122,7 +122,7 @@ class LoopArguments:
             raise UserError(f"--warmup must be a share of the steps, at least 0 and below 1, not {self.warmup}")
 
     def repeats(self, captions: int) -> int:
-        """How often each of so many captions comes in an epoch, for one process to take `min_steps` steps in all."""
+        """How often each of so many captions comes in an epoch, for a run of `min_steps` steps in all."""
         return max(1, math.ceil(self.min_steps * self.accumulate * self.batch_size / (self.epochs * captions)))
 
 

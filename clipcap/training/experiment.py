@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,24 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from clipcap.cli.processes import ALONE, Processes
 from clipcap.data.store import EmbeddingStore, check_clip
 from clipcap.errors import UserError, at_least
 from clipcap.files import make_folder
 from clipcap.model.batches import encode_captions, fit_captions
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.config import ClipCapConfig
 from clipcap.model.controls import controls_of
-from clipcap.model.language_model import (
-    end_of_text,
-    find_end_of_text,
-    load_language_model,
-    load_tokenizer,
-    tokenizer_of,
-)
-from clipcap.model.networks import plain_settings
-from clipcap.training.arguments import OF_TRANSFORMER, DataArguments, LoopArguments, StartArguments, settings
+from clipcap.model.language_model import end_of_text, tokenizer_of
+from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments, settings
 from clipcap.training.loader import CaptionDataset
-from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.training.start import content_of, meet_on, start_model
+from clipcap.weights.checkpoint import save_checkpoint
 from clipcap.weights.format import sha256
 from clipcap.weights.published import resolve_weights
 
@@ -37,7 +30,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILES = {"init", "literal_weights"}  # options that name weights, which are known by their content when a run is resumed
-LARGEST_MAPPING = 10**9  # parameters: 16 GB to train them
 SAMPLES = 8  # validation images whose captions are shown at each evaluation
 Prompts = Callable[[str], list[list[int]] | None]  # name of a split -> token ids of the prompt of each of its rows
 Save = Callable[[ClipCap, Path], None]  # writes the model's weights to a file
@@ -55,6 +47,7 @@ class Experiment:
     loop_args: LoopArguments
     strategy_args: Any = None
     language_model: str | None = None  # without --init: SHA-256 of the language model that it starts from
+    processes: Processes = ALONE
 
     @classmethod
     def prepare(
@@ -66,6 +59,8 @@ class Experiment:
         strategy_args: Any = None,
     ) -> Experiment:
         """Open the data, load or build the model, and make sure that the output can be written.
+
+        Where a launcher started several processes they meet here, and the first one downloads for all.
 
         Args:
             folder: where the strategy writes below runs/, unless `--output-dir` says otherwise.
@@ -83,10 +78,15 @@ class Experiment:
         at_least(1, option=True, limit_train=data_args.limit_train)
         at_least(2, option=True, max_tokens=data_args.max_tokens)
         loop_args.output_dir = loop_args.output_dir or f"runs/{'demo/' if data_args.demo else ''}{folder}"
+        processes = meet_on(loop_args.device)
         make_folder(loop_args.output_dir)
         store = EmbeddingStore.open(data_args.data)
         torch.manual_seed(loop_args.seed)  # so that a fresh mapping network and adapters start alike when resumed
+        if not processes.main:
+            processes.wait()
         model = start_model(start_args, store)
+        if processes.main:
+            processes.wait()
         check_clip(store, model.config)
         tokenizer = tokenizer_of(model.config)
         model.config.tokenizer = tokenizer.to_str()
@@ -96,7 +96,8 @@ class Experiment:
                 f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: there is room for {model.room}"
             )
         language_model = None if start_args.init else content_of(model)
-        return cls(model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model)
+        known = model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model
+        return cls(*known, processes)
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
         """The training data and the validation data; `prompts` gives the prompt of every row of a split."""
@@ -152,79 +153,40 @@ class Experiment:
 
         for folder in folders:
             make_folder(folder)
-        train, validation = self.datasets(prompts)
         groups = [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
+        options = settings(*groups) | {"language_model": self.language_model}
+        for name in FILES & options.keys():
+            options[name] = sha256(resolve_weights(options[name])) if options[name] else None
+        for name, value in {"data": self.store.identity, **options}.items():
+            self.processes.agree(value, name)
+        train, validation = self.datasets(prompts)
         record = {
             "data": {"path": str(self.data_args.data), "identity": self.store.identity, "rows": len(train)},
             "arguments": {name: value for group in groups for name, value in asdict(group).items()},
         }
-        options = settings(*groups) | {"language_model": self.language_model}
-        for name in FILES & options.keys():
-            options[name] = sha256(resolve_weights(options[name])) if options[name] else None
         shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
         references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
-        trainer = Trainer(
-            self.model, train, validation, self.loop_args, strategy, weights, record, save, references, options, folders
-        )
-        if trainer.accelerator.is_main_process:
-            print(describe(self.model), file=sys.stderr)
-        path = trainer.run()
-        if trainer.accelerator.is_main_process:
+        with self.processes.watched():
+            trainer = Trainer(
+                self.model,
+                train,
+                validation,
+                self.loop_args,
+                strategy,
+                weights,
+                record,
+                save,
+                references,
+                options,
+                folders,
+                self.processes,
+            )
+            if self.processes.main:
+                print(describe(self.model), file=sys.stderr)
+            path = trainer.run()
+        if self.processes.main:
             print(path)
         return path
-
-
-def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
-    """The weights of `--init`, or a plain language model with a fresh mapping network for the data's CLIP.
-
-    Raises:
-        UserError: options that contradict each other, or weights that cannot be loaded.
-    """
-    fresh = ("language_model", "mapping", "prefix_length", *OF_TRANSFORMER)
-    if args.init:
-        clashing = [name for name in fresh if getattr(args, name) is not None] + ["normalize"] * args.normalize
-        if clashing:
-            raise UserError(
-                f"--{clashing[0].replace('_', '-')} is for a fresh mapping network, and --init {args.init} brings its "
-                "own: leave one of the two out"
-            )
-        model = load_checkpoint(args.init)
-        model.literal_captioner = model.config.prompt = None
-        model.config.controls = {}
-        return model
-    args.check()
-    language_model = args.language_model or "gpt2"
-    gpt = load_language_model(language_model)
-    chosen: dict[str, Any] = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
-    chosen["gpt2" if gpt.config.model_type == "gpt2" else "network"] = plain_settings(gpt.config)
-    config = ClipCapConfig(
-        clip_model=store.clip["model"],
-        clip_pretrained=store.clip["pretrained"],
-        clip_dim=store.clip["dim"],
-        normalize=args.normalize,
-        language_model=language_model,
-        tied_head=gpt.config.tie_word_embeddings,
-        end_of_text=find_end_of_text(load_tokenizer(language_model), gpt.config),
-        **chosen,
-    )
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in ClipCap(config).clip_project.parameters())
-    if size > LARGEST_MAPPING:
-        raise UserError(
-            f"this mapping network would have {size:,} parameters: choose a smaller --prefix-length or --clip-length"
-        )
-    model = ClipCap(config)
-    model.gpt.load_state_dict(gpt.state_dict())
-    return model
-
-
-def content_of(model: ClipCap) -> str:
-    """SHA-256 over language model and tokenizer, by which they are recognised wherever they came from."""
-    digest = hashlib.sha256((model.config.tokenizer or "").encode())
-    for name, tensor in model.gpt.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()
 
 
 def describe(model: ClipCap) -> str:

@@ -6,13 +6,15 @@ Shapes: C CLIP width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from clipcap.cli.processes import ALONE, Processes
 from clipcap.data.embeddings import Embeddings
-from clipcap.model.batches import collate
+from clipcap.model.batches import Batch, collate
 from clipcap.model.controls import some_controls
 
 
@@ -68,15 +70,12 @@ class BucketSampler:
     """Batches of rows of similar length, in an order that depends only on the seed and the epoch.
 
     Rows are shuffled, sorted by length within pools of 64 batches and cut into batches; then the batches are shuffled.
-    Sorting keeps padding short, and the pools keep the order random. Several processes take turns at the batches, and
-    each gets the same number of them.
+    Sorting keeps padding short, and the pools keep the order random.
 
     Args:
         lengths: the number of tokens of each row.
         batch_size: rows per batch.
         seed: of the order.
-        rank: the number of this process, of `world` processes.
-        world: the number of processes.
 
     Attributes:
         epoch: the epoch whose order comes next.
@@ -85,14 +84,13 @@ class BucketSampler:
 
     POOL = 64  # batches
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
         self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
-        self.rank, self.world = rank, world
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, for each process."""
-        return max(-(-len(self.lengths) // self.batch_size) // self.world, 1)
+        """Batches in a whole epoch."""
+        return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
@@ -105,18 +103,38 @@ class BucketSampler:
             ]
         )
         batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
-        turns = random.permutation(len(batches))[self.rank :: self.world][: len(self)]
-        for turn in turns[self.skip :]:
+        for turn in random.permutation(len(batches))[self.skip :]:
             yield batches[turn].tolist()
 
 
-def loader(dataset: CaptionDataset, sampler: BucketSampler | list[list[int]], device: torch.device) -> DataLoader:
-    """The batches of a dataset; for a CUDA device, worker processes prepare them ahead in pinned memory."""
+def share(rows: Sequence[tuple[np.ndarray, Sequence[int], Sequence[int]]], rank: int, world: int) -> Batch:
+    """What one of several processes takes of a batch: every `world`-th of its rows.
+
+    Its weight makes the mean loss of the whole batch out of those of the shares, in the mean over all processes. A
+    process for which there is no row computes the first one again, with weight 0, since all take part in every step.
+    """
+    own = rows[rank::world]
+    batch = collate(own or rows[:1])
+    tokens, own_tokens = (sum(len(caption) for _, _, caption in part) for part in (rows, own))
+    batch.weight.fill_(world * own_tokens / tokens)
+    return batch
+
+
+def loader(
+    dataset: CaptionDataset,
+    sampler: BucketSampler | list[list[int]],
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> DataLoader:
+    """The batches of a dataset, or of each batch the share of this process.
+
+    For a CUDA device, worker processes prepare them ahead in pinned memory.
+    """
     ahead = device.type == "cuda"
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=partial(share, rank=processes.rank, world=processes.world),
         num_workers=2 if ahead else 0,
         pin_memory=ahead,
         generator=torch.Generator(),  # so that iterating does not draw from the global one, which is resumed exactly

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
+
+from clipcap.cli.processes import Processes
 
 
 @dataclass
@@ -38,8 +41,13 @@ class Progress:
         self.window = self.window + loss
         self.window_steps += 1
 
-    def mean_loss(self) -> float:
+    def share_window(self, processes: Processes) -> None:
+        """Let every process have the loss of all: each adds that of its own rows, weighted, see `loader.share`."""
+        self.window = fmean(processes.gather(float(self.window)))
+
+    def mean_loss(self, processes: Processes) -> float:
         """The mean loss of the steps since the last call."""
+        self.share_window(processes)
         mean = float(self.window) / self.window_steps
         self.window, self.window_steps = 0.0, 0
         return mean

@@ -5,19 +5,25 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from clipcap.cli.processes import Processes
 from clipcap.devices import pick_device, pick_dtype
 from clipcap.errors import UserError
+from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
+from clipcap.training.sharding import asks_for_fsdp
 
 WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions cost
 
@@ -25,8 +31,10 @@ WIDE = 512  # from this width on, bf16 saves more on a CPU than its conversions 
 def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     """An Accelerator with the device, precision and tracker of a run; `width` is that of the language model.
 
+    Several processes have met already, see `clipcap.training.start`.
+
     Raises:
-        UserError: the device does not exist here, or the tracker's package is not installed.
+        UserError: the device does not exist here or is not for FSDP, or the tracker's package is not installed.
     """
     device, precision = pick_device(args.device), args.precision
     if precision == "auto":
@@ -35,12 +43,26 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     tracker = None if args.report_to == "none" else args.report_to
     if tracker and find_spec(tracker) is None:
         raise UserError(f"--report-to {tracker} needs the package: pip install {tracker}")
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=tracker,
         project_dir=args.output_dir,
     )
+    if asks_for_fsdp() and accelerator.distributed_type != DistributedType.FSDP:
+        raise UserError(f"accelerate shards nothing on the device {device.type}: leave --use_fsdp out")
+
+    # Where several processes train, the model is a part of a module of torch's. A state has the same names everywhere.
+    def rename(_: list[nn.Module], weights: list[dict[str, Tensor]], __: str) -> None:
+        for state in weights:
+            consume_prefix_in_state_dict_if_present(state, "module.")
+
+    def unwrap(models: list[nn.Module], _: str) -> None:
+        models[:] = map(accelerator.unwrap_model, models)
+
+    accelerator.register_save_state_pre_hook(rename)
+    accelerator.register_load_state_pre_hook(unwrap)
+    return accelerator
 
 
 def parameter_groups(model: ClipCap, args: LoopArguments) -> list[dict[str, Any]]:
@@ -67,6 +89,17 @@ def _decay_groups(parameters: Iterable[nn.Parameter], args: LoopArguments) -> li
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     decay = ((matrices, args.weight_decay), (vectors, 0.0))
     return [{"params": group, "lr": args.learning_rate, "weight_decay": value} for group, value in decay]
+
+
+@contextmanager
+def only_run(folders: Iterable[Path], processes: Processes) -> Iterator[None]:
+    """Hold output folders for this run alone. Raises UserError where another one holds them."""
+    with ExitStack() as held:
+        if processes.main:
+            for folder in {folder.resolve(): folder for folder in folders}.values():
+                held.enter_context(only_writer(folder))
+        processes.wait()
+        yield
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A run on disk: the state from which it is resumed, and the record that its weights carry."""
+"""A run on disk: the state from which it is resumed."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import errno
 import json
 import math
 import os
-import platform
 import re
-import resource
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import load
+from accelerate.utils import load, set_seed
 
+from clipcap.cli.processes import Processes
 from clipcap.errors import UserError, first_line, is_out_of_memory
 from clipcap.files import write_whole
-from clipcap.model.clipcap import ClipCap
-from clipcap.training.progress import Progress
 from clipcap.training.whole import Whole
 from clipcap.weights.format import read
 
@@ -40,6 +36,7 @@ class State:
 
     Args:
         accelerator: has everything registered that belongs to a state.
+        processes: those that train together.
         folder: the run's output folder.
         options, facts: the values that must be the same for a run to be resumed, by name: those that the user typed,
             and others.
@@ -47,9 +44,15 @@ class State:
     """
 
     def __init__(
-        self, accelerator: Accelerator, folder: Path, options: dict[str, Any], facts: dict[str, Any], whole: Whole
+        self,
+        accelerator: Accelerator,
+        processes: Processes,
+        folder: Path,
+        options: dict[str, Any],
+        facts: dict[str, Any],
+        whole: Whole,
     ) -> None:
-        self.accelerator, self.folder, self.whole = accelerator, folder, whole
+        self.accelerator, self.processes, self.folder, self.whole = accelerator, processes, folder, whole
         self.options, self.facts = options, facts
 
     def start(self, resume: bool, weights: Path) -> None:
@@ -60,12 +63,13 @@ class State:
         """
         if resume:
             self.load()
-            if self.accelerator.is_main_process and self.whole.progress.best < math.inf:
+            self.processes.agree(self.whole.progress.step, f"states in {self.folder}")
+            if self.processes.main and self.whole.progress.best < math.inf:
                 _check_best(weights, self.whole.progress.best)
-        if self.accelerator.is_main_process:
+        if self.processes.main:
             for name in ("state.new",) if resume else ("state", "state.old", "state.new"):
                 remove(self.folder / name)
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
 
     def save(self) -> None:
         """Write the state under another name, then let it take the place of the last one.
@@ -76,19 +80,20 @@ class State:
         Raises:
             OSError: the disk is full, for example. The last state is still there.
         """
+        self.processes.wait()  # the first one writes weights meanwhile, for longer than torch waits by itself
         new, state, old = (self.folder / name for name in ("state.new", "state", "state.old"))
         try:
             self._write(new)
         except OSError:
             remove(new)
             raise
-        if self.accelerator.is_main_process:
+        if self.processes.main:
             remove(old)
             if os.path.lexists(state):
                 state.rename(old)
             new.rename(state)
             remove(old)
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
 
     def _write(self, folder: Path) -> None:
         try:
@@ -100,8 +105,8 @@ class State:
             if "inline_container" not in str(error) and "iostream" not in str(error):
                 raise
             raise OSError(errno.ENOSPC, "the disk may be full", str(folder)) from None
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        self.processes.wait()
+        if self.processes.main:
             write_whole(folder / RUN, json.dumps(self.options | self.facts).encode())
             for file in filter(Path.is_file, folder.rglob("*")):  # on the disk before the last state goes
                 with file.open("rb") as written:
@@ -120,11 +125,9 @@ class State:
                         if not path.is_file() and not path.is_dir():  # a pipe, for example, would be waited for
                             raise ValueError(f"its {path.name} is no file")
                     self._check_same_run(state)
-                    with tensors_only():
+                    with tensors_only(), self.processes.watched():
                         self.accelerator.load_state(str(state))
-                    # accelerate passes over a random state that it cannot read, and the run would go on otherwise.
-                    random = load(state / f"random_states_{self.accelerator.process_index}.pkl")
-                    torch.set_rng_state(random["torch_manual_seed"])
+                    self._restore_random(state)
                     self.whole.check()
                 except Exception as error:  # a damaged file raises whatever its reader likes
                     if isinstance(error, UserError) or is_out_of_memory(error):
@@ -134,12 +137,34 @@ class State:
                         "start anew without --resume"
                     ) from None
                 return
-        print(f"no state in {self.folder} yet: starting from the beginning", file=sys.stderr)
+        if self.processes.main:
+            print(f"no state in {self.folder} yet: starting from the beginning", file=sys.stderr)
+
+    def _restore_random(self, state: Path) -> None:
+        """Restore this process's random generators, or seed them by its number and step if it was not there before."""
+        before, now = len(list(state.glob("random_states_*.pkl"))), self.processes.world
+        if now != before and self.processes.main:
+            print(
+                f"the state in {self.folder} was saved with {before} as the number of processes, which is {now} now: "
+                "from here on dropout draws other numbers, and all else is the same up to rounding",
+                file=sys.stderr,
+            )
+        if 0 < before <= self.processes.rank:
+            set_seed((self.options["seed"] + self.processes.rank + self.whole.progress.step) % 2**32)
+            return
+        # accelerate passes over a random state that it cannot read, and the run would go on otherwise.
+        random = load(state / f"random_states_{self.processes.rank}.pkl")
+        torch.set_rng_state(random["torch_manual_seed"])
 
     def _check_same_run(self, state: Path) -> None:
         begun = json.loads((state / RUN).read_text(encoding="utf-8"))
         if not isinstance(begun, dict):
             raise ValueError(f"its {RUN} holds a {type(begun).__name__}")
+        if begun.get("processes", 1) != 1:
+            raise UserError(
+                f"the state in {state} is of an earlier version, in which --batch-size counted the captions of each of "
+                f"{_shown(begun['processes'])} processes: start anew without --resume"
+            )
         unsaid = []
         for name, value in (self.options | self.facts).items():
             spelled = f"--{name.replace('_', '-')}" if name in self.options else name
@@ -151,7 +176,7 @@ class State:
                     f"the run in {self.folder} was started with other {spelled}{told}: give the same to --resume it, "
                     "or start anew without --resume"
                 )
-        if unsaid and self.accelerator.is_main_process:
+        if unsaid and self.processes.main:
             print(
                 f"the state in {self.folder} is of an earlier version: make sure that these are as they were then: "
                 f"{', '.join(unsaid)}",
@@ -199,35 +224,3 @@ def tensors_only() -> Iterator[None]:
         del os.environ[WEIGHTS_ONLY]
         if before is not None:
             os.environ[WEIGHTS_ONLY] = before
-
-
-def run_record(model: ClipCap, strategy: str, progress: Progress, epochs: float, validation: float) -> dict[str, Any]:
-    """The record that weights carry of their training, in plain values: cost, losses, versions.
-
-    Args:
-        model: the trained model.
-        strategy: its name.
-        progress: of the run.
-        epochs: how many epochs it has trained.
-        validation: the validation loss of these weights, in nats.
-    """
-    device = model.device
-    parameters = [parameter for _, parameter in model.own_parameters()]
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        kilobytes = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
-    return {
-        "strategy": strategy,
-        "step": progress.step,
-        "epochs": epochs,
-        "losses": {"validation": validation, "history": list(progress.rows)},
-        "seconds": progress.seconds,
-        "peak_memory_bytes": peak,
-        "device": device.type,
-        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "total_parameters": sum(p.numel() for p in parameters),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
-    }

@@ -1,16 +1,17 @@
 """The one training loop: every strategy trains through it, whichever parameters train.
 
-It runs on `accelerate`, so the same script trains on a CPU, on a GPU, or with `accelerate launch` on several. The
-output folder receives the weights with the best validation loss, `metrics.jsonl`, `loss.png`, `samples.jsonl` (captions
-of fixed validation images) and `state/`, from which `--resume` reaches the same weights as an uninterrupted run.
+It runs on `accelerate`, so the same script trains on a CPU, on a GPU, or with torchrun on several, which share the
+captions of every step. The output folder receives the weights with the best validation loss, `metrics.jsonl`,
+`loss.png`, `samples.jsonl` (captions of fixed validation images) and `state/`, from which `--resume` reaches the same
+weights as an uninterrupted run.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,27 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
+from clipcap.cli.processes import ALONE, Processes
 from clipcap.cli.progress import ProgressBar
 from clipcap.errors import Interrupted, UserError
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf
-from clipcap.files import NO_ROOM, only_writer
+from clipcap.files import NO_ROOM
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments, settings
 from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, loader
-from clipcap.training.losses import Objective, validation_loss
+from clipcap.training.losses import Objective, validation_loss, warn_of_nonsense
 from clipcap.training.progress import Progress
-from clipcap.training.setup import deferred_interrupt, make_accelerator, parameter_groups
-from clipcap.training.state import State, run_record
+from clipcap.training.record import run_record
+from clipcap.training.setup import deferred_interrupt, make_accelerator, only_run, parameter_groups
+from clipcap.training.sharding import WholeModel
+from clipcap.training.state import State
 from clipcap.training.whole import Whole
 from clipcap.weights.checkpoint import save_checkpoint
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
-NONSENSE = 8  # nats per token: more than GPT-2 needs for any text, and not much less than a guess among its tokens
 
 
 class Trainer:
@@ -55,6 +58,7 @@ class Trainer:
         references: image and true caption of the first validation rows, shown beside their captions in samples.jsonl.
         options: those that must be the same when the run is resumed; None for those of the loop alone.
         folders: what else this run writes into, and no other may at the same time.
+        processes: those that train together.
     """
 
     def __init__(
@@ -70,9 +74,11 @@ class Trainer:
         references: Sequence[dict[str, str]] = (),
         options: dict[str, Any] | None = None,
         folders: Sequence[Path] = (),
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.train_set, self.validation, self.args = model, train, validation, args
         self.strategy, self.record, self.save, self.references = strategy, record, save, references
+        self.processes = processes
         folder = Path(args.output_dir or "")
         self.weights, self.folders = folder / weights, (folder, *folders)
         self.accelerator = make_accelerator(args, model.config.width)
@@ -80,12 +86,13 @@ class Trainer:
         model.use_fast(fast)
         if fast:
             speed_up(model)
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.whole = WholeModel(model, sharded)
         optimizer = torch.optim.AdamW(parameter_groups(model, args), fused=True)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
-        precision, world = self.accelerator.mixed_precision, self.accelerator.num_processes
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        precision = self.accelerator.mixed_precision
         self.frozen = FrozenInHalf(model, fast and precision == "bf16" and not sharded)
-        self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed, self.accelerator.process_index, world)
+        self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed)
         self.epoch_steps = -(-len(self.sampler) // args.accumulate)
         self.steps = self.epoch_steps * args.epochs
         self.schedule = get_linear_schedule_with_warmup(
@@ -97,13 +104,14 @@ class Trainer:
             "strategy": strategy,
             "data": record.get("data", {}).get("identity"),
             "rows": len(train),
-            "processes": world,
             "device": self.accelerator.device.type,
             "precision": precision,
+            "FSDP": sharded,
             "trained parameters": sorted(name for name, p in model.named_parameters() if p.requires_grad),
         }
         whole = Whole(self.optimizer.optimizer, self.schedule, self.progress, self.steps)
-        self.state = State(self.accelerator, folder, settings(args) if options is None else options, facts, whole)
+        options = settings(args) if options is None else options
+        self.state = State(self.accelerator, processes, folder, options, facts, whole)
         self.journal = Journal(self.accelerator, folder, strategy, self.progress)
 
     def run(self) -> Path:
@@ -114,7 +122,7 @@ class Trainer:
             UserError: its loss is not finite, it cannot be resumed, the disk is full, or another run writes there.
         """
         try:
-            with self._alone():
+            with only_run(self.folders, self.processes):
                 return self._run()
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -124,26 +132,17 @@ class Trainer:
                 "saved before are kept; make room and run the same command with --resume to go on"
             ) from None
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold all output folders for this run alone."""
-        with ExitStack() as held:
-            if self.accelerator.is_main_process:
-                for folder in {folder.resolve(): folder for folder in self.folders}.values():
-                    held.enter_context(only_writer(folder))
-            self.accelerator.wait_for_everyone()
-            yield
-
     def _run(self) -> Path:
-        args, progress, main = self.args, self.progress, self.accelerator.is_main_process
-        set_seed(args.seed)
+        args, progress, processes = self.args, self.progress, self.processes
+        set_seed((args.seed + processes.rank) % 2**32)  # each process drops out other numbers
         if args.report_to != "none":
             self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
         self.state.start(args.resume, self.weights)
         self.journal.start()
         total = len(self.train_set) * args.epochs
-        done = progress.step * len(self.train_set) // self.epoch_steps
-        bar = ProgressBar(total=total, initial=done, desc=self.strategy, unit="captions", disable=not main)
+        bar = ProgressBar(
+            total=total, initial=self.captions, desc=self.strategy, unit="captions", disable=not processes.main
+        )
         begun = time.perf_counter()
         with bar, deferred_interrupt() as interrupted:
             if not progress.step:
@@ -154,31 +153,32 @@ class Trainer:
                 self.train_set.epoch = self.sampler.epoch = epoch
                 self.sampler.skip = (progress.step % self.epoch_steps) * args.accumulate
                 self.model.train()
-                batches = iter(loader(self.train_set, self.sampler, self.model.device))
+                batches = iter(loader(self.train_set, self.sampler, self.model.device, processes))
                 while group := list(islice(batches, args.accumulate)):
                     started = time.perf_counter()
                     progress.add(self.step(group))
                     evaluate = self.evaluates_after(progress.step)
                     if evaluate or progress.step % LOG_EVERY == 0:
-                        loss = progress.mean_loss()
+                        loss = progress.mean_loss(processes)
                         self.journal.log({"train_loss": loss, "lr": self.schedule.get_last_lr()[0]}, self.epochs)
                         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                     progress.seconds += time.perf_counter() - started
-                    captions = sum(len(batch.tokens) for batch in group) * self.accelerator.num_processes
-                    bar.update(min(captions, total - bar.n))
+                    bar.update(self.captions - bar.n)
                     if evaluate:
                         self.evaluate()
-                    if interrupted:
+                    if number := processes.largest(max(interrupted, default=0)):  # all stop at the same step
+                        progress.share_window(processes)
                         self.state.save()
                         raise Interrupted(
                             f"interrupted at step {progress.step} of {self.steps}; "
                             "run the same command with --resume to go on",
-                            interrupted[0],
+                            number,
                         )
                     if evaluate and self.out_of_patience:
                         break
-        self.accelerator.end_training()
-        if main:
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if processes.main:
             early = f", ended after {self.epochs:.3g} of {args.epochs} epochs" if progress.step < self.steps else ""
             print(
                 f"{self.strategy}: {bar.n} captions in {progress.seconds:.0f} s of training "
@@ -193,6 +193,11 @@ class Trainer:
         return self.progress.step / self.epoch_steps
 
     @property
+    def captions(self) -> int:
+        """How many captions have been trained, each as often as it came."""
+        return self.progress.step * len(self.train_set) // self.epoch_steps
+
+    @property
     def out_of_patience(self) -> bool:
         """Whether as many evaluations as `--patience` says have passed without a better loss; a resumed run knows."""
         return self.args.patience is not None and self.progress.stale >= self.args.patience
@@ -203,7 +208,10 @@ class Trainer:
         return round(round(step / every) * every) == step
 
     def step(self, group: list[Batch]) -> Tensor:
-        """Move the weights by the mean gradient of some batches; returns their mean loss, still on the device."""
+        """Move the weights by the mean gradient of some batches; returns their mean loss, still on the device.
+
+        Of several processes each returns that of its share, weighted so that their mean is that of the batches.
+        """
         total = torch.zeros((), device=self.model.device)
         with self.frozen.used():
             for number, batch in enumerate(group, 1):
@@ -221,26 +229,21 @@ class Trainer:
 
     def look_before(self) -> None:
         """Log the validation loss before the first step, and say what to check where it is that of nonsense."""
-        loss = validation_loss(self.model, self.validation, self.args.batch_size)
+        loss = validation_loss(self.whole(), self.validation, self.args.batch_size, self.processes)
         self.journal.log({"val_loss": loss}, 0.0)
-        if loss > NONSENSE and self.accelerator.is_main_process:
-            print(
-                f"before training the validation loss is {loss:.1f} nats per token, and that of weights which fit the "
-                f"data is below {NONSENSE}: check that they were trained with the CLIP of the dataset, and normalise "
-                "embeddings as they must; a fresh mapping network may begin like this",
-                file=sys.stderr,
-            )
+        if self.processes.main:
+            warn_of_nonsense(loss)
 
     def evaluate(self) -> None:
         """Compute the validation loss, caption fixed images, and save plot, state and, if they are best, weights."""
-        progress = self.progress
-        loss = validation_loss(self.model, self.validation, self.args.batch_size)
+        progress, model = self.progress, self.whole()
+        loss = validation_loss(model, self.validation, self.args.batch_size, self.processes)
         self.journal.log({"val_loss": loss}, self.epochs)
-        if self.accelerator.is_main_process:
-            self.journal.sample(self.model, self.validation, self.references)
+        if self.processes.main:
+            self.journal.sample(model, self.validation, self.references)
             self.journal.plot()
             if loss < progress.best:
-                self.model.record = run_record(self.model, self.strategy, progress, self.epochs, loss) | self.record
-                self.save(self.model, self.weights)
+                model.record = run_record(model, self.strategy, progress, self.epochs, loss) | self.record
+                self.save(model, self.weights)
         progress.best = min(progress.best, loss)
         self.state.save()

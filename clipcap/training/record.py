@@ -1,0 +1,46 @@
+"""The record that weights carry of their training."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from clipcap.model.clipcap import ClipCap
+from clipcap.training.progress import Progress
+
+
+def run_record(model: ClipCap, strategy: str, progress: Progress, epochs: float, validation: float) -> dict[str, Any]:
+    """The record that weights carry of their training, in plain values: cost, losses, versions.
+
+    Args:
+        model: the trained model.
+        strategy: its name.
+        progress: of the run.
+        epochs: how many epochs it has trained.
+        validation: the validation loss of these weights, in nats.
+    """
+    device = model.device
+    parameters = [parameter for _, parameter in model.own_parameters()]
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        kilobytes = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
+    return {
+        "strategy": strategy,
+        "step": progress.step,
+        "epochs": epochs,
+        "losses": {"validation": validation, "history": list(progress.rows)},
+        "seconds": progress.seconds,
+        "peak_memory_bytes": peak,
+        "device": device.type,
+        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in parameters),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+    }

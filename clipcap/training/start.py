@@ -1,0 +1,101 @@
+"""What a run starts from: the processes that train together, and the model."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import distributed
+
+from clipcap.cli.processes import Processes, meet
+from clipcap.data.store import EmbeddingStore
+from clipcap.devices import pick_device
+from clipcap.errors import Interrupted, UserError
+from clipcap.model.clipcap import ClipCap
+from clipcap.model.config import ClipCapConfig
+from clipcap.model.language_model import find_end_of_text, load_language_model, load_tokenizer
+from clipcap.model.networks import plain_settings
+from clipcap.training.arguments import OF_TRANSFORMER, StartArguments
+from clipcap.training.sharding import check_sharding
+from clipcap.weights.checkpoint import load_checkpoint
+
+LARGEST_MAPPING = 10**9  # parameters: 16 GB to train them
+
+
+def meet_on(device: str) -> Processes:
+    """Meet the processes that train together on this kind of device. They part when they end.
+
+    Raises:
+        UserError: they cannot meet, the device does not exist here, or FSDP is asked for in a way that is not known.
+    """
+    check_sharding()
+
+    def begin() -> None:
+        from accelerate import PartialState  # here, since it takes seconds to import
+
+        PartialState(cpu=pick_device(device).type == "cpu")
+        atexit.register(_part)
+
+    return meet(begin)
+
+
+def _part() -> None:
+    with suppress(Interrupted):  # torchrun asks the others to terminate when one process has failed
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
+    """The weights of `--init`, or a plain language model with a fresh mapping network for the data's CLIP.
+
+    Raises:
+        UserError: options that contradict each other, or weights that cannot be loaded.
+    """
+    fresh = ("language_model", "mapping", "prefix_length", *OF_TRANSFORMER)
+    if args.init:
+        clashing = [name for name in fresh if getattr(args, name) is not None] + ["normalize"] * args.normalize
+        if clashing:
+            raise UserError(
+                f"--{clashing[0].replace('_', '-')} is for a fresh mapping network, and --init {args.init} brings its "
+                "own: leave one of the two out"
+            )
+        model = load_checkpoint(args.init)
+        model.literal_captioner = model.config.prompt = None
+        model.config.controls = {}
+        return model
+    args.check()
+    language_model = args.language_model or "gpt2"
+    gpt = load_language_model(language_model)
+    chosen: dict[str, Any] = {name: getattr(args, name) for name in fresh[1:] if getattr(args, name) is not None}
+    chosen["gpt2" if gpt.config.model_type == "gpt2" else "network"] = plain_settings(gpt.config)
+    config = ClipCapConfig(
+        clip_model=store.clip["model"],
+        clip_pretrained=store.clip["pretrained"],
+        clip_dim=store.clip["dim"],
+        normalize=args.normalize,
+        language_model=language_model,
+        tied_head=gpt.config.tie_word_embeddings,
+        end_of_text=find_end_of_text(load_tokenizer(language_model), gpt.config),
+        **chosen,
+    )
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in ClipCap(config).clip_project.parameters())
+    if size > LARGEST_MAPPING:
+        raise UserError(
+            f"this mapping network would have {size:,} parameters: choose a smaller --prefix-length or --clip-length"
+        )
+    model = ClipCap(config)
+    model.gpt.load_state_dict(gpt.state_dict())
+    return model
+
+
+def content_of(model: ClipCap) -> str:
+    """SHA-256 over language model and tokenizer, by which they are recognised wherever they came from."""
+    digest = hashlib.sha256((model.config.tokenizer or "").encode())
+    for name, tensor in model.gpt.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
