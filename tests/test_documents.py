@@ -539,6 +539,8 @@ def test_options_and_files_that_are_named_exist(document: str, capsys: pytest.Ca
         words = shlex.split(code) if code.count("'") % 2 == 0 and code.count('"') % 2 == 0 else code.split()
         if words[0] in ("make", "conda", "pip", ".venv/bin/pip"):
             check_other(words)
+        if words[0] in ("torchrun", "accelerate"):  # what stands before the script is theirs
+            words = words[next((place for place, word in enumerate(words) if word.endswith(".py")), len(words)) :]
         for word in words:
             if re.fullmatch(r"--[a-z][a-z-]+", word):
                 named = [help_text for script, help_text in helps.items() if script in words] or helps.values()

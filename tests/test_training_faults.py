@@ -321,8 +321,9 @@ def test_an_embedding_that_is_no_number_is_named(
 ) -> None:
     """The loss would become NaN, and the message would blame the learning rate."""
     store = EmbeddingStore.open(world / "data")
-    spoiled = store.embeddings("train").copy()
-    spoiled[7, 3] = value
+    spoiled = store.embeddings("train")
+    spoiled.parts = [part.copy() for part in spoiled.parts]
+    spoiled.parts[0][spoiled.numbers[7], 3] = value
     monkeypatch.setattr(EmbeddingStore, "embeddings", lambda self, split: spoiled)
     image = store.column("train", "image_id")[7]
     with pytest.raises(UserError, match=f"row 8 of the split 'train' .*, image '{image}', has NaN or infinity"):
