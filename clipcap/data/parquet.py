@@ -1,0 +1,213 @@
+"""Parquet files with images inside, read where they lie: on this computer, or on the Hugging Face hub.
+
+Listing them reads the captions alone. Images are read a row group at a time, in order, so that one row group is in
+memory: as many rows as the writer put into it, 100 with `datasets` and img2dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipcap.clip.images import UnreadableImage
+from clipcap.data.examples import Deferred, Example, Listing, Source, split_name
+from clipcap.data.hub import image_of
+from clipcap.data.patterns import Shard, find_shards
+from clipcap.data.reading import Home, legible, read_captions, short
+from clipcap.errors import UserError, first_line
+from clipcap.files import whole_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+MOST_BYTES = 2 << 30  # of one column in one row group, which is read at once
+REMOTE = "hf:"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parquet file.
+
+    Attributes:
+        name: within the source; it says the split, and begins the identities of its images.
+        told: how messages call it.
+        file: gives what pyarrow reads from.
+        origin: the file on this computer; None on the hub.
+    """
+
+    name: str
+    told: str
+    file: Callable[[], Any]
+    origin: Path | None = None
+
+    def open(self) -> pq.ParquetFile:
+        """The file, its footer read. Raises UserError."""
+        import pyarrow.parquet as pq
+
+        with _legible(self):
+            return pq.ParquetFile(self.file())
+
+    @property
+    def split(self) -> str:
+        """Of `test/0000.parquet` or `data/test-00000-of-00001.parquet`; the hub's own files say `partial-test/` too."""
+        words = [word.removeprefix("partial-") for word in reversed(PurePosixPath(self.name).parts)]
+        return next(filter(None, (split_name(word, "") for word in words)), "train")
+
+
+def parquet(path: str, image_column: str, caption_column: str, allow_outside: bool = False) -> Source:
+    """Parquet files with a column of images, binary or as `datasets` writes them, and one of captions.
+
+    Args:
+        path: a file, a folder or a pattern (see `clipcap.data.patterns`), or `hf:owner/name` (see
+            `clipcap.data.remote`).
+        image_column, caption_column: their names.
+        allow_outside: files may be links to outside, and rows may name image files there.
+
+    Raises:
+        UserError: there is no such place, or it has no rows that can be read. Listing the examples raises it too, for
+            the first file that cannot be read.
+    """
+    spool: TemporaryDirectory[str] | None = None
+    if path.startswith(REMOTE):
+        from clipcap.data.remote import find_files
+
+        place, files = find_files(path, ".parquet")
+        parts = [Part(name, f"{name!r} of {place}", file) for name, file in files.items()]
+        spool = TemporaryDirectory(prefix="clipcap-")
+    else:
+        found, shards = find_shards(path, ".parquet", allow_outside)
+        place = str(found)
+        parts = [Part(shard.name, repr(str(shard.path)), partial(_checked, shard), shard.path) for shard in shards]
+    images = _Images(image_column, allow_outside)
+
+    def examples() -> Iterator[Example]:
+        for number, part in enumerate(parts):
+            listed = _captions(part, image_column, caption_column)
+            for row, captions in enumerate(_kept(listed, Path(spool.name, str(number))) if spool else listed):
+                read = Deferred(partial(images.read, part, row))
+                yield Example(legible(f"{part.name}/{row}"), captions, read, part.split, origin=part.origin)
+
+    listing = Listing(examples)
+    if next(iter(listing), None) is None:
+        raise UserError(f"{path!r} has no rows in its parquet files")
+    return Source({"name": "parquet", "path": place, "image column": image_column}, listing)
+
+
+def _checked(shard: Shard) -> str:
+    shard.check()
+    if not shard.path.is_file():
+        raise OSError("it is not a file")  # opening a pipe would block
+    return str(shard.path)
+
+
+def _kept(captions: Iterable[tuple[str, ...]], copy: Path) -> Iterator[tuple[str, ...]]:
+    """The same captions, which are written to a file the first time, so that the network is asked for them once."""
+    if not copy.is_file():
+        with whole_file(copy) as file:
+            file.writelines(json.dumps(texts).encode() + b"\n" for texts in captions)
+    with copy.open("rb") as lines:
+        yield from (tuple(json.loads(line)) for line in lines)
+
+
+def _captions(part: Part, image_column: str, caption_column: str) -> Iterator[tuple[str, ...]]:
+    """The captions of each row. Raises UserError if the file cannot be read, or an image could not be."""
+    row = 0
+    with _legible(part):
+        file = part.open()
+        _check_columns(file, part, image_column, caption_column)
+        for batch in file.iter_batches(batch_size=1000, columns=[caption_column], use_threads=False):
+            for value in batch.column(caption_column).to_pylist():
+                yield read_captions(value, f"{part.told}, row {row}")
+                row += 1
+        if row != file.metadata.num_rows:
+            raise ValueError(f"it has {row} captions and says that it has {file.metadata.num_rows}")
+
+
+def _check_columns(file: pq.ParquetFile, part: Part, image_column: str, caption_column: str) -> None:
+    """Raise a UserError for columns that are not there, hold no images, or are too large to be read."""
+    import pyarrow as pa
+
+    schema, metadata = file.schema_arrow, file.metadata
+    for column in (image_column, caption_column):
+        if schema.names.count(column) != 1:
+            found = "several columns" if column in schema.names else "no column"
+            has = ", ".join(short(name)[1:-1] for name in schema.names[:20])
+            advice = "name another --image-column or --caption-column"
+            raise UserError(f"{part.told} has {found} {column!r}; it has {has}; {advice}")
+    kind = schema.field(image_column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise UserError(f"column {image_column!r} of {part.told} holds no images; name another --image-column")
+    for number in range(metadata.num_row_groups):
+        group, sizes = metadata.row_group(number), dict.fromkeys((image_column, caption_column), 0)
+        for chunk in map(group.column, range(group.num_columns)):
+            column = chunk.path_in_schema.split(".")[0]
+            sizes |= {column: sizes.get(column, 0) + chunk.total_uncompressed_size}
+        if (size := max(sizes[image_column], sizes[caption_column])) > MOST_BYTES:
+            raise UserError(
+                f"row group {number} of {part.told} has a column of {size / 1e9:.1f} GB, which would have to be in "
+                f"memory at once: write the file again with row groups of 100 rows"
+            )
+
+
+class _Images:
+    """Reads images, and keeps the row group of the last one. Threads may share it."""
+
+    def __init__(self, column: str, allow_outside: bool) -> None:
+        self.column, self.allow_outside = column, allow_outside
+        self.lock = Lock()
+        self.part: Part | None = None
+        self.cells: Any = None
+        self.rows = range(0)  # that `cells` holds
+
+    def read(self, part: Part, row: int) -> bytes | Path:
+        """The image of a row: its bytes, or the file beside the parquet file that the row names.
+
+        Raises ValueError, OSError or UnreadableImage if it cannot be read, UserError if that holds for the whole file.
+        """
+        with self.lock:
+            if part is not self.part:
+                self.part, self.rows, self.cells = None, range(0), None
+                self.file = part.open()
+                groups = range(self.file.num_row_groups)
+                self.ends = np.cumsum([self.file.metadata.row_group(group).num_rows for group in groups])
+                self.part = part
+            if row not in self.rows:
+                self.rows, self.cells = range(0), None  # before the next one is read
+                group = int(np.searchsorted(self.ends, row, side="right"))
+                self.cells = self._read_group(group)
+                end = int(self.ends[group])
+                self.rows = range(end - len(self.cells), end)
+            cell = self.cells[row - self.rows.start].as_py()
+        if not isinstance(cell, dict):
+            return cell or b""
+        if part.origin is None:  # the path that a stranger's row on the hub names is none of this computer's
+            return cell["bytes"] or b""
+        home = Home(part.origin.parent, allow_outside=self.allow_outside)
+        return image_of(cell | {"path": cell.get("path") and part.origin.parent / cell["path"]}, home)
+
+    def _read_group(self, group: int) -> pa.ChunkedArray:
+        try:
+            return self.file.read_row_group(group, columns=[self.column], use_threads=False).column(self.column)
+        except NotImplementedError as error:  # what pyarrow cannot do
+            raise UnreadableImage(first_line(error)) from None
+
+
+@contextmanager
+def _legible(part: Part) -> Iterator[None]:
+    """Turn what pyarrow raises inside into a UserError that names the file."""
+    try:
+        yield
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise UserError(f"{part.told} cannot be read as parquet ({first_line(error)}); get it again") from None
