@@ -35,7 +35,9 @@ def schema() -> pa.Schema:
             pa.field("image_id", pa.large_string()),
             pa.field("split", pa.large_string()),
             pa.field("captions", pa.binary(16)),  # a hash
-            pa.field("size", pa.int64()),  # null, like the next two: not embedded yet, unreadable, or drawn by code
+            pa.field(
+                "size", pa.int64()
+            ),  # null, like the next two: not embedded yet, unreadable, drawn by code, on the hub
             pa.field("time", pa.int64()),  # of the last modification, in nanoseconds
             pa.field("content", pa.binary(32)),  # SHA-256
         ]

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub through `datasets`, which downloads them whole, or reads a folder in their layout."""
+"""Data sets of the Hugging Face hub, through `datasets`: downloaded whole, or saved in a folder in their layout."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from clipcap.data.folders import existing
 from clipcap.data.reading import Home, short
 from clipcap.errors import UserError, first_line
 
-MOST_FILES = 1_000_000  # that braces may name: LAION-5B has a quarter of that
+MOST_FILES = 1_000_000  # that braces may name: LAION-5B, in shards of 10,000, has 585,000
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ def expand_braces(pattern: str) -> Iterable[str]:
     choices: list[Sequence[str]] = []
     for number, piece in enumerate(pieces):
         choices.append(_choices(piece) if number % 2 else [piece])
-        if math.prod(map(len, choices)) > MOST_FILES:
-            raise UserError(f"{short(pattern)} names more than {MOST_FILES:,} files; give a folder, or fewer of them")
+        _check_count(math.prod(map(len, choices)), pattern)
     return map("".join, itertools.product(*choices))
 
 
@@ -115,10 +114,16 @@ def _choices(inside: str) -> Sequence[str]:
         first, last = map(int, bounds.groups())
         step = 1 if first <= last else -1
         numbers = range(first, last + step, step)
+        _check_count(len(numbers), inside)
         padded = any(re.match(r"0\d", bound) for bound in bounds.groups())
         width = max(map(len, bounds.groups())) if padded else 0
-        return [f"{number:0{width}d}" for number in numbers[: MOST_FILES + 1]]
+        return [f"{number:0{width}d}" for number in numbers]
     return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+
+
+def _check_count(files: int, pattern: str) -> None:
+    if files > MOST_FILES:
+        raise UserError(f"{short(pattern)} names more than {MOST_FILES:,} files; give a folder, or fewer of them")
 
 
 def _mark(path: Path) -> tuple[int, int] | None:

@@ -90,7 +90,7 @@ def _list(repository: str, revision: str | None, ending: str) -> tuple[str, list
 
 
 def _open(path: str) -> HfFileSystemFile:
-    return _patiently(lambda: _Ranges(HfFileSystem(), path, cache_type="none"), path)
+    return _patiently(lambda: _Ranges(HfFileSystem(), path, cache_type="none"), path)  # no more than is asked for
 
 
 class _Ranges(HfFileSystemFile):
@@ -112,13 +112,13 @@ def _patiently(ask: Callable[[], T], path: str) -> T:
         try:
             return ask()
         except Exception as error:  # of the hub's client and of its HTTP client
-            refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
-            if wait is None or refused:
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            reason = f"status {status}" if status else first_line(error)[:200]
+            if wait is None or (status or 500) < 500:
                 raise UserError(
-                    f"{path} could not be read from the hub ({first_line(error)[:200]}); run the same command again to "
-                    "go on"
+                    f"{path} could not be read from the hub ({reason}); run the same command again to go on"
                 ) from None
-            print(f"note: the hub broke off ({first_line(error)[:200]}); again in {wait} s", file=sys.stderr)
+            print(f"note: the hub broke off ({reason}); trying again in {wait} s", file=sys.stderr)
             time.sleep(wait)
             constants.HF_HUB_OFFLINE = False  # as `offline` makes it after a silence: it did answer when this began
     raise AssertionError
