@@ -150,15 +150,19 @@ def _check_columns(file: pq.ParquetFile, part: Part, image_column: str, caption_
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise UserError(f"column {image_column!r} of {part.told} holds no images; name another --image-column")
     for number in range(metadata.num_row_groups):
-        group, sizes = metadata.row_group(number), dict.fromkeys((image_column, caption_column), 0)
-        for chunk in map(group.column, range(group.num_columns)):
-            column = chunk.path_in_schema.split(".")[0]
-            sizes |= {column: sizes.get(column, 0) + chunk.total_uncompressed_size}
-        if (size := max(sizes[image_column], sizes[caption_column])) > MOST_BYTES:
-            raise UserError(
-                f"row group {number} of {part.told} has a column of {size / 1e9:.1f} GB, which would have to be in "
-                f"memory at once: write the file again with row groups of 100 rows"
-            )
+        group = metadata.row_group(number)
+        chunks = [group.column(place) for place in range(group.num_columns)]
+        for column in (image_column, caption_column):
+            own = (chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}."))
+            _check_size(sum(chunk.total_uncompressed_size for chunk in own), part, number)
+
+
+def _check_size(size: int, part: Part, group: int) -> None:
+    if size > MOST_BYTES:
+        raise UserError(
+            f"row group {group} of {part.told} has a column of over {MOST_BYTES / 1e9:.1f} GB, which would have to be "
+            "in memory at once: write the file again with row groups of 100 rows"
+        )
 
 
 class _Images:
@@ -186,22 +190,29 @@ class _Images:
             if row not in self.rows:
                 self.rows, self.cells = range(0), None  # before the next one is read
                 group = int(np.searchsorted(self.ends, row, side="right"))
-                self.cells = self._read_group(group)
+                self.cells = self._read_group(part, group)
                 end = int(self.ends[group])
                 self.rows = range(end - len(self.cells), end)
             cell = self.cells[row - self.rows.start].as_py()
-        if not isinstance(cell, dict):
-            return cell or b""
-        if part.origin is None:  # the path that a stranger's row on the hub names is none of this computer's
-            return cell["bytes"] or b""
+        content, file = (cell["bytes"], cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if content is not None or not isinstance(file, str) or part.origin is None:  # the hub's rows name no file here
+            return content or b""
         home = Home(part.origin.parent, allow_outside=self.allow_outside)
-        return image_of(cell | {"path": cell.get("path") and part.origin.parent / cell["path"]}, home)
+        return image_of({"bytes": None, "path": part.origin.parent / file}, home)
 
-    def _read_group(self, group: int) -> pa.ChunkedArray:
+    def _read_group(self, part: Part, group: int) -> pa.ChunkedArray:
+        """A few rows at a time: a small file may hold one large image many times over."""
+        import pyarrow as pa
+
+        size, cells = 0, []
         try:
-            return self.file.read_row_group(group, columns=[self.column], use_threads=False).column(self.column)
+            for batch in self.file.iter_batches(16, row_groups=[group], columns=[self.column], use_threads=False):
+                cells.append(batch.column(self.column))
+                size += batch.nbytes
+                _check_size(size, part, group)
         except NotImplementedError as error:  # what pyarrow cannot do
             raise UnreadableImage(first_line(error)) from None
+        return pa.chunked_array(cells)
 
 
 @contextmanager
