@@ -7,7 +7,7 @@ memory: as many rows as the writer put into it, 100 with `datasets` and img2data
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipcap.cli.progress import ProgressBar
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.examples import Deferred, Example, Listing, Source, split_name
 from clipcap.data.hub import image_of
 from clipcap.data.patterns import Shard, find_shards
 from clipcap.data.reading import Home, legible, read_captions, short
 from clipcap.errors import UserError, first_line
-from clipcap.files import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,6 +64,9 @@ class Part:
         return next(filter(None, (split_name(word, "") for word in words)), "train")
 
 
+Captions = Callable[[Part], Iterator[tuple[str, ...]]]  # those of each row of a file
+
+
 def parquet(path: str, image_column: str, caption_column: str, allow_outside: bool = False) -> Source:
     """Parquet files with a column of images, binary or as `datasets` writes them, and one of captions.
 
@@ -77,13 +80,13 @@ def parquet(path: str, image_column: str, caption_column: str, allow_outside: bo
         UserError: there is no such place, or it has no rows that can be read. Listing the examples raises it too, for
             the first file that cannot be read.
     """
-    spool: TemporaryDirectory[str] | None = None
+    captions_of: Captions = partial(_captions, image_column=image_column, caption_column=caption_column)
     if path.startswith(REMOTE):
         from clipcap.data.remote import find_files
 
         place, files = find_files(path, ".parquet")
         parts = [Part(name, f"{name!r} of {place}", file) for name, file in files.items()]
-        spool = TemporaryDirectory(prefix="clipcap-")
+        captions_of = _Copies(parts, captions_of)
     else:
         found, shards = find_shards(path, ".parquet", allow_outside)
         place = str(found)
@@ -91,9 +94,8 @@ def parquet(path: str, image_column: str, caption_column: str, allow_outside: bo
     images = _Images(image_column, allow_outside)
 
     def examples() -> Iterator[Example]:
-        for number, part in enumerate(parts):
-            listed = _captions(part, image_column, caption_column)
-            for row, captions in enumerate(_kept(listed, Path(spool.name, str(number))) if spool else listed):
+        for part in parts:
+            for row, captions in enumerate(captions_of(part)):
                 read = Deferred(partial(images.read, part, row))
                 yield Example(legible(f"{part.name}/{row}"), captions, read, part.split, origin=part.origin)
 
@@ -110,13 +112,19 @@ def _checked(shard: Shard) -> str:
     return str(shard.path)
 
 
-def _kept(captions: Iterable[tuple[str, ...]], copy: Path) -> Iterator[tuple[str, ...]]:
-    """The same captions, which are written to a file the first time, so that the network is asked for them once."""
-    if not copy.is_file():
-        with whole_file(copy) as file:
-            file.writelines(json.dumps(texts).encode() + b"\n" for texts in captions)
-    with copy.open("rb") as lines:
-        yield from (tuple(json.loads(line)) for line in lines)
+class _Copies:
+    """The captions of files on the hub, in temporary files here, so that the network is asked for them once."""
+
+    def __init__(self, parts: Sequence[Part], captions_of: Captions) -> None:
+        self.folder = TemporaryDirectory(prefix="clipcap-")
+        self.files = {part.name: Path(self.folder.name, str(number)) for number, part in enumerate(parts)}
+        for part in ProgressBar(parts, "captions", unit="file", leave=False):
+            with self.files[part.name].open("wb") as file:
+                file.writelines(json.dumps(captions).encode() + b"\n" for captions in captions_of(part))
+
+    def __call__(self, part: Part) -> Iterator[tuple[str, ...]]:
+        with self.files[part.name].open("rb") as file:
+            yield from (tuple(json.loads(line)) for line in file)
 
 
 def _captions(part: Part, image_column: str, caption_column: str) -> Iterator[tuple[str, ...]]:

@@ -131,7 +131,7 @@ SOURCES = {
     "tar": Kind(
         lambda path, options, _: tar(path, options.allow_outside),
         "PATH",
-        "tar shards: KEY.jpg with KEY.txt or KEY.json",
+        "tar shards: KEY.jpg with KEY.txt or KEY.json; a pattern too: '{00000..00331}.tar'",
     ),
     "parquet": Kind(
         lambda path, options, _: parquet(path, options.image_column, options.caption_column, options.allow_outside),
