@@ -1,7 +1,8 @@
-"""A server that answers huggingface_hub as the hub does, as far as uploading and downloading models goes.
+"""A server that answers huggingface_hub as the hub does: uploading and downloading models, reading data sets by ranges.
 
 Private repositories, branches, commits, files in Git and in LFS, and the error codes that the client knows, all in
-memory. `trouble` makes it answer 500, or accept and say nothing: from the start, or to what matches `troubled`.
+memory. `trouble` makes it answer 500, accept and say nothing, or send a byte too few: from the start, or to what
+matches `troubled`.
 """
 
 import base64
@@ -22,10 +23,11 @@ def local_hub(monkeypatch, cache):
     """Run a hub, and point the client of this process to it: no proxy, no Xet, a cache of its own, and a token."""
     from huggingface_hub import constants
 
-    hub = SimpleNamespace(repositories={}, uploads={}, trouble=None, troubled=".*", asked=[], over=threading.Event())
+    hub = SimpleNamespace(repositories={}, uploads={}, over=threading.Event())
+    hub.trouble, hub.troubled, hub.asked, hub.ranges = None, ".*", [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
     hub.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     hub.stop = lambda: (hub.over.set(), server.shutdown(), server.server_close())
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -76,10 +78,11 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self):
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append((self.command, path))
+        self.hub.ranges.append(self.headers.get("Range"))
         troubled = self.hub.trouble and re.match(self.hub.troubled, path)
         if troubled and self.hub.trouble == "silent":
             return self.hub.over.wait(60)
-        if troubled:
+        if troubled and self.hub.trouble != "short":
             return self.answer(self.hub.trouble)
         for pattern, method in ROUTES.items():
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
@@ -173,6 +176,16 @@ class Handler(BaseHTTPRequestHandler):
         if oid:
             self.answer(200, {"id": name, "sha": oid, "siblings": [{"rfilename": file} for file in files]})
 
+    def folder(self, name, revision, folder=None):
+        """What lies directly in a folder of a data set."""
+        oid, files = self.files(name, revision)
+        if oid:
+            start = f"{folder}/" if folder else ""
+            names = {path.removeprefix(start).split("/")[0] for path in files if path.startswith(start)}
+            entries = [{"path": start + name, "size": len(files.get(start + name, b"")), "oid": oid} for name in names]
+            kinds = [{"type": "file" if entry["path"] in files else "directory"} for entry in entries]
+            self.answer(200, [entry | kind for entry, kind in zip(entries, kinds, strict=True)])
+
     def tree(self, name, revision):
         oid, files = self.files(name, revision)
         if oid:
@@ -184,6 +197,10 @@ class Handler(BaseHTTPRequestHandler):
         oid, files = self.files(name, revision)
         if oid and path not in files:
             self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=oid)
+        elif oid and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            first, last = map(int, asked.groups())
+            short = self.hub.trouble == "short"
+            self.answer(206, files[path][first : last + 1 - short])
         elif oid:
             self.answer(200, files[path], ETag=f'"{hashlib.sha256(files[path]).hexdigest()}"', X_Repo_Commit=oid)
 
@@ -200,5 +217,9 @@ ROUTES = {
     rf"GET /api/models/{NAME}": Handler.info,
     rf"GET /api/models/{NAME}/revision/(.+)": Handler.info,
     rf"GET /api/models/{NAME}/tree/([^/]+)": Handler.tree,
+    rf"GET /api/datasets/{NAME}": Handler.info,
+    rf"GET /api/datasets/{NAME}/revision/(.+)": Handler.info,
+    rf"GET /api/datasets/{NAME}/tree/([^/]+)(?:/(.+))?": Handler.folder,
+    rf"(?:GET|HEAD) /datasets/{NAME}/resolve/([^/]+)/(.+)": Handler.resolve,
     rf"(?:GET|HEAD) /{NAME}/resolve/([^/]+)/(.+)": Handler.resolve,
 }

@@ -392,10 +392,10 @@ def test_broken_data_is_one_sentence_or_usable(case: str, tmp_path: Path) -> Non
     with soon(20):
         if isinstance(expected, str):
             with pytest.raises(UserError, match=expected) as caught:
-                opened(source, build, tmp_path / "place")
+                [*opened(source, build, tmp_path / "place").examples]
             assert str(caught.value).isprintable() and len(str(caught.value)) < 600
             return
-        examples = opened(source, build, tmp_path / "place").examples
+        examples = [*opened(source, build, tmp_path / "place").examples]
         assert [example.captions for example in examples] == expected
         write(examples, tmp_path / "data")
 

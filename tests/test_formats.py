@@ -311,7 +311,7 @@ def test_what_img2dataset_writes_needs_no_table(tmp_path: Path, output: str) -> 
                 archive.addfile(member, io.BytesIO(content))
         wanted, source = "00001.tar/000010002", open_source(["tar", str(tmp_path)])
     assert listed(source) == [(wanted, ("a red thing",), "train")]
-    assert colour_of(source.examples[0]) == "red"
+    assert [colour_of(example) for example in source.examples] == ["red"]
 
 
 def only(text: str | bytes) -> Callable[[Path], None]:

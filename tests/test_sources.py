@@ -210,8 +210,9 @@ def test_instagram_keeps_its_splits_and_survives_a_broken_image(instagram: Path)
         ("12", ("",), "train"),
         ("13", ("caption 13",), "test"),
     ]
-    assert source.examples[1].open() == b"broken"
-    assert colour_of(source.examples[3]) == "green"
+    examples = [*source.examples]
+    assert examples[1].open() == b"broken"
+    assert colour_of(examples[3]) == "green"
 
 
 def test_any_hub_data_set_by_its_columns(instagram: Path, tmp_path: Path) -> None:

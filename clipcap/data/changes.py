@@ -14,7 +14,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcap.data.examples import Example
+from clipcap.data.examples import Deferred, Example
 from clipcap.data.reading import short
 from clipcap.data.tables import read_table
 from clipcap.errors import UserError
@@ -35,7 +35,9 @@ def schema() -> pa.Schema:
             pa.field("image_id", pa.large_string()),
             pa.field("split", pa.large_string()),
             pa.field("captions", pa.binary(16)),  # a hash
-            pa.field("size", pa.int64()),  # null, like the next two: not embedded yet, unreadable, or drawn by code
+            pa.field(
+                "size", pa.int64()
+            ),  # null, like the next two: not embedded yet, unreadable, drawn by code, on the hub
             pa.field("time", pa.int64()),  # of the last modification, in nanoseconds
             pa.field("content", pa.binary(32)),  # SHA-256
         ]
@@ -69,11 +71,12 @@ def marks_of(examples: Sequence[Example]) -> list[Mark]:
 
 
 def changed_since(marks: Sequence[Mark], examples: Sequence[Example]) -> list[str]:
-    """Names of the examples whose picture is not as it was, or has gone together with its folder."""
+    """Names of the examples whose picture is not as it was, or has gone together with its folder, or its shard."""
     changed = []
     for example, before in zip(examples, marks, strict=bool(marks)):
         now = _mark(example)
-        gone = now == (None, None) and isinstance(example.image, Path) and not example.image.parent.exists()
+        lost = example.origin or (isinstance(example.image, Path) and not example.image.parent.exists())
+        gone = now == (None, None) and lost
         if now != before and (gone or now != (None, None)):
             changed.append(name_of(example))
     return changed
@@ -153,9 +156,11 @@ def _contents(examples: Sequence[Example]) -> list[bytes | None]:
 
 
 def _content(example: Example) -> bytes | None:
-    """SHA-256 of what is embedded; None if it cannot be read, or is drawn by code."""
+    """SHA-256 of what is embedded; None if it cannot be read, is drawn by code, or lies on the hub."""
     if example.clip_embedding is not None:
         return sha256(example.clip_embedding.tobytes()).digest()
+    if isinstance(example.image, Deferred) and example.origin is None:  # a commit on the hub: never changes
+        return None
     source = example.open()
     if isinstance(source, bytes):
         return sha256(source).digest()

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipcap.cli.options import arg
-from clipcap.clip.images import UnreadableImage
 from clipcap.data.archives import instagram_archive
 from clipcap.data.coco import coco
 from clipcap.data.conceptual import conceptual
-from clipcap.data.examples import Deferred, Example, Source, check_fractions, split_name
+from clipcap.data.examples import Example, Source, check_fractions
 from clipcap.data.folders import folder
+from clipcap.data.hub import from_hub
+from clipcap.data.parquet import parquet
 from clipcap.data.pickles import clipcap
-from clipcap.data.reading import Home, legible, read_captions, short
+from clipcap.data.reading import short
 from clipcap.data.tars import tar
-from clipcap.errors import UserError, at_least, first_line
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+from clipcap.errors import UserError, at_least
 
 INSTAGRAM = "kkcosmos/instagram-images-with-captions"
 
@@ -37,8 +33,8 @@ class SourceArguments:
     val_fraction: float = arg(0.05, "share of the training images set aside where the source has no validation split")
     test_fraction: float = arg(0.05, "the same for a test split")
     seed: int = arg(0, "decides which images are set aside")
-    image_column: str = arg("image", "column of a hub data set")
-    caption_column: str = arg("caption", "column of a hub data set")
+    image_column: str = arg("image", "column of a hub data set, or of parquet files")
+    caption_column: str = arg("caption", "column of a hub data set, or of parquet files")
     allow_outside: bool = arg(False, "names and links in the source may lead to files outside its folder")
     demo: bool = arg(False, "make the demo world's dataset: sets --source, --clip and --output")
 
@@ -64,18 +60,20 @@ def open_source(words: Sequence[str], options: SourceArguments | None = None, cl
     kind = SOURCES[name]
     possible, needed = bool(kind.where), bool(kind.where) and not kind.where.startswith("[")
     if not needed <= len(where) <= possible:
-        raise UserError(f"--source {' '.join(words)} cannot be read; write --source {f'{name} {kind.where}'.strip()}")
+        quoted = "; put a pattern into quotes" if len(where) > 1 else ""
+        given = short(" ".join(words))[1:-1]
+        raise UserError(f"--source {given} cannot be read; write --source {f'{name} {kind.where}'.strip()}{quoted}")
     return kind.open(where[0] if where else None, options or SourceArguments(), clip)
 
 
 def instagram(path: str | None, options: SourceArguments, *_: Any) -> Source:
     """The Instagram data set from the hub (28,360 posts for training, and a test split), or saved in a folder."""
-    return _from_hub("instagram", path or INSTAGRAM, "image", "caption", options.allow_outside, id_column="item_id")
+    return from_hub("instagram", path or INSTAGRAM, "image", "caption", options.allow_outside, id_column="item_id")
 
 
 def hub(path: str, options: SourceArguments, *_: Any) -> Source:
     """A data set of the Hugging Face hub, or a folder in its layout, with a column of images and one of captions."""
-    return _from_hub("hub", path, options.image_column, options.caption_column, options.allow_outside)
+    return from_hub("hub", path, options.image_column, options.caption_column, options.allow_outside)
 
 
 def demo(posts: str | None, *_: Any) -> Source:
@@ -133,104 +131,12 @@ SOURCES = {
     "tar": Kind(
         lambda path, options, _: tar(path, options.allow_outside),
         "PATH",
-        "tar shards: KEY.jpg with KEY.txt or KEY.json",
+        "tar shards: KEY.jpg with KEY.txt or KEY.json; a pattern too: '{00000..00331}.tar'",
+    ),
+    "parquet": Kind(
+        lambda path, options, _: parquet(path, options.image_column, options.caption_column, options.allow_outside),
+        "PATH",
+        "parquet files with images inside; of the hub too, read over the network: hf:owner/name",
     ),
     "demo": Kind(demo, "[varied]", "the demo world's drawn scenes; varied: with posts of any length"),
 }
-
-
-def _from_hub(
-    name: str, path: str, image_column: str, caption_column: str, allow_outside: bool, id_column: str | None = None
-) -> Source:
-    """List a hub data set; an image's bytes are read when its turn comes."""
-    examples = []
-    parts = _load(path, allow_outside)
-    home = _home(path, allow_outside)
-    for part, rows in parts.items():
-        missing = [
-            column for column in (image_column, caption_column, id_column) if column and column not in rows.features
-        ]
-        if missing:
-            has = ", ".join(short(column)[1:-1] for column in rows.column_names)
-            raise UserError(f"data set {path!r} has no column {missing[0]!r}; it has {has}")
-        ids = _column(rows, id_column, path) if id_column else (f"{part}/{number}" for number in range(len(rows)))
-        images = _undecoded(rows, image_column, path)
-        origin = Path(rows.cache_files[0]["filename"]) if rows.cache_files else None
-        split = split_name(part, part) if len(parts) > 1 else "train"  # a lone split is to train on, whatever its name
-        for number, (image_id, caption) in enumerate(zip(ids, _column(rows, caption_column, path), strict=True)):
-            captions = read_captions(caption, f"data set {path!r}, {part}, row {number}")
-            image = Deferred(partial(_hub_image, images, number, home))
-            examples.append(Example(legible(str(image_id)), captions, image, split, origin=origin))
-    return Source({"name": name, "path": path}, examples)
-
-
-def _load(path: str, allow_outside: bool) -> DatasetDict:
-    from datasets import load_dataset, load_dataset_builder
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # without its five warnings about retries: the message below says it all
-    try:
-        if Path(path).is_dir() and not allow_outside:
-            _check_files(path, load_dataset_builder(path).config.data_files or {})
-        return load_dataset(path)
-    except UserError:
-        raise
-    except DatasetNotFoundError:
-        raise UserError(
-            f"there is no data set {path!r}, neither on the hub nor as a folder, that you may read"
-        ) from None
-    except ConnectionError as error:
-        raise UserError(
-            f"data set {path!r} could not be downloaded ({error}); go online once, or give a folder it was saved in"
-        ) from None
-    except Exception as error:  # builders raise anything over files that they cannot read
-        raise UserError(f"data set {path!r} could not be read ({first_line(error)})") from error
-
-
-def _check_files(path: str, files: Mapping[str, Sequence[str]]) -> None:
-    """Raise a UserError if the README.md of a folder sends the reader out of it, to other files or to the network."""
-    home = Home(Path(path))
-    for file in dict.fromkeys(str(file) for part in files.values() for file in part):
-        if "://" in file:
-            raise UserError(f"data set {path!r} names {short(file)}; give --allow-outside if you trust it to read that")
-        home.check(Path(file), f"data set {path!r}: {short(file)}")
-
-
-def _column(rows: Dataset, column: str, path: str) -> list[Any]:
-    try:
-        return list(rows[column])
-    except (ValueError, OSError) as error:  # a text that is not UTF-8, a cache that went away
-        raise UserError(f"column {column!r} of data set {path!r} could not be read ({first_line(error)})") from None
-
-
-def _home(path: str, allow_outside: bool) -> Home:
-    """Where a data set's image files may be: in its own folder, or in the caches of what comes from the hub."""
-    from datasets import config
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folders = [path] if Path(path).is_dir() else []
-    return Home(*map(Path, (*folders, config.HF_DATASETS_CACHE, HF_HUB_CACHE)), allow_outside=allow_outside)
-
-
-def _undecoded(rows: Dataset, column: str, path: str) -> Dataset:
-    """Only the image column, as the bytes of the files, so that a broken image does not end the iteration."""
-    from datasets import Image
-
-    try:
-        return rows.select_columns([column]).cast_column(column, Image(decode=False))
-    except (ValueError, TypeError, NotImplementedError):  # as pyarrow says that there is no way from one to the other
-        raise UserError(
-            f"column {column!r} of data set {path!r} holds no images; name another --image-column"
-        ) from None
-
-
-def _hub_image(rows: Dataset, number: int, home: Home) -> bytes | Path:
-    """One image: its bytes where the data set holds them, else its file. Raises UnreadableImage if that is outside."""
-    (cell,) = rows[number].values()
-    cell = cell or {"bytes": b"", "path": None}
-    if cell["bytes"] is not None or not cell["path"]:
-        return cell["bytes"] or b""
-    if not home.holds(Path(cell["path"])):
-        raise UnreadableImage(f"{cell['path']} is outside the data set; --allow-outside would read it")
-    return Path(cell["path"])

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from clipcap.clip.images import EXTENSIONS
-from clipcap.data.examples import Deferred, Example, Source, split_name
-from clipcap.data.folders import CAPTION_COLUMNS, existing
-from clipcap.data.reading import Home, legible, parse_json, read_captions, short
+from clipcap.data.examples import Deferred, Example, Listing, Source, split_name
+from clipcap.data.folders import CAPTION_COLUMNS
+from clipcap.data.patterns import Shard, find_shards
+from clipcap.data.reading import legible, parse_json, read_captions, short
 from clipcap.errors import UserError, first_line
 
 Members = dict[str, tarfile.TarInfo]  # of one sample, by their endings
@@ -18,42 +19,38 @@ READ = EXTENSIONS | {".txt", ".json"}
 
 
 def tar(path: str, allow_outside: bool = False) -> Source:
-    """Tar shards, one file or a folder: KEY.jpg with KEY.txt or KEY.json ("caption").
+    """Tar shards: KEY.jpg with KEY.txt or KEY.json ("caption"). The members of one shard at a time are in memory.
+
+    Args:
+        path: a file, a folder, or a pattern: see `clipcap.data.patterns`.
+        allow_outside: shards may be links to outside.
 
     Raises:
-        UserError: there is no such path, it has no shard with images that can be read, or a shard is a link to outside
-            and `allow_outside` is not set.
+        UserError: there is no such place, or it has no shard with images that can be read. Listing the examples
+            raises it too, for the first shard that cannot be read.
     """
-    root = existing(path)
-    home = Home(root, allow_outside=allow_outside)
-    try:
-        shards = [root] if root.is_file() else sorted(file for file in root.rglob("*.tar") if not file.is_dir())
-    except (OSError, RecursionError) as error:
-        raise UserError(f"{path!r} cannot be searched for .tar files ({first_line(error)})") from None
-    if not shards:
-        raise UserError(f"{path!r} has no .tar files")
-    examples: list[Example] = []
-    for shard in shards:
-        name = shard.name if shard == root else shard.relative_to(root).as_posix()
-        examples += _from_tar(home.check(shard, repr(str(shard))), name)
-    if not examples:
+    place, shards = find_shards(path, ".tar", allow_outside)
+    examples = Listing(lambda: (example for shard in shards for example in _from_tar(shard)))
+    if next(iter(examples), None) is None:
         raise UserError(f"{path!r} has no image in its tar files")
-    return Source({"name": "tar", "path": str(root)}, examples)
+    return Source({"name": "tar", "path": str(place)}, examples)
 
 
-def _from_tar(shard: Path, name: str) -> Iterator[Example]:
+def _from_tar(shard: Shard) -> Iterator[Example]:
     """List a shard without reading its images: each remembers where in the file its bytes are."""
+    path = shard.path
+    shard.check()
     try:
-        if not shard.is_file():
+        if not path.is_file():
             raise tarfile.ReadError("it is not a file")  # opening a pipe would block
-        with tarfile.open(shard, "r:") as archive:
-            for key, members in _samples(archive, shard).items():
-                if image := _pick(members, EXTENSIONS, shard):
-                    read = Deferred(partial(_read_part, shard, image.offset_data, image.size))
-                    captions = _captions(archive, members, shard)
-                    yield Example(legible(f"{name}/{key}"), captions, read, split_name(shard.name), origin=shard)
+        with tarfile.open(path, "r:") as archive:
+            for key, members in _samples(archive, path).items():
+                if image := _pick(members, EXTENSIONS, path):
+                    read = Deferred(partial(_read_part, path, image.offset_data, image.size))
+                    captions = _captions(archive, members, path)
+                    yield Example(legible(f"{shard.name}/{key}"), captions, read, split_name(path.name), origin=path)
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(shard)!r} is not a tar shard of images and captions ({first_line(error)})") from None
+        raise UserError(f"{str(path)!r} is not a tar shard of images and captions ({first_line(error)})") from None
 
 
 def _samples(archive: tarfile.TarFile, shard: Path) -> dict[str, Members]:
@@ -69,7 +66,8 @@ def _samples(archive: tarfile.TarFile, shard: Path) -> dict[str, Members]:
             raise UserError(f"{str(shard)!r} holds {short(member.name)} twice; leave one for each picture")
     with shard.open("rb") as file:
         file.seek(archive.offset)
-        if file.read(1 << 20).strip(b"\0"):  # tarfile takes a broken header in the middle for the end
+        rest = file.read(1 << 20)  # zeros, if it is whole: tarfile takes a broken header, and a cut, for the end
+        if not rest or rest.strip(b"\0"):
             raise UserError(f"{str(shard)!r} is damaged or cut off after {archive.offset} bytes; get it again")
     return samples
 

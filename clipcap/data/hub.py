@@ -1,0 +1,129 @@
+"""Data sets of the Hugging Face hub, through `datasets`: downloaded whole, or saved in a folder in their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcap.clip.images import UnreadableImage
+from clipcap.data.examples import Deferred, Example, Listing, Source, split_name
+from clipcap.data.reading import Home, legible, read_captions, short
+from clipcap.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+
+def from_hub(
+    name: str, path: str, image_column: str, caption_column: str, allow_outside: bool, id_column: str | None = None
+) -> Source:
+    """A data set of the hub, which is downloaded whole, or one that was saved in a folder.
+
+    Captions are read a thousand at a time, and an image's bytes when its turn comes.
+
+    Raises:
+        UserError: it cannot be had or read, or lacks one of these columns. Listing the examples raises it too.
+    """
+    parts = _load(path, allow_outside)
+    home = _home(path, allow_outside)
+    texts = [column for column in (caption_column, id_column) if column]
+    images = {}
+    for part, rows in parts.items():
+        missing = [column for column in (image_column, *texts) if column not in rows.features]
+        if missing:
+            has = ", ".join(short(column)[1:-1] for column in rows.column_names)
+            raise UserError(f"data set {path!r} has no column {missing[0]!r}; it has {has}")
+        images[part] = _undecoded(rows, image_column, path)
+
+    def examples() -> Iterator[Example]:
+        for part, rows in parts.items():
+            origin = Path(rows.cache_files[0]["filename"]) if rows.cache_files else None
+            split = split_name(part, part) if len(parts) > 1 else "train"  # a lone split is to train on, named anyhow
+            for number, (caption, *ids) in enumerate(_texts(rows, texts, path)):
+                captions = read_captions(caption, f"data set {path!r}, {part}, row {number}")
+                image = Deferred(partial(_image, images[part], number, home))
+                image_id = legible(str(ids[0] if ids else f"{part}/{number}"))
+                yield Example(image_id, captions, image, split, origin=origin)
+
+    return Source({"name": name, "path": path}, Listing(examples))
+
+
+def _load(path: str, allow_outside: bool) -> DatasetDict:
+    from datasets import load_dataset, load_dataset_builder
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # without its five warnings about retries: the message below says it all
+    try:
+        if Path(path).is_dir() and not allow_outside:
+            _check_files(path, load_dataset_builder(path).config.data_files or {})
+        return load_dataset(path)
+    except UserError:
+        raise
+    except DatasetNotFoundError:
+        raise UserError(
+            f"there is no data set {path!r}, neither on the hub nor as a folder, that you may read"
+        ) from None
+    except ConnectionError as error:
+        raise UserError(
+            f"data set {path!r} could not be downloaded ({error}); go online once, or give a folder it was saved in"
+        ) from None
+    except Exception as error:  # builders raise anything over files that they cannot read
+        raise UserError(f"data set {path!r} could not be read ({first_line(error)})") from error
+
+
+def _check_files(path: str, files: Mapping[str, Sequence[str]]) -> None:
+    """Raise a UserError if the README.md of a folder sends the reader out of it, to other files or to the network."""
+    home = Home(Path(path))
+    for file in dict.fromkeys(str(file) for part in files.values() for file in part):
+        if "://" in file:
+            raise UserError(f"data set {path!r} names {short(file)}; give --allow-outside if you trust it to read that")
+        home.check(Path(file), f"data set {path!r}: {short(file)}")
+
+
+def _texts(rows: Dataset, columns: Sequence[str], path: str) -> Iterator[tuple[Any, ...]]:
+    """What each row has in these columns."""
+    try:
+        for batch in rows.select_columns([*columns]).iter(batch_size=1000):
+            yield from zip(*(batch[column] for column in columns), strict=True)
+    except (ValueError, OSError) as error:  # a text that is not UTF-8, a cache that went away
+        named = " and ".join(map(repr, columns))
+        raise UserError(f"column {named} of data set {path!r} could not be read ({first_line(error)})") from None
+
+
+def _home(path: str, allow_outside: bool) -> Home:
+    """Where a data set's image files may be: in its own folder, or in the caches of what comes from the hub."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = [path] if Path(path).is_dir() else []
+    return Home(*map(Path, (*folders, config.HF_DATASETS_CACHE, HF_HUB_CACHE)), allow_outside=allow_outside)
+
+
+def _undecoded(rows: Dataset, column: str, path: str) -> Dataset:
+    """Only the image column, as the bytes of the files, so that a broken image does not end the iteration."""
+    from datasets import Image
+
+    try:
+        return rows.select_columns([column]).cast_column(column, Image(decode=False))
+    except (ValueError, TypeError, NotImplementedError):  # as pyarrow says that there is no way from one to the other
+        raise UserError(
+            f"column {column!r} of data set {path!r} holds no images; name another --image-column"
+        ) from None
+
+
+def _image(rows: Dataset, number: int, home: Home) -> bytes | Path:
+    (cell,) = rows[number].values()
+    return image_of(cell, home)
+
+
+def image_of(cell: dict[str, Any] | None, home: Home) -> bytes | Path:
+    """An image as `datasets` keeps it: its bytes, or else its file. Raises UnreadableImage if that is outside."""
+    cell = cell or {"bytes": b"", "path": None}
+    if cell["bytes"] is not None or not cell["path"]:
+        return cell["bytes"] or b""
+    if not home.holds(Path(cell["path"])):
+        raise UnreadableImage(f"{cell['path']} is outside the data set; --allow-outside would read it")
+    return Path(cell["path"])
