@@ -503,3 +503,62 @@ def test_a_clip_that_cannot_be_is_refused(tmp_path: Path, name: str, value: obje
     (tmp_path / "dataset.json").write_text(json.dumps(info))
     with pytest.raises(UserError, match="is not of format 2"):
         EmbeddingStore.open(tmp_path)
+
+
+def test_rows_are_read_like_those_of_an_array(tmp_path: Path) -> None:
+    """Guards against rows of another part of the file, wherever parts begin, and images with several captions."""
+    given = examples(train=11)
+    given[6] = replace(given[6], captions=("one", "two"))
+    embeddings = build(tmp_path, given).embeddings("train")
+    whole = np.asarray(embeddings)
+    assert whole.shape == embeddings.shape == (12, 4) and len(embeddings.parts) == 3
+    np.testing.assert_array_equal(whole[6], whole[7])
+    for rows in (slice(3, 9), slice(None, None, 5), [11, 0, 7, 7], np.array([4]), [], -1):
+        np.testing.assert_array_equal(embeddings[rows], whole[rows])
+    for rank in range(3):
+        share = embeddings.share(rank, 3)
+        assert share.shape == whole[rank::3].shape
+        np.testing.assert_array_equal(share[1:3], whole[rank::3][1:3])
+    with pytest.raises(IndexError):
+        embeddings[12]
+
+
+def test_a_store_in_shards_is_the_same(tmp_path: Path) -> None:
+    joined, kept = (build(tmp_path / name, examples(), keep_shards=name == "kept") for name in ("joined", "kept"))
+    assert joined.identity == kept.identity
+    for split in joined.splits:
+        assert joined.captions(split) == kept.captions(split)
+        np.testing.assert_array_equal(joined.embeddings(split), kept.embeddings(split))
+    assert not (tmp_path / "kept" / "train").exists() and (tmp_path / "kept" / "shards" / "train-00002.arrow").is_file()
+    build(tmp_path / "kept", examples())  # the same again: complete already
+    (tmp_path / "kept" / "shards" / "train-00001.arrow").write_bytes(b"half")
+    with pytest.raises(UserError, match="train-00001.arrow' is missing or damaged"):
+        EmbeddingStore.open(tmp_path / "kept").captions("train")
+
+
+def test_joining_goes_on_after_a_kill_in_its_last_step(tmp_path: Path) -> None:
+    """Guards against shards that were renamed and are then neither a dataset nor one that was begun."""
+    build(tmp_path, examples(), keep_shards=True)
+    (tmp_path / "dataset.json").unlink()
+    with pytest.raises(UserError, match="was begun and not finished"):
+        EmbeddingStore.open(tmp_path)
+    assert build(tmp_path, examples(), keep_shards=True).info["shards"] == {"train": 3, "validation": 1}
+
+
+@pytest.mark.parametrize("shards", [{"train": 3}, {"train": 0, "validation": 1}, {"train": "3", "validation": 1}, [3]])
+def test_shards_that_the_description_counts_wrongly_are_refused(tmp_path: Path, shards: object) -> None:
+    build(tmp_path, examples(), keep_shards=True)
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"shards": shards}))
+    with pytest.raises(UserError, match="not of format 2"):
+        EmbeddingStore.open(tmp_path)
+
+
+def test_a_shard_of_something_else_is_named(tmp_path: Path) -> None:
+    """Guards against a traceback in the last step, hours after whatever has put the file there."""
+    from clipcap.data.tables import write_table
+
+    build(tmp_path, examples(), stop_after=2)
+    write_table(tmp_path / ".parts" / "train-00001.arrow", pa.table({"x": [1]}))
+    with pytest.raises(UserError, match="train-00001.arrow' is no shard of a dataset"):
+        build(tmp_path, examples())

@@ -6,6 +6,7 @@ Shapes: N captions of the split, I images, C CLIP width, B rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -72,6 +73,13 @@ class Embeddings:
         if copy is False:
             raise ValueError("embeddings lie in several parts on the disk: an array of all of them is a copy")
         return self[:].astype(dtype or self.dtype, copy=False)
+
+    def share(self, rank: int, world: int) -> Embeddings:
+        """Every `world`-th row from row `rank` on, still on the disk."""
+        share = copy(self)
+        share.numbers = self.numbers[rank::world]
+        share.shape = (len(share.numbers), self.shape[1])
+        return share
 
     def unfit(self, rows: int) -> int | None:
         """The first of so many rows whose embedding has NaN or infinity; None if all are finite."""

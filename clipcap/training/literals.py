@@ -26,7 +26,7 @@ def stored_literal_captions(
     everywhere = all(processes.gather(stored is not None))
     if stored is not None and everywhere:
         return stored
-    own = store.embeddings(split)[processes.rank :: processes.world]
+    own = store.embeddings(split).share(processes.rank, processes.world)
     progress = f"literal captions, {split}" if processes.main else None
     captions = [""] * store.info["splits"][split]
     for rank, share in enumerate(processes.gather(caption_embeddings(model, own, LITERAL, progress=progress))):
