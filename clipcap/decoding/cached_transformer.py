@@ -37,6 +37,10 @@ class CachedTransformer:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.position_bytes = 2 * config.num_hidden_layers * heads * width * self.embed.weight.element_size()
 
+    def rows(self, images: int, most: int) -> int:
+        """How many rows the next batch of so many images has, at most `most`."""
+        return min(images, most)
+
     def cache_bytes(self, before: int, width: int, steps: int) -> int:
         """The memory of the cache of one image: `before` positions and `steps` more, for each of K continuations."""
         return self.position_bytes * width * (before + steps)

@@ -111,9 +111,10 @@ def decode(
     captions: dict[int, list[list[int]]] = {}
     for steps, rows in alike.items():
         before = prefix.shape[1] + max(len(given[row]) for row in rows)
-        size = max(1, min(ROWS // width, CACHE // gpt.cache_bytes(before, width, steps)))
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
+        most = max(1, min(ROWS // width, CACHE // gpt.cache_bytes(before, width, steps)))
+        while rows:
+            size = gpt.rows(len(rows), most)
+            part, rows = (2 * rows[:size])[:size], rows[size:]  # the same images again fill a batch up
             session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
             constrain = partial(forbidden, beginnings=[beginnings[row] for row in part])
             found = search(session, decoding, steps, stop_token, constrain, streams[part])

@@ -213,13 +213,14 @@ class ClipCap(nn.Module):
         """The language model prepared for decoding; kept for the next call as long as its weights stay the same.
 
         PyTorch counts the changes to a tensor, but not those that a fused optimizer makes. So what was prepared is also
-        dropped by `train()`, by loading weights and by a forward pass with gradients, and not kept in training mode.
+        dropped by `train()`, by loading weights and by a forward pass with gradients, and not kept in training mode,
+        where a captured step would not pay either.
         """
         state = [(weight.data_ptr(), weight._version) for weight in self.gpt.parameters() if not weight.is_inference()]
         if self._prepared is None or self._prepared[0] != state:
             prepared: CachedGPT2 | CachedTransformer
             if isinstance(self.gpt, GPT2LMHeadModel):
-                prepared = CachedGPT2(self.gpt, self.fast)
+                prepared = CachedGPT2(self.gpt, self.fast, capture=not self.training)
             else:
                 prepared = CachedTransformer(self.gpt, self.config.positions, self.fast)
             self._prepared = None if self.training else (state, prepared)
