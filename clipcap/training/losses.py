@@ -35,7 +35,7 @@ def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, pr
     batches = loader(dataset, in_order(dataset, batch_size), model.device)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for batch in ProgressBar(batches, "loss", unit="batch", leave=False, disable=not progress):
-        total += model.token_losses(batch.to(model.device)).double().sum().cpu()
+        total += model.token_losses(batch.to(model.device)).cpu().double().sum()  # Apple's GPUs have no float64
         count += len(batch.targets)
     model.train(was_training)
     return total.item() / count

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from clipcap.devices import pick_device, pick_dtype
+from clipcap.devices import pick_device, pick_dtype, precision_of
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments
@@ -26,18 +26,22 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     """An Accelerator with the device, precision and tracker of a run; `width` is that of the language model.
 
     Raises:
-        UserError: the device does not exist here, or the tracker's package is not installed.
+        UserError: the device does not exist here or cannot train in fp16, or the tracker's package is not installed.
     """
     device, precision = pick_device(args.device), args.precision
     if precision == "auto":
         wide = device.type != "cpu" or width >= WIDE
-        precision = "bf16" if wide and pick_dtype("auto", device) == torch.bfloat16 else "fp32"
+        precision = precision_of(pick_dtype("auto", device)) if wide else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(f"--precision fp16 trains on CUDA devices only, and this run is on {device}: give bf16 or fp32")
+    if device.type == "cuda" and device.index is not None:  # accelerate takes the current device
+        torch.cuda.set_device(device)
     tracker = None if args.report_to == "none" else args.report_to
     if tracker and find_spec(tracker) is None:
         raise UserError(f"--report-to {tracker} needs the package: pip install {tracker}")
     return Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        mixed_precision="no" if precision == "fp32" else precision,
         log_with=tracker,
         project_dir=args.output_dir,
     )

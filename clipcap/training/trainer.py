@@ -84,7 +84,7 @@ class Trainer:
         self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
         precision, world = self.accelerator.mixed_precision, self.accelerator.num_processes
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        self.frozen = FrozenInHalf(model, fast and precision == "bf16" and not sharded)
+        self.frozen = FrozenInHalf(model, precision if fast and not sharded else "no")
         self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed, self.accelerator.process_index, world)
         self.epoch_steps = -(-len(self.sampler) // args.accumulate)
         self.steps = self.epoch_steps * args.epochs
