@@ -81,16 +81,14 @@ class Trainer:
         if fast:
             speed_up(model)
         optimizer = torch.optim.AdamW(parameter_groups(model, args), fused=True)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
         precision, world = self.accelerator.mixed_precision, self.accelerator.num_processes
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        self.frozen = FrozenInHalf(model, precision if fast and not sharded else "no")
         self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed, self.accelerator.process_index, world)
         self.epoch_steps = -(-len(self.sampler) // args.accumulate)
         self.steps = self.epoch_steps * args.epochs
-        self.schedule = get_linear_schedule_with_warmup(
-            self.optimizer.optimizer, int(self.steps * args.warmup), self.steps
-        )
+        self.schedule = get_linear_schedule_with_warmup(optimizer, int(self.steps * args.warmup), self.steps)
+        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.frozen = FrozenInHalf(model, precision if fast and not sharded else "no")
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         facts = {
