@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from clipcap.decoding.cached_gpt2 import CachedGPT2
-from clipcap.decoding.cached_transformer import CachedTransformer
+from clipcap.decoding.cached_transformer import CachedTransformer, WholeTexts
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import decode
 from clipcap.errors import UserError
@@ -101,7 +101,8 @@ class ClipCap(nn.Module):
             # The residual stream stays exact; GPT-2's does by the positions that are added to it.
             prefix = prefix.float()
         embedded = embedding_of(self.gpt)(tokens[:, :-1])  # the last token is only predicted, never read
-        states = self.gpt.base_model(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
+        x = torch.cat((prefix, embedded.to(prefix.dtype)), 1)
+        states = self.gpt.base_model(inputs_embeds=x, past_key_values=WholeTexts(), use_cache=False)
         return states.last_hidden_state[:, self.config.prefix_length - 1 :]
 
     def forward(self, clip_embedding: Tensor, tokens: Tensor) -> Tensor:
