@@ -65,6 +65,21 @@ def test_histograms_draw_what_bisection_drew(kind, top_p):
             assert probabilities[0, found[0]] >= least
 
 
+def test_rows_without_probabilities_disturb_no_others():
+    """Guards against a row of forbidden tokens that writes outside its histogram, which ends a CUDA process."""
+    logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(5))
+    uniform, expected = torch.full((4,), 0.5), logits.softmax(-1)
+    for nothing in (float("-inf"), float("nan"), float("inf")):
+        disturbed = logits.clone()
+        disturbed[1] = nothing
+        for sign in (1, -1):
+            probabilities = disturbed.softmax(-1)
+            probabilities[1] *= sign
+            found = nucleus._by_histogram(probabilities, uniform, 0.9)
+            assert 0 <= found[1] < 100
+            assert torch.equal(found[[0, 2, 3]], by_bisection(expected, uniform, 0.9)[[0, 2, 3]])
+
+
 def test_top_k_and_top_p_together():
     logits = torch.tensor([3.0, 2.0, 1.0, 0.0, -1.0])
     exact = nucleus_by_sorting(torch.tensor([3.0, 2.0, 1.0]), 0.8)

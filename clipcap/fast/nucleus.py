@@ -97,7 +97,8 @@ def _by_sorting(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
 def _by_histogram(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     # Floats above 0 have the same order as their bits read as integers. The upper 15 of the 30 bits that a probability
     # has are found first, then the lower 15: of the least probable tokens that are needed for a mass of `top_p`.
-    bits = probabilities.view(torch.int32).long()
+    # A row without probabilities, whose tokens are all forbidden, holds NaN: it too must stay within the bins.
+    bits = probabilities.view(torch.int32).long() & 0x3FFFFFFF
     upper, missing = _least_needed(probabilities, bits >> 15, top_p)
     lower, _ = _least_needed(torch.where(bits >> 15 == upper, probabilities, 0), bits & 0x7FFF, missing)
     return _inverse_cdf(torch.where(bits >= (upper << 15 | lower), probabilities, 0), uniform)
