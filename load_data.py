@@ -51,7 +51,7 @@ class DatasetArguments:
     )
     pretrained: str | None = arg(None, "which weights of that CLIP model (default: openai)")
     device: str = arg("auto", "where CLIP runs: cpu, cuda, ...")
-    precision: str = arg("auto", "of CLIP's weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
+    precision: str = arg("auto", "of CLIP's weights; auto: bf16 or fp16 where it is fast", choices=list(PRECISIONS))
     batch_size: int = arg(128, "images in one pass of CLIP")
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; the embeddings are the same")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from clipcap.devices import pick_dtype
+
 PACKAGES = ("torch", "transformers", "open_clip_torch", "numpy", "pillow", "accelerate", "peft")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
 SMALLEST = 256  # side of the first matrix product that is timed
@@ -61,7 +63,8 @@ def measure_limits(device: torch.device, patience: float = 1.0) -> Limits:
         patience: seconds for the attempts at one size; a slow machine makes fewer of them, and smaller ones.
     """
     size, megabytes = (8192, 2048) if device.type == "cuda" else (2048, 256)
-    operations = {dtype: _product_rate(dtype, size, device, patience) for dtype in (torch.float32, torch.bfloat16)}
+    dtypes = dict.fromkeys((torch.float32, torch.bfloat16, pick_dtype("auto", device)))
+    operations = {dtype: _product_rate(dtype, size, device, patience) for dtype in dtypes}
     source = torch.ones(megabytes << 18, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / _best(lambda: target.copy_(source), device, patience)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from benchmarks.results import Results, json_of
 from benchmarks.timing import Measurement
+from clipcap.devices import precision_of
 
 STAGE = "stage: "  # begins the name of a contender that does one stage of a folder alone
 STRATEGIES = "strategies"  # the comparison of our own strategies with each other
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 COMPARED = {  # title of a comparison: the task in words
     "folder": "captioning a folder, greedy, 20 tokens",
     "folder fp32": "captioning a folder, greedy, 20 tokens, fp32",
@@ -67,7 +65,7 @@ def _page(results: Results) -> Iterator[str]:
 
 def _precision(results: Results) -> str:
     """That of ours in most comparisons; a row with another one says so."""
-    used = [PRECISIONS[work.dtype] for found in results.measurements.values() for work in found.work.values()]
+    used = [precision_of(work.dtype) for found in results.measurements.values() for work in found.work.values()]
     return max(dict.fromkeys(used), key=used.count, default="the precision")
 
 
@@ -144,7 +142,7 @@ def _shares(results: Results) -> Iterator[str]:
             limit, rate, products = results.limit(found, name), found.rate(name), found.products.get(name)
             title = COMPARED.get(found.title, found.title) + ("" if name == "ours" else f": {name}")
             rows.append(
-                [f"{title}, {found.unit}", PRECISIONS[work.dtype], figure(rate), figure(limit) if limit else "–"]
+                [f"{title}, {found.unit}", precision_of(work.dtype), figure(rate), figure(limit) if limit else "–"]
                 + [f"{rate / limit:.0%}" if limit else "–", f"{products:.0%}" if products else "–"]
             )
     if rows:
@@ -201,7 +199,7 @@ def _explained(results: Results) -> Iterator[str]:
 
 def _machine(results: Results) -> Iterator[str]:
     peaks = ", ".join(
-        f"{PRECISIONS[dtype]} {rate / 1e12:.2f} Tflop/s" for dtype, rate in results.limits.operations.items()
+        f"{precision_of(dtype)} {rate / 1e12:.2f} Tflop/s" for dtype, rate in results.limits.operations.items()
     )
     measured = {
         "matrix products, measured": peaks,

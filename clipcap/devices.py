@@ -8,7 +8,9 @@ prints what was chosen and which versions are installed: what a report of an err
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -18,49 +20,74 @@ from clipcap.errors import UserError, first_line
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("auto", "fp32", "bf16")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what options call them: what torch does
+PRECISIONS = ("auto", *DTYPES)
+BF16 = (8, 0)  # the first generation of NVIDIA's GPUs that multiplies it, Ampere
 REPORTED = ("torch", "transformers", "open_clip_torch", "peft", "accelerate", "datasets", "pillow")
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """CUDA where there is one, else the CPU; or the device that is named.
+    """CUDA where there is one, else Apple's GPU ("mps"), else the CPU; or the device that is named.
 
-    Where a launcher started several processes on this machine, each has the GPU of its own number, unless it is named.
+    Where a launcher started several processes on this machine, each has the GPU of its own number, if none is named.
+    Where the GPU cannot add two numbers, as where this PyTorch has no kernels for it, "auto" says so and takes the CPU.
+
+    Raises:
+        UserError: the device that is named cannot be used.
     """
     import torch
 
     number, processes = on_this_machine()
     own = f"cuda:{number % torch.cuda.device_count()}" if processes > 1 and torch.cuda.is_available() else "cuda"
-    if str(device) == "auto":
-        return torch.device(own if torch.cuda.is_available() else "cpu")
-    if str(device) == "cuda":
-        device = own
+    if str(device) != "auto":
+        chosen = own if str(device) == "cuda" else device
+        if reason := _fails(chosen):
+            raise UserError(f"device {str(device)!r} cannot be used here ({reason}); try --device auto or cpu")
+        return torch.device(chosen)
+    gpu = own if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if reason := _fails(gpu):
+        _tell(f"the GPU {gpu} cannot be used ({reason}), so the CPU is; install a PyTorch that is made for this GPU")
+        return torch.device("cpu")
+    return torch.device(gpu)
+
+
+def _fails(device: str | torch.device) -> str | None:
+    """Why a device cannot be used, None if it can."""
+    import torch
+
     try:
-        chosen = torch.device(device)
-        (torch.zeros(1, device=chosen) + 1).item()  # a device without memory, such as "meta", can do less
+        (torch.zeros(1, device=torch.device(device)) + 1).item()  # one without memory, such as "meta", can do less
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise UserError(
-            f"device {str(device)!r} cannot be used here ({first_line(error)}); try --device auto or cpu"
-        ) from None
-    return chosen
+        return first_line(error)
+    return None
+
+
+@cache
+def _tell(sentence: str) -> None:
+    """Say something on stderr, once."""
+    print(sentence, file=sys.stderr)
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the weights. "auto" is bf16 where the device multiplies it fast, else fp32.
+    """The dtype of the weights. "auto" is bf16 where the device multiplies it fast, else fp16 on CUDA, fp32 elsewhere.
 
-    A CPU needs AVX-512 BF16 or AMX for that: elsewhere bf16 is emulated and slower than fp32.
+    A CPU needs AVX-512 BF16 or AMX for bf16: elsewhere it is emulated and slower than fp32. CUDA devices that lack it,
+    such as the T4, have tensor cores for fp16 and none for fp32.
     """
     import torch
 
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if precision != "auto":
-        return torch.bfloat16 if precision == "bf16" else torch.float32
+        return getattr(torch, DTYPES[precision])
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BF16 else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """What options call a dtype: "fp32", "bf16" or "fp16"."""
+    return next(name for name, value in DTYPES.items() if str(dtype) == f"torch.{value}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,7 +112,7 @@ def _chosen() -> dict[str, str]:
     device = pick_device()
     chosen = {
         "device": str(device),
-        "precision": "bf16" if pick_dtype("auto", device) == torch.bfloat16 else "fp32",
+        "precision": precision_of(pick_dtype("auto", device)),
         "threads": str(torch.get_num_threads()),
     }
     if device.type == "cuda":

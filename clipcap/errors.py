@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")  # of a CPU, of CUDA, of its libraries
+
 
 class UserError(Exception):
     """Something that the user can correct. The message is one sentence: what was wrong, what was given, what to do."""
@@ -26,10 +28,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this says that the memory of a device, or of the machine, does not suffice."""
-    named = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
-    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this, or what it followed, says that the memory of a device, or of the machine, does not suffice.
+
+    CUDA and its libraries have names of their own for it, and what cleans up after it may raise another error.
+    """
+    while error is not None:
+        named = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+        if named or isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def at_least(least: int, *, option: bool = False, **values: float | None) -> None:

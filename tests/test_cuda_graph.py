@@ -5,6 +5,8 @@ repeats them without running the Python code again. What Python computes, like a
 """
 
 import copy
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from test_decoding import PROMPTS, by_method, embeddings
 from tiny import STOP, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clipcap.decoding import cached_gpt2, search
 from clipcap.decoding.options import Decoding
+from clipcap.errors import is_out_of_memory
 from clipcap.fast import cuda_graph
 
 
@@ -88,7 +92,7 @@ def test_a_batch_that_empties_is_halved(captured):
     captions = model.generate(many, decoding)
     assert min(map(len, captions)) < 16 < max(map(len, captions)) and any(c[-1] == STOP for c in captions)
     batches = [batch(recording) for recording in captured]
-    assert batches[0] == 40 and all(later in (20, 10, 5, 3, 2, 1) for later in batches[1:]) and len(batches) > 1
+    assert batches[0] == 64 and all(later in (32, 16, 8, 4, 2, 1) for later in batches[1:]) and len(batches) > 1
     assert [model.generate(row[None], decoding)[0] for row in many] == captions
 
 
@@ -103,13 +107,139 @@ def test_one_token_of_many_samples_has_room_to_be_captured(captured):
     assert [len(samples) for samples in tiny_model().generate(embeddings(), decoding)] == [40] * 6
 
 
-def test_few_shapes_are_kept(captured):
-    from clipcap.decoding.cached_gpt2 import SHAPES
+def kept(model):
+    """The bytes of cache that each captured shape of a model keeps."""
+    return {shape: state.cache.nbytes for shape, state in model.decoder().captured.items()}
 
+
+def test_batches_of_almost_the_same_size_share_a_captured_step(captured):
+    """Guards against a cache of its own for a batch with an unreadable photo, the last batch, and a retry."""
     model, decoding = tiny_model(), Decoding(max_tokens=4, stop_token=-1)
-    for rows in range(1, SHAPES + 4):
+    for rows in (255, 254, 253):
+        captions = model.generate(embeddings(rows), decoding)
+        assert captions == [model.generate(row[None], decoding)[0] for row in embeddings(rows)[:2]] + captions[2:]
+    assert [shape[0] for shape in kept(model)] == [256, 1]
+    assert sum(kept(model).values()) == 257 * model.decoder().cache_bytes(32, 1, 0)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_captured_steps_keep_a_bounded_memory_and_the_last_ones_used(captured, monkeypatch, width):
+    """Guards against a gigabyte for every shape that a long run meets, and against a shape that is captured again."""
+    model = tiny_model()
+    decoding = Decoding(method="beam", beams=width, max_tokens=4, stop_token=-1)
+    most = 7 * model.decoder().cache_bytes(32, 1, 0)
+    monkeypatch.setattr(cached_gpt2, "KEPT", most)
+    for rows in (4, 1, 2):  # as many as there is room for
         model.generate(embeddings(rows), decoding)
-    assert len(model.decoder().captured) == SHAPES
+    model.generate(embeddings(4), decoding)
+    assert [shape[0] for shape in kept(model)] == [1, 2, 4] and len(captured) == 3
+    for rows in (2, 3, 1, 8, 16, 1):
+        model.generate(embeddings(rows), decoding)
+        assert sum(kept(model).values()) <= max(most, rows * most // 7)
+    assert [shape[0] for shape in kept(model)] == [1]
+
+
+def test_batches_stay_within_the_bound_of_the_cache(captured, monkeypatch):
+    """Guards against rounding up beyond the memory that a batch may take."""
+    model, decoding = tiny_model(), Decoding(max_tokens=4, stop_token=-1)
+    monkeypatch.setattr(search, "CACHE", 7 * model.decoder().cache_bytes(4, 1, 4))
+    assert len(model.generate(embeddings(12), decoding)) == 12
+    assert [shape[0] for shape in kept(model)] == [4]
+
+
+def test_training_captures_nothing(captured):
+    """Guards against a capture at every evaluation, and beside the thread that pins the memory of batches."""
+    model = tiny_model().train()
+    model.generate(embeddings(), Decoding(max_tokens=4))
+    assert not captured
+    model.eval().generate(embeddings(), Decoding(max_tokens=4))
+    assert captured
+
+
+class FakeCuda:
+    """Streams and graphs that do nothing but remember which stream is current, and whose capture may fail."""
+
+    def __init__(self, monkeypatch, at_end=None):
+        self.current, self.streams, self.modes, self.at_end = "own", [], [], at_end
+        for name, value in {
+            "device": lambda device: nullcontext(),
+            "Stream": self.new_stream,
+            "current_stream": lambda *_: SimpleNamespace(wait_stream=lambda other: None),
+            "stream": self.on,
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "graph": self.capture,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        cuda_graph._stream.cache_clear()
+
+    def new_stream(self, device=None):
+        self.streams.append(f"stream {len(self.streams)}")
+        return SimpleNamespace(name=self.streams[-1], wait_stream=lambda other: None)
+
+    @contextmanager
+    def on(self, stream):
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def capture(self, graph, stream=None, capture_error_mode="global"):
+        """As in torch, whose own context stays on its stream when the end of the capture fails."""
+        self.modes.append(capture_error_mode)
+        self.current = (stream or self.new_stream()).name
+        try:
+            yield
+        finally:
+            if self.at_end:
+                raise RuntimeError(self.at_end)
+
+
+def test_captures_share_a_stream_and_leave_other_threads_alone(monkeypatch):
+    """Guards against a workspace of cuBLAS for every capture, and against a capture that a pinning thread ends."""
+    cuda, device = FakeCuda(monkeypatch), torch.device("cuda", 0)
+    for _ in range(3):
+        assert cuda_graph.capture(lambda: torch.ones(1), device)() == 1
+    assert cuda.streams == ["stream 0"] and cuda.modes == ["thread_local"] * 3
+
+
+def test_a_failed_capture_leaves_its_stream_and_is_the_last(monkeypatch):
+    """Guards against a stream that stays current, and against a failure, with its warning, for every batch."""
+    cuda = FakeCuda(monkeypatch, at_end="operation failed due to a previous error during capture")
+    monkeypatch.setattr(cuda_graph, "captures", lambda device: True)
+    model, decoding = tiny_model(), Decoding(max_tokens=40)
+    with pytest.warns(UserWarning, match="cannot be captured as a CUDA graph .operation failed"):
+        found = model.generate(embeddings(), decoding)
+    assert cuda.current == "own"
+    again = [model.generate(embeddings(rows), decoding) for rows in (6, 3)]
+    assert cuda.modes == ["thread_local"] and not kept(model)
+    monkeypatch.setattr(cuda_graph, "captures", lambda device: False)
+    assert [found, found[:3]] == again == [tiny_model().generate(embeddings(rows), decoding) for rows in (6, 3)]
+
+
+@pytest.mark.parametrize(
+    ("during", "at_end"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "operation failed due to a previous error during capture"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), None),
+        (RuntimeError("CUDA error: out of memory"), None),
+    ],
+    ids=["hidden by the end of the capture", "of a library", "of the driver"],
+)
+def test_a_capture_that_runs_out_of_memory_is_no_fallback(monkeypatch, during, at_end):
+    """Guards against going on without graphs, or with a traceback, where a smaller batch is what helps."""
+    FakeCuda(monkeypatch, at_end)
+    steps = iter([None, during])
+
+    def run():
+        if error := next(steps):
+            raise error
+        return torch.ones(1)
+
+    with pytest.raises(RuntimeError) as caught:
+        cuda_graph.capture(run, torch.device("cuda", 0))
+    assert is_out_of_memory(caught.value)
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -128,6 +258,7 @@ def test_on_cuda_captured_and_plain_steps_agree(decoding, monkeypatch):
 @needs_cuda
 def test_a_step_that_cannot_be_captured_runs_all_the_same():
     x = torch.ones(1, device="cuda")
+    current = torch.cuda.current_stream()
     with pytest.warns(UserWarning, match="cannot be captured"):
-        run = cuda_graph.capture(lambda: x + x.item(), x.device)
-    assert run() == 2
+        assert cuda_graph.capture(lambda: x + x.item(), x.device) is None
+    assert torch.cuda.current_stream() == current and x + 1 == 2

@@ -371,10 +371,11 @@ def test_a_long_prompt_leaves_room_or_is_refused():
         model.generate(embeddings(1), Decoding(), [[1] * 130])
 
 
-def test_bf16_differs_from_fp32_only_where_the_best_logits_tie():
-    """With weights rounded to bf16, in both precisions: the first difference is a tie within bf16's resolution."""
-    model = tiny_model().bfloat16()
-    exact = tiny_model().bfloat16().float()
+@pytest.mark.parametrize(("dtype", "resolution"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_half_precision_differs_from_fp32_only_where_the_best_logits_tie(dtype, resolution):
+    """With weights rounded to it, in both precisions: the first difference is a tie within its resolution."""
+    model = tiny_model().to(dtype)
+    exact = tiny_model().to(dtype).float()
     decoding = Decoding(max_tokens=20, stop_token=-1)
     rough = model.generate(embeddings(), decoding)
     fine = exact.generate(embeddings(), decoding)
@@ -383,7 +384,7 @@ def test_bf16_differs_from_fp32_only_where_the_best_logits_tie():
         if step is not None:
             tokens = torch.tensor([[*b[:step], 0]])
             logits = exact(embeddings()[row : row + 1], tokens)[0, -1]
-            assert logits[b[step]] - logits[a[step]] < 0.03 * logits.abs().max()
+            assert logits[b[step]] - logits[a[step]] < resolution * logits.abs().max()
 
 
 @pytest.mark.skipif(not linear.can_pack(torch.empty(2, 2, dtype=torch.bfloat16)), reason="no packed bf16 on this CPU")

@@ -23,7 +23,7 @@ def test_the_report_says_what_is_installed_and_what_auto_picks(capsys: pytest.Ca
     assert {name: told[name] for name in devices.REPORTED} == {name: version(name) for name in devices.REPORTED}
     device = devices.pick_device()
     assert told["device"] == str(device) and int(told["threads"]) == torch.get_num_threads()
-    assert told["precision"] == {torch.bfloat16: "bf16", torch.float32: "fp32"}[devices.pick_dtype("auto", device)]
+    assert told["precision"] == devices.precision_of(devices.pick_dtype("auto", device))
     assert ("GPU" in told) == torch.cuda.is_available()
 
 
@@ -31,11 +31,10 @@ def test_the_report_names_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     """Guards against a report that fails where there is a GPU, or does not name it."""
     import torch
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    gpu(monkeypatch, capability=(7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     told = report(capsys)
-    assert told["device"] == "cuda" and told["precision"] == "bf16" and told["GPU"].startswith("Some GPU, CUDA ")
+    assert told["device"] == "cuda" and told["precision"] == "fp16" and told["GPU"].startswith("Some GPU, CUDA ")
 
 
 def test_the_report_survives_what_it_reports(
@@ -61,11 +60,50 @@ def test_device_that_computes_nothing_is_refused(device: str | None):
         devices.pick_device(device)
 
 
-@pytest.mark.parametrize("supported", [True, False])
-def test_auto_is_bf16_on_gpus_that_compute_in_it(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
-    """Guards against bf16 on older GPUs, which only emulate it."""
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((10, 0), "bfloat16")])
+def test_auto_is_bf16_on_gpus_that_compute_in_it_and_fp16_on_older_ones(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str
+) -> None:
+    """Guards against bf16 on a T4, which only emulates it, and against fp32, for which it has no tensor cores."""
     import torch
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or supported)
-    wanted = torch.bfloat16 if supported else torch.float32
-    assert devices.pick_dtype("auto", torch.device("cuda")) == wanted
+    gpu(monkeypatch, capability)
+    assert devices.pick_dtype("auto", torch.device("cuda", 1)) == getattr(torch, dtype)
+    assert devices.pick_dtype("auto", torch.device("mps")) == torch.float32
+    assert [devices.precision_of(devices.pick_dtype(name, torch.device("cuda"))) for name in devices.DTYPES] == [
+        *devices.DTYPES
+    ]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_auto_takes_a_gpu_that_adds_and_else_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Guards against the end of every command on a GPU that this PyTorch has no kernels for."""
+    devices._tell.cache_clear()
+    gpu(monkeypatch, kind=kind)
+    assert str(devices.pick_device()) == kind and not capsys.readouterr().err
+    gpu(monkeypatch, kind=kind, fails="CUDA error: no kernel image is available for execution on the device\nmore")
+    assert [str(devices.pick_device()) for _ in range(2)] == ["cpu"] * 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"the GPU {kind} cannot be used (CUDA error: no kernel image is available for execution on")
+    assert told.count("\n") == 1 and "so the CPU is" in told
+    with pytest.raises(UserError, match=f"device '{kind}' cannot be used here .CUDA error: no kernel image"):
+        devices.pick_device(kind)
+
+
+def gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (8, 0), kind: str = "cuda", fails: str = ""
+) -> None:
+    """A machine with a GPU, which may fail to compute."""
+    import torch
+
+    def zeros(*_: int, device: torch.device) -> torch.Tensor:
+        if fails and device.type == kind:
+            raise RuntimeError(fails)
+        return torch.ones(1)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: kind == "mps")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch, "zeros", zeros)

@@ -99,10 +99,11 @@ def test_a_long_text_is_cut_not_refused(folder):
     assert ClipEncoder.load(folder).encode_texts(["word " * 500]).shape == (1, 16)
 
 
-def test_bf16_means_bf16_weights(folder):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_means_weights_in_it(folder, dtype):
     """bf16 autocast over fp32 weights is slower than fp32 on a CPU."""
-    encoder = ClipEncoder.load(folder, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.bfloat16}
+    encoder = ClipEncoder.load(folder, dtype=dtype)
+    assert {parameter.dtype for parameter in encoder.model.parameters()} == {dtype}
     embeddings, exact = encoder.encode_pixels(NOISE), ClipEncoder.load(folder).encode_pixels(NOISE)
     assert embeddings.dtype == torch.float32
     assert torch.cosine_similarity(embeddings, exact).min() > 0.99

@@ -20,7 +20,7 @@ def no_fast(monkeypatch):
 
     for module, names in {
         linear: ["_packed", "in_one_kernel"],
-        nucleus: ["_by_rejection", "_by_bisection"],
+        nucleus: ["_by_rejection", "_by_histogram"],
         cuda_graph: ["captures", "capture"],
         exchange: ["_faster"],
     }.items():

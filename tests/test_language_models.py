@@ -6,11 +6,14 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from test_decoding import plain_beams
-from tiny import tiny_config
+from test_model import batch_of
+from tiny import tiny_config, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING
 
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
+from clipcap.model import clipcap
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.networks import blocks_of, plain_settings
 from clipcap.model.parts import PARTS, parameters_of
@@ -188,3 +191,38 @@ def test_weights_come_back_as_they_were(kind, tmp_path):
     frequencies = {name: buffer for name, buffer in model.named_buffers()}
     for name, buffer in rounded.named_buffers():
         assert torch.equal(buffer, frequencies[name]), name
+
+
+class Questions(TorchDispatchMode):
+    """Counts how often Python asks a tensor for a value, for which a GPU has to finish all that came before."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "local_scalar" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", *ARCHITECTURES])
+def test_a_training_step_asks_the_device_nothing(kind, monkeypatch):
+    """Guards against a wait for the GPU in every step; the losses and gradients are those of transformers' own way."""
+    model = (tiny_model() if kind == "gpt2" else tiny_network(kind)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    batch = batch_of([[5, 9, 3], [4, 8], [7]])
+    torch.manual_seed(0)
+    with Questions() as asked:
+        loss = model.loss(batch)
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert asked.count == 0
+    again = (tiny_model() if kind == "gpt2" else tiny_network(kind)).train()
+    monkeypatch.setattr(clipcap, "WholeTexts", lambda: None)
+    torch.manual_seed(0)
+    plain = again.loss(batch)
+    plain.backward()
+    assert torch.equal(plain, loss)
+    assert all(torch.equal(p.grad, gradient) for p, gradient in zip(again.parameters(), gradients, strict=True))

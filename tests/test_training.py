@@ -4,20 +4,24 @@ import json
 import os
 import signal
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType
 from tiny import byte_tokenizer, tiny_config, tiny_model
 
 from clipcap.errors import Interrupted, UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
+from clipcap.training import setup
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.losses import validation_loss
-from clipcap.training.setup import parameter_groups
+from clipcap.training.setup import make_accelerator, parameter_groups
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint
 
@@ -250,3 +254,49 @@ def test_metrics_go_to_trackio_too(tmp_path, monkeypatch, capsys):
     trainer(tmp_path / "run", report_to="trackio", epochs=1).run()
     printed = capsys.readouterr().out
     assert "train_loss" in printed and "val_loss" in printed and printed.endswith("finished\n")
+
+
+class HalfAccelerator(Accelerator):
+    """What accelerate is on a CUDA device in fp16, on the CPU, where it would leave fp16 and its scaler out."""
+
+    def __init__(self, cpu, **options):
+        super().__init__(cpu=True, **options)
+        if self.mixed_precision == "fp16":
+            self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_in_fp16_learns_as_in_fp32(tmp_path, monkeypatch, accumulate):
+    """Guards against gradients that underflow, a norm that is clipped while they are scaled, and a lost step."""
+    args = {"epochs": 1, "accumulate": accumulate, "evals_per_epoch": 1}
+    exact = trainer(tmp_path / "fp32", precision="fp32", **args)
+    exact.run()
+    AcceleratorState._reset_state()  # which accelerate keeps for the whole process
+    monkeypatch.setattr(setup, "Accelerator", HalfAccelerator)
+    monkeypatch.setattr(setup, "pick_device", lambda device: torch.device("cuda"))
+    half = trainer(tmp_path / "fp16", precision="fp16", **args)
+    seen = set()
+    half.model.gpt.transformer.h[0].mlp.c_fc.register_forward_hook(lambda *given: seen.add(given[2].dtype))
+    with warnings.catch_warnings(action="error", category=UserWarning):  # about a schedule that overtakes its optimizer
+        half.run()
+    AcceleratorState._reset_state()
+    assert half.accelerator.scaler.get_scale() == 65536 and torch.float16 in seen
+    assert half.state.facts["precision"] == "fp16" and (tmp_path / "fp16" / "state" / "scaler.pt").is_file()
+    assert half.progress.best == pytest.approx(exact.progress.best, rel=0.02)
+
+
+def test_fp16_is_refused_where_nothing_scales_its_gradients(tmp_path):
+    """Guards against accelerate, which trains in fp32 on a CPU that is asked for fp16, and does not say so."""
+    with pytest.raises(UserError, match="--precision fp16 trains on CUDA devices only, and this run is on cpu"):
+        trainer(tmp_path, precision="fp16")
+
+
+@pytest.mark.parametrize(("device", "chosen"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
+def test_a_run_is_on_the_device_that_was_named(monkeypatch, device, chosen):
+    """Guards against a run on the first GPU, whichever was named: accelerate asks only which one is current."""
+    current = []
+    monkeypatch.setattr(setup, "pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    monkeypatch.setattr(setup, "Accelerator", lambda **options: options)
+    assert make_accelerator(LoopArguments(device=device, precision="fp32"), 768)["cpu"] == (device == "cpu")
+    assert current == chosen

@@ -25,6 +25,7 @@ from clipcap.captioning.rules import Rules, framed
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import UnreadableImage
 from clipcap.clip.names import names_weights
+from clipcap.clip.tensors import convert
 from clipcap.clip.workers import pixel_batches
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import NoCaption
@@ -70,7 +71,7 @@ class Captioner:
             clip: a CLIP to use in place of the one that the weights name: a name as `ClipEncoder.load` takes it, or one
                 that is loaded already.
             device: "auto", "cpu", "cuda", ...
-            precision: "auto" (bf16 where the device is fast at it), "fp32" or "bf16".
+            precision: "auto" (bf16 or fp16 where the device is fast at it), "fp32", "bf16" or "fp16".
             fast: use `clipcap.fast`, which gives the same captions sooner; samples are drawn from other numbers.
             **overrides: fields of the weights' config to replace, as in `load_checkpoint`.
 
@@ -80,7 +81,7 @@ class Captioner:
         file = resolve_weights(weights)
         chosen = pick_device(device)
         dtype = pick_dtype(precision, chosen)
-        model = load_checkpoint(file, **overrides).to(device=chosen, dtype=dtype).requires_grad_(False)
+        model = convert(load_checkpoint(file, **overrides), dtype, chosen).requires_grad_(False)
         model.use_fast(fast)
         if fast:
             speed_up(model)  # decoding has its own fast form; this is for `likelihoods`, which rank several captions

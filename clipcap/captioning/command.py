@@ -59,7 +59,7 @@ class ModelArguments:
         False, "of instagram-prompted: use the prompt of prompt_finetuning.py; its own code has none"
     )
     device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
+    precision: str = arg("auto", "of the weights; auto: bf16 or fp16 where it is fast", choices=list(PRECISIONS))
     batch_size: int | None = arg(
         None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from clipcap.clip.images import ImageSource, load_pixels
 from clipcap.clip.loading import ClipModel, Tokenize, load_parts, load_text_tokenizer
 from clipcap.clip.preprocessing import Preprocessing
+from clipcap.clip.tensors import convert
 from clipcap.fast.resnet import fold_batch_norms, is_resnet
 from clipcap.fast.vit import FastViT, is_plain_vit
 
@@ -85,7 +86,7 @@ class ClipEncoder:
         resnet = is_resnet(model.visual)
         if fast and resnet:
             fold_batch_norms(model.visual)
-        model = model.to(device=device, dtype=dtype)
+        model = convert(model, dtype, device)
         return cls(
             model_name=name,
             pretrained=pretrained or None,

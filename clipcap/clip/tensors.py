@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from clipcap.errors import UserError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
+Model = TypeVar("Model")
 
 
 def check_plain(tensors: Mapping[Any, Any], most_bytes: int) -> None:
@@ -41,11 +42,30 @@ def check_plain(tensors: Mapping[Any, Any], most_bytes: int) -> None:
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise a UserError that names the first tensor with NaN or infinite numbers in it."""
+    if name := _not_finite(tensors):
+        raise UserError(f"{name} holds NaN or infinite numbers, so its training failed: use other weights")
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     for name, tensor in tensors.items():
         # Ten times as quick as `isfinite` of every number: a NaN becomes both the smallest and the largest.
         numbers = tensor.is_floating_point() and tensor.numel()
         if numbers and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
-            raise UserError(f"{name} holds NaN or infinite numbers, so its training failed: use other weights")
+            return name
+    return None
+
+
+def convert(model: Model, dtype: torch.dtype, device: torch.device | str | None = None) -> Model:
+    """A model with finite weights in another dtype and, if one is given, on another device; it is changed in place.
+
+    Raises:
+        UserError: a weight is beyond the range of fp16.
+    """
+    module: Any = model  # open_clip's carry no types
+    module.to(device=device, dtype=dtype)
+    if dtype == torch.float16 and (name := _not_finite(dict(module.named_parameters()))):
+        raise UserError(f"{name} holds a number beyond {torch.finfo(dtype).max:.0f}, where fp16 ends: use fp32")
+    return model
 
 
 def check_room(model: nn.Module, weights: Path) -> None:

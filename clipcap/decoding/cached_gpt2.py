@@ -6,7 +6,8 @@ another, the new beam has that other beam's past: it is enough to copy one row o
 keys and values stay where they are. Attention runs over the whole cache, filled or not, so that shapes stay the same
 from step to step and the cache stays contiguous.
 
-On CUDA a step is captured once for every shape, in memory that all batches of this shape use in turn.
+On CUDA a step is captured once for every shape, in memory that all batches of this shape use in turn. Shapes are few:
+the number of images is a power of two and the cache has room for a multiple of 32 tokens.
 
 Shapes: B images, K continuations of each, L cache positions, P prefix length, S prefix and prompt, H heads, D width,
 V vocabulary.
@@ -20,45 +21,15 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GPT2LMHeadModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
+from clipcap.decoding.block import Block
 from clipcap.fast import cuda_graph
-from clipcap.fast.attention import attend
 from clipcap.fast.linear import prepare_linear
 
 GROWTH = 32  # the number of steps that a cache has room for at first, and by which it grows
-SHAPES = 8  # the number of shapes whose captured steps are kept
-
-
-class Block:
-    """One transformer block with its weights prepared for inference."""
-
-    def __init__(self, block: nn.Module, heads: int, fast: bool) -> None:
-        assert isinstance(block, GPT2Block)
-        self.heads, self.scaling, self.fast = heads, block.attn.scaling, fast
-        self.norm_1, self.norm_2 = block.ln_1, block.ln_2
-        self.qkv = prepare_linear(block.attn.c_attn, fast=fast)
-        self.attention_output = prepare_linear(block.attn.c_proj, fast=fast)
-        self.up = prepare_linear(block.mlp.c_fc, activation=block.mlp.act, fast=fast)
-        self.down = prepare_linear(block.mlp.c_proj, fast=fast)
-
-    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
-        """The block's output (B, K, D) for its input x (B, K, D).
-
-        It writes the positions `slots` (K,) of keys and values (B, H, L, D / H). Without a mask, x is the whole text so
-        far and attention is causal.
-        """
-        query, key, value = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        keys.index_copy_(2, slots, key)
-        values.index_copy_(2, slots, value)
-        if mask is None:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scaling)
-        else:
-            mixed = attend(query, keys, values, mask, self.scaling, self.fast)
-        x = x + self.attention_output(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(self.up(self.norm_2(x)))
+KEPT = 2 << 30  # bytes of cache, at most, that captured steps keep for later batches, unless a single one needs more
 
 
 @dataclass
@@ -90,21 +61,29 @@ class CachedGPT2:
     Args:
         gpt: the model; its weights must not change afterwards.
         fast: use packed weights, attention by plain products and captured steps where they help (`clipcap.fast`).
+        capture: False captures no steps, for weights that change before it would pay.
+
+    Attributes:
+        captured: the states whose steps are captured, by their shape, the one that was used last at the end.
     """
 
-    def __init__(self, gpt: GPT2LMHeadModel, fast: bool = True) -> None:
+    def __init__(self, gpt: GPT2LMHeadModel, fast: bool = True, capture: bool = True) -> None:
         self.embedding, self.position = gpt.transformer.wte.weight, gpt.transformer.wpe.weight
         self.blocks = [Block(block, gpt.config.n_head, fast) for block in gpt.transformer.h]
         self.norm = gpt.transformer.ln_f
         self.head: Callable[[Tensor], Tensor] = prepare_linear(gpt.lm_head, fast=fast)
-        self.fast = fast
+        self.fast, self.capture = fast, fast and capture
         self.heads = gpt.config.n_head
         self.captured: dict[tuple, DecodingState] = {}
 
     @property
     def captures(self) -> bool:
         """Whether steps are captured, one for every shape, so that few shapes are better."""
-        return self.fast and cuda_graph.captures(self.embedding.device)
+        return self.capture and cuda_graph.captures(self.embedding.device)
+
+    def rows(self, images: int, most: int) -> int:
+        """How many rows the next batch of so many images has, at most `most`; a captured size is a power of two."""
+        return 1 << min((images - 1).bit_length(), most.bit_length() - 1) if self.captures else min(images, most)
 
     @property
     def vocabulary(self) -> int:
@@ -135,12 +114,17 @@ class CachedGPT2:
     def state(self, batch: int, width: int, length: int, mask_rows: int) -> DecodingState:
         """A state whose mask hides the whole cache; on CUDA there is one for each shape, with its step captured."""
         shape = (batch, width, length, mask_rows)
-        state = self.captured.get(shape) or self._new_state(*shape)
+        state = self.captured.pop(shape, None) or self._new_state(*shape)
+        if state.replay:
+            self.captured[shape] = state
         state.mask.fill_(float("-inf"))
         return state
 
     def _new_state(self, batch: int, width: int, length: int, mask_rows: int) -> DecodingState:
         like, index = self.embedding, self.slots(width)
+        needed = batch * self.cache_bytes(length, width, 0)
+        while self.captured and needed + sum(state.cache.nbytes for state in self.captured.values()) > KEPT:
+            del self.captured[next(iter(self.captured))]
         state = DecodingState(
             cache=like.new_zeros(len(self.blocks), 2, batch, self.heads, length, like.shape[1] // self.heads),
             mask=like.new_zeros(mask_rows, width, length),
@@ -151,9 +135,7 @@ class CachedGPT2:
         )
         if self.captures:
             state.replay = cuda_graph.capture(partial(self.advance, state), like.device)
-            if len(self.captured) >= SHAPES:
-                self.captured.pop(next(iter(self.captured)))
-            self.captured[batch, width, length, mask_rows] = state
+            self.capture = state.replay is not None  # what has failed once would fail again
         return state
 
     def slots(self, count: int) -> Tensor:

@@ -9,7 +9,7 @@ Shapes: B images, K continuations of each, P prefix length, S prefix and prompt,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import LongTensor, Tensor, nn
@@ -36,6 +36,10 @@ class CachedTransformer:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.position_bytes = 2 * config.num_hidden_layers * heads * width * self.embed.weight.element_size()
+
+    def rows(self, images: int, most: int) -> int:
+        """How many rows the next batch of so many images has, at most `most`."""
+        return min(images, most)
 
     def cache_bytes(self, before: int, width: int, steps: int) -> int:
         """The memory of the cache of one image: `before` positions and `steps` more, for each of K continuations."""
@@ -99,3 +103,17 @@ class TransformerSession:
         kept = (rows[:, None] * self.width + torch.arange(self.width, device=rows.device)).flatten()
         self.cache.batch_select_indices(kept)
         self.mask, self.positions = self.mask[kept], self.positions[kept]
+
+
+class WholeTexts(DynamicCache):
+    """A cache that keeps nothing, for texts that are read at once, as in training.
+
+    With it, transformers knows that each row is one text. Without it, it looks for several in a row by their positions,
+    and every forward pass waits until the device has said that there is one.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The keys and values to attend to: the new ones, for there are no others."""
+        return key_states, value_states

@@ -11,6 +11,8 @@ from torch import Tensor
 from clipcap.decoding.cached_gpt2 import Session
 from clipcap.decoding.cached_transformer import TransformerSession
 
+ASKED = 16  # steps between two questions to a CUDA device
+
 
 class Finished:
     """Removes finished images from the batch and knows which rows of the whole batch remain.
@@ -38,7 +40,7 @@ class Finished:
         Returns:
             Indices of the rows to go on with, empty when all are done; None when every row stays.
         """
-        if self.halves and step % 16:
+        if self.halves and (step + 1) % ASKED:
             return None
         going = (~done).nonzero()[:, 0]
         if len(going) and self.halves:

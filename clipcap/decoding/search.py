@@ -73,8 +73,9 @@ def decode(
 
     In float32 the captions of an image do not depend on the others in its batch, or on how many there are. Only two
     continuations whose logits differ by less than rounding, some 1e-6 of their size, may change places. In bfloat16
-    that is 1 part in 256. It matters on devices that multiply by other kernels for other numbers of rows, as GPUs and
-    CPUs with bf16 instructions may: captions with near ties can then differ between batches, also in their length.
+    that is 1 part in 256, in float16 1 in 2048. It matters on devices that multiply by other kernels for other numbers
+    of rows, as GPUs and CPUs with bf16 instructions may: captions with near ties can then differ between batches, also
+    in their length.
 
     Args:
         gpt: the language model.
@@ -94,8 +95,9 @@ def decode(
         NoCaption: an embedding or a logit is not finite, or an image's tokens are all forbidden.
         UserError: prefix and prompt leave no room for a caption, or for its `min_tokens`; or more beams than tokens.
     """
+    hint = "; the range of fp16 is small: try --precision fp32" if prefix.dtype == torch.float16 else ""
     if not (streams.isfinite().all() and prefix.isfinite().all()):
-        raise NoCaption("its embedding, or what the weights make of it, is not finite")
+        raise NoCaption(f"its embedding, or what the weights make of it, is not finite{hint}")
     vocabulary, width = gpt.vocabulary, decoding.width
     if decoding.method == "beam" and width > vocabulary:
         raise UserError(f"beams must be at most {vocabulary}, the number of tokens of these weights, not {width}")
@@ -111,15 +113,16 @@ def decode(
     captions: dict[int, list[list[int]]] = {}
     for steps, rows in alike.items():
         before = prefix.shape[1] + max(len(given[row]) for row in rows)
-        size = max(1, min(ROWS // width, CACHE // gpt.cache_bytes(before, width, steps)))
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
+        most = max(1, min(ROWS // width, CACHE // gpt.cache_bytes(before, width, steps)))
+        while rows:
+            size = gpt.rows(len(rows), most)
+            part, rows = (2 * rows[:size])[:size], rows[size:]  # the same images again fill a batch up
             session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
             constrain = partial(forbidden, beginnings=[beginnings[row] for row in part])
             found = search(session, decoding, steps, stop_token, constrain, streams[part])
             captions |= zip(part, found.as_lists(decoding.num_captions), strict=True)
     if not all(captions.values()):
-        raise NoCaption("every token of its caption is forbidden, or the logits of the weights are not finite")
+        raise NoCaption(f"every token of its caption is forbidden, or the logits of the weights are not finite{hint}")
     return [captions[row] for row in range(len(prefix))]
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from clipcap.clip.tensors import convert
 from clipcap.data.store import clip_of, same_clip
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
@@ -79,7 +80,7 @@ def evaluate_model(
 
     def load() -> tuple[Path, str, ClipCap, Tokenizer, np.ndarray]:
         file = resolve_weights(weights)
-        model = _load(file, held_out, base, normalize).to(dtype)
+        model = convert(_load(file, held_out, base, normalize), dtype)
         if not same_clip(held_out.store, model.config):
             check_clip_place(model.config, file)  # its own CLIP is loaded then
         return file, sha256(file), model, tokenizer_of(model.config), own.embeddings(model)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from clipcap.errors import first_line
+from clipcap.errors import first_line, is_out_of_memory
 
 
 def captures(device: torch.device) -> bool:
@@ -21,35 +22,42 @@ def captures(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def capture(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+def capture(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor] | None:
     """A function that does what `run` does, on the same memory, and returns the same tensor at every call.
 
     The tensors that `run` reads and writes must stay where they are, and nothing in it may depend on values that Python
     holds. `run` is called here once, so whatever it changes must be set again afterwards. Where it cannot be captured,
-    a warning says so and `run` itself comes back.
+    a warning says so and None comes back.
 
     Raises:
-        torch.OutOfMemoryError: the device's memory does not suffice.
+        RuntimeError: the device's memory does not suffice (`is_out_of_memory`).
     """
     try:
         with torch.cuda.device(device):
-            aside = torch.cuda.Stream()
+            aside = _stream(device)
             aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                run()  # lets the libraries choose kernels and allocate workspaces, which a capture cannot record
-            torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                result = run()
-    except torch.OutOfMemoryError:
-        raise
+            with torch.cuda.stream(aside):  # left whatever happens; `torch.cuda.graph` stays on it if its end fails
+                run()  # lets the libraries choose kernels and allocate workspaces, which a capture cannot record
+                # In the "global" mode, memory that another thread pins at this moment would end the capture.
+                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                    result = run()
+            torch.cuda.current_stream().wait_stream(aside)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         warnings.warn(f"the decoding step cannot be captured as a CUDA graph ({reason}); it runs slower", stacklevel=2)
-        return run
+        return None
 
     def replay() -> Tensor:
         graph.replay()
         return result
 
     return replay
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all captures: each further one would keep a workspace of cuBLAS, 8 to 32 MB."""
+    return torch.cuda.Stream(device)

@@ -6,10 +6,11 @@ probabilities to find it costs more than the rest of a decoding step, so sorting
 - On a CPU, a token drawn from the whole distribution is accepted if it is in the nucleus, that is, if the mass of the
   more probable tokens stays below `top_p`. At least `top_p` of the draws are accepted.
 - On other devices, where a decision in Python would have to wait for the device, the smallest probability in the
-  nucleus is found by bisection over the bit patterns of floats, which have the same order as the floats.
+  nucleus is found in two histograms of the bit patterns of floats, which have the same order as the floats.
 
 What it buys, measured by turns with sorting, in decoding 20 tokens in fp32 on 2 cores with AVX2: 1.14 times the speed
-at batch 1 and 1.45 times at batch 32. Bisection was never measured on a GPU.
+at batch 1 and 1.45 times at batch 32. Histograms were never measured on a GPU; on a CPU they take 0.37 times as long as
+to halve the range of the bit patterns 31 times, for the same tokens.
 
 Shapes: R rows, V vocabulary.
 """
@@ -53,7 +54,7 @@ def sample_nucleus(
     if not fast:
         return _by_sorting(probabilities, uniforms[:, TRIES], top_p)
     if probabilities.device.type != "cpu":
-        return _by_bisection(probabilities, uniforms[:, 0], top_p)
+        return _by_histogram(probabilities, uniforms[:, 0], top_p)
     return _by_rejection(probabilities, uniforms, top_p)
 
 
@@ -93,15 +94,26 @@ def _by_sorting(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     return tokens.gather(1, _from_sorted(ordered, uniform, top_p)[:, None])[:, 0]
 
 
-def _by_bisection(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    # Floats above 0 have the same order as their bits read as integers. Halving the range of these integers therefore
-    # finds the exact threshold in 31 steps, whatever the probabilities are: the largest float such that the tokens at
-    # least that probable have a mass of top_p or more. No step needs a value to be fetched from the device.
-    bits = probabilities.view(torch.int32)
-    low = torch.zeros_like(bits[:, :1])  # keeps a mass of at least top_p
-    high = torch.full_like(low, 0x3F800001)  # the float after 1: keeps none
-    for _ in range(31):
-        middle = low + (high - low) // 2
-        enough = torch.where(bits >= middle, probabilities, 0).sum(-1, keepdim=True) >= top_p
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    return _inverse_cdf(torch.where(bits >= low, probabilities, 0), uniform)
+def _by_histogram(probabilities: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    # Floats above 0 have the same order as their bits read as integers. The upper 15 of the 30 bits that a probability
+    # has are found first, then the lower 15: of the least probable tokens that are needed for a mass of `top_p`.
+    # A row without probabilities, whose tokens are all forbidden, holds NaN: it too must stay within the bins.
+    bits = probabilities.view(torch.int32).long() & 0x3FFFFFFF
+    upper, missing = _least_needed(probabilities, bits >> 15, top_p)
+    lower, _ = _least_needed(torch.where(bits >> 15 == upper, probabilities, 0), bits & 0x7FFF, missing)
+    return _inverse_cdf(torch.where(bits >= (upper << 15 | lower), probabilities, 0), uniform)
+
+
+def _least_needed(probabilities: Tensor, bins: Tensor, mass: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The highest bin (R, 1) that holds a mass together with those above it, and how much of it those leave to it.
+
+    Args:
+        probabilities: (R, V).
+        bins: (R, V), which of the bins, from 0 below 2^15, each of them is in.
+        mass: of every row, or (R, 1); where all bins together hold less, the lowest is the one.
+    """
+    held = probabilities.new_zeros(len(probabilities), 1 << 15).scatter_add_(1, bins, probabilities)
+    from_top = held.flip(-1).cumsum(-1)
+    place = (from_top < mass).sum(-1, keepdim=True).clamp(max=held.shape[1] - 1)
+    found = held.shape[1] - 1 - place
+    return found, mass - (from_top.gather(1, place) - held.gather(1, found))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from clipcap.decoding.cached_gpt2 import CachedGPT2
-from clipcap.decoding.cached_transformer import CachedTransformer
+from clipcap.decoding.cached_transformer import CachedTransformer, WholeTexts
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import decode
 from clipcap.errors import UserError
@@ -101,7 +101,8 @@ class ClipCap(nn.Module):
             # The residual stream stays exact; GPT-2's does by the positions that are added to it.
             prefix = prefix.float()
         embedded = embedding_of(self.gpt)(tokens[:, :-1])  # the last token is only predicted, never read
-        states = self.gpt.base_model(inputs_embeds=torch.cat((prefix, embedded.to(prefix.dtype)), 1), use_cache=False)
+        x = torch.cat((prefix, embedded.to(prefix.dtype)), 1)
+        states = self.gpt.base_model(inputs_embeds=x, past_key_values=WholeTexts(), use_cache=False)
         return states.last_hidden_state[:, self.config.prefix_length - 1 :]
 
     def forward(self, clip_embedding: Tensor, tokens: Tensor) -> Tensor:
@@ -213,13 +214,14 @@ class ClipCap(nn.Module):
         """The language model prepared for decoding; kept for the next call as long as its weights stay the same.
 
         PyTorch counts the changes to a tensor, but not those that a fused optimizer makes. So what was prepared is also
-        dropped by `train()`, by loading weights and by a forward pass with gradients, and not kept in training mode.
+        dropped by `train()`, by loading weights and by a forward pass with gradients, and not kept in training mode,
+        where a captured step would not pay either.
         """
         state = [(weight.data_ptr(), weight._version) for weight in self.gpt.parameters() if not weight.is_inference()]
         if self._prepared is None or self._prepared[0] != state:
             prepared: CachedGPT2 | CachedTransformer
             if isinstance(self.gpt, GPT2LMHeadModel):
-                prepared = CachedGPT2(self.gpt, self.fast)
+                prepared = CachedGPT2(self.gpt, self.fast, capture=not self.training)
             else:
                 prepared = CachedTransformer(self.gpt, self.config.positions, self.fast)
             self._prepared = None if self.training else (state, prepared)

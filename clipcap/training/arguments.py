@@ -91,7 +91,7 @@ class LoopArguments:
     patience: int | None = arg(2, "end after this many evaluations without a better validation loss")
     seed: int = arg(0, "seed of initialisation, order of the data and dropout")
     device: str = arg("auto", "device to train on: cpu, cuda, ...")
-    precision: str = arg("auto", "bf16 where it is faster", choices=list(PRECISIONS))
+    precision: str = arg("auto", "auto: bf16 or fp16 where it is faster", choices=list(PRECISIONS))
     report_to: str = arg("none", "where else to send the metrics", choices=["none", "tensorboard", "wandb", "trackio"])
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only dropout draws otherwise")
     resume: bool = arg(False, "go on from the state in the output folder")

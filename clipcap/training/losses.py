@@ -51,7 +51,7 @@ def summed_loss(
     loaded = loader(dataset, batches, model.device)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for batch in ProgressBar(loaded, "loss", unit="batch", leave=False, disable=not progress):
-        total += model.token_losses(batch.to(model.device)).double().sum().cpu()
+        total += model.token_losses(batch.to(model.device)).cpu().double().sum()  # Apple's GPUs have no float64
         count += len(batch.targets)
     model.train(was_training)
     return total.item(), count

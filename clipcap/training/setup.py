@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from clipcap.cli.processes import Processes
-from clipcap.devices import pick_device, pick_dtype
+from clipcap.devices import pick_device, pick_dtype, precision_of
 from clipcap.errors import UserError
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
@@ -34,18 +34,22 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     Several processes have met already, see `clipcap.training.start`.
 
     Raises:
-        UserError: the device does not exist here or is not for FSDP, or the tracker's package is not installed.
+        UserError: the device does not exist here or is not for FSDP or fp16, or the tracker's package is not installed.
     """
     device, precision = pick_device(args.device), args.precision
     if precision == "auto":
         wide = device.type != "cpu" or width >= WIDE
-        precision = "bf16" if wide and pick_dtype("auto", device) == torch.bfloat16 else "fp32"
+        precision = precision_of(pick_dtype("auto", device)) if wide else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(f"--precision fp16 trains on CUDA devices only, and this run is on {device}: give bf16 or fp32")
+    if device.type == "cuda" and device.index is not None:  # accelerate takes the current device
+        torch.cuda.set_device(device)
     tracker = None if args.report_to == "none" else args.report_to
     if tracker and find_spec(tracker) is None:
         raise UserError(f"--report-to {tracker} needs the package: pip install {tracker}")
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        mixed_precision="no" if precision == "fp32" else precision,
         log_with=tracker,
         project_dir=args.output_dir,
     )

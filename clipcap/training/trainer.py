@@ -89,15 +89,13 @@ class Trainer:
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         self.whole = WholeModel(model, sharded)
         optimizer = torch.optim.AdamW(parameter_groups(model, args), fused=True)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
         precision = self.accelerator.mixed_precision
-        self.frozen = FrozenInHalf(model, fast and precision == "bf16" and not sharded)
         self.sampler = BucketSampler(train.lengths(), args.batch_size, args.seed)
         self.epoch_steps = -(-len(self.sampler) // args.accumulate)
         self.steps = self.epoch_steps * args.epochs
-        self.schedule = get_linear_schedule_with_warmup(
-            self.optimizer.optimizer, int(self.steps * args.warmup), self.steps
-        )
+        self.schedule = get_linear_schedule_with_warmup(optimizer, int(self.steps * args.warmup), self.steps)
+        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
+        self.frozen = FrozenInHalf(model, precision if fast and not sharded else "no")
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         facts = {

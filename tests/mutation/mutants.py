@@ -190,7 +190,7 @@ MUTANTS = [
             "accepted = more_probable.mul_(wide).sum(-1) < 1",
         ),
         ("nucleus", "logits = logits / temperature", "logits = logits * temperature"),
-        ("nucleus", "high = torch.full_like(low, 0x3F800001)", "high = torch.full_like(low, 0x3E000001)"),
+        ("nucleus", "lower, _ = _least_needed(", "lower, _ = 0 * upper, _least_needed("),
         ("large_weights", "weight.grad = kept.zero_()", "weight.grad = kept"),
     ),
     *room(
@@ -340,7 +340,7 @@ MUTANTS = [
             "        path.write_bytes(unfinished.read_bytes())\n",
             "test_files",
         ),
-        ("devices", "fast = torch.cuda.is_bf16_supported(including_emulation=False)", "fast = True"),
+        ("devices", "torch.cuda.get_device_capability(device) >= BF16", "True"),
     ),
     *room(
         "cli",

@@ -1,0 +1,42 @@
+"""One transformer block of GPT-2 over a key-value cache.
+
+Shapes: B images, K positions of each, L cache positions, H heads, D width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+from clipcap.fast.attention import attend
+from clipcap.fast.linear import prepare_linear
+
+
+class Block:
+    """One transformer block with its weights prepared for inference."""
+
+    def __init__(self, block: nn.Module, heads: int, fast: bool) -> None:
+        assert isinstance(block, GPT2Block)
+        self.heads, self.scaling, self.fast = heads, block.attn.scaling, fast
+        self.norm_1, self.norm_2 = block.ln_1, block.ln_2
+        self.qkv = prepare_linear(block.attn.c_attn, fast=fast)
+        self.attention_output = prepare_linear(block.attn.c_proj, fast=fast)
+        self.up = prepare_linear(block.mlp.c_fc, activation=block.mlp.act, fast=fast)
+        self.down = prepare_linear(block.mlp.c_proj, fast=fast)
+
+    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
+        """The block's output (B, K, D) for its input x (B, K, D).
+
+        It writes the positions `slots` (K,) of keys and values (B, H, L, D / H). Without a mask, x is the whole text so
+        far and attention is causal.
+        """
+        query, key, value = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        keys.index_copy_(2, slots, key)
+        values.index_copy_(2, slots, value)
+        if mask is None:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scaling)
+        else:
+            mixed = attend(query, keys, values, mask, self.scaling, self.fast)
+        x = x + self.attention_output(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(self.up(self.norm_2(x)))
