@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -297,6 +298,6 @@ def test_a_run_is_on_the_device_that_was_named(monkeypatch, device, chosen):
     current = []
     monkeypatch.setattr(setup, "pick_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
-    monkeypatch.setattr(setup, "Accelerator", lambda **options: options)
-    assert make_accelerator(LoopArguments(device=device, precision="fp32"), 768)["cpu"] == (device == "cpu")
+    monkeypatch.setattr(setup, "Accelerator", Mock)
+    assert make_accelerator(LoopArguments(device=device, precision="fp32"), 768).cpu == (device == "cpu")
     assert current == chosen
