@@ -17,7 +17,7 @@ from typing import Any
 from clipcap.captioning.options import DecodingArguments, check_sizes, chosen
 from clipcap.cli.options import OnOff, arg, parse
 from clipcap.cli.status import run
-from clipcap.devices import PRECISIONS
+from clipcap.devices import CAPTIONING
 from clipcap.errors import UserError, at_least, check_text, first_line
 from clipcap.files import make_folder, only_writer
 from clipcap.world.shipped import EVALUATE
@@ -48,7 +48,7 @@ class EvaluationArguments:
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
     batch_size: int = arg(32, "images per batch")
     device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(PRECISIONS))
+    precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(CAPTIONING))
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only what is sampled differs")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
@@ -130,6 +130,7 @@ def compare(
     from clipcap.weights.places import short_names
 
     device = pick_device(args.device)
+    pick_dtype(args.precision, device, not args.no_fast)  # refuses what no model could be computed in
     make_folder(args.output)
     store = EmbeddingStore.open(args.data)
     held_out = HeldOut(store, args.split, args.limit, device, not args.no_fast, args.protocol)
@@ -137,7 +138,7 @@ def compare(
     more = {name: java_scorer(name) for name in args.metrics}
     judge = make_judge(held_out, args.clip_prompt)
     report = new_report(held_out, decoding, judge)
-    settled = (held_out, decoding, judge, pick_dtype(args.precision, device), args.batch_size, more)
+    settled = (held_out, decoding, judge, args.precision, args.batch_size, more)
     with only_writer(folder):
         for name, weights in short_names(models):
             print(f"{name}: {weights}", file=sys.stderr)

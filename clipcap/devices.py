@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "fp32", "bf16")
+CAPTIONING = (*PRECISIONS, "int8")  # what captions; int8 is too coarse to train, and to keep embeddings
 REPORTED = ("torch", "transformers", "open_clip_torch", "peft", "accelerate", "datasets", "pillow")
 
 
@@ -45,16 +46,21 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+def pick_dtype(precision: str, device: torch.device, fast: bool = True) -> torch.dtype:
     """The dtype of the weights. "auto" is bf16 where the device multiplies it fast, else fp32.
 
-    A CPU needs AVX-512 BF16 or AMX for that: elsewhere bf16 is emulated and slower than fp32.
+    A CPU needs AVX-512 BF16 or AMX for that: elsewhere bf16 is emulated and slower than fp32. "int8" is for linear
+    layers on a CPU, computed by `clipcap.fast`; what is no linear layer has the dtype of "auto".
     """
     import torch
 
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    if precision != "auto":
+    if precision not in CAPTIONING:
+        raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(CAPTIONING)}")
+    if precision == "int8" and device.type != "cpu":
+        raise UserError(f"int8 is for CPUs, and the device is {device}: take another precision, or the device cpu")
+    if precision == "int8" and not fast:
+        raise UserError("int8 is computed by clipcap/fast: leave out --no-fast (fast=False), or take another precision")
+    if precision not in ("auto", "int8"):
         return torch.bfloat16 if precision == "bf16" else torch.float32
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -71,7 +71,8 @@ class Captioner:
             clip: a CLIP to use in place of the one that the weights name: a name as `ClipEncoder.load` takes it, or one
                 that is loaded already.
             device: "auto", "cpu", "cuda", ...
-            precision: "auto" (bf16 where the device is fast at it), "fp32" or "bf16".
+            precision: "auto" (bf16 where the device is fast at it), "fp32", "bf16", or "int8" for linear layers on a CPU
+                (the model can then neither train nor be saved).
             fast: use `clipcap.fast`, which gives the same captions sooner; samples are drawn from other numbers.
             **overrides: fields of the weights' config to replace, as in `load_checkpoint`.
 
@@ -80,15 +81,16 @@ class Captioner:
         """
         file = resolve_weights(weights)
         chosen = pick_device(device)
-        dtype = pick_dtype(precision, chosen)
-        model = load_checkpoint(file, **overrides).to(device=chosen, dtype=dtype).requires_grad_(False)
+        dtype, int8 = pick_dtype(precision, chosen, fast), precision == "int8"
+        model = load_checkpoint(file, **overrides).requires_grad_(False)
         model.use_fast(fast)
-        if fast:
-            speed_up(model)  # decoding has its own fast form; this is for `likelihoods`, which rank several captions
+        if fast:  # decoding has its own fast form; this is for `likelihoods`, which rank several captions, and for int8
+            speed_up(model, int8=int8)
+        model = model.to(device=chosen, dtype=dtype)
         config = model.config
         tokenizer = tokenizer_of(config)
         if not isinstance(clip, ClipEncoder):
-            clip = ClipEncoder.load(*_clip_name(weights, file, config, clip), chosen, dtype, fast)
+            clip = ClipEncoder.load(*_clip_name(weights, file, config, clip), chosen, dtype, fast, int8)
         if clip.dim != config.clip_dim:
             raise UserError(
                 f"{weights} takes embeddings of {config.clip_dim} numbers (CLIP {config.clip_model}), and CLIP "

@@ -24,7 +24,7 @@ from clipcap.cli.options import OnOff, arg, parse
 from clipcap.clip.images import find_images
 from clipcap.clip.workers import MOST_WORKERS
 from clipcap.decoding.options import SEQUENCES
-from clipcap.devices import PRECISIONS
+from clipcap.devices import CAPTIONING
 from clipcap.errors import UserError
 from clipcap.world.shipped import PREDICT
 
@@ -56,7 +56,7 @@ class ModelArguments:
         False, "of instagram-prompted: use the prompt of prompt_finetuning.py; its own code has none"
     )
     device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(PRECISIONS))
+    precision: str = arg("auto", "of the weights; auto: bf16 where it is fast", choices=list(CAPTIONING))
     batch_size: int | None = arg(
         None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )

@@ -19,6 +19,7 @@ import torch
 
 from clipcap.data.store import clip_of, same_clip
 from clipcap.decoding.options import Decoding
+from clipcap.devices import pick_dtype
 from clipcap.errors import UserError
 from clipcap.evaluation import metrics
 from clipcap.evaluation.privacy import given_away, privacy_scores
@@ -49,7 +50,7 @@ def evaluate_model(
     held_out: HeldOut,
     decoding: Decoding,
     judge: Judge | None,
-    dtype: torch.dtype,
+    precision: str,
     batch_size: int,
     more: Mapping[str, Callable[[Sequence[metrics.Tokens], metrics.References], float]] = MappingProxyType({}),
     base: str | None = None,
@@ -62,7 +63,7 @@ def evaluate_model(
         held_out: what to caption.
         decoding: how to search.
         judge: computes CLIPScore; None leaves it out.
-        dtype: of the weights while captioning; the loss is computed in float32.
+        precision: of captioning, as `pick_dtype` takes it; the loss is computed in float32.
         batch_size: images per batch.
         more: further scorers by name, as `java_metrics.java_scorer` makes them.
         base: the weights that LoRA weights were trained on, if they have moved.
@@ -72,7 +73,8 @@ def evaluate_model(
         UserError: the weights cannot be used on this data.
     """
     file = resolve_weights(weights)
-    model = _load(file, held_out, base, normalize).to(dtype)
+    dtype, int8 = pick_dtype(precision, held_out.device, held_out.fast), precision == "int8"
+    model = _load(file, held_out, base, normalize, int8).to(dtype)
     tokenizer = tokenizer_of(model.config)
     if not same_clip(held_out.store, model.config):
         check_clip_place(model.config, file)  # its own CLIP is loaded then
@@ -82,7 +84,7 @@ def evaluate_model(
     prompts = prompts_for(model, tokenizer, len(embeddings), literals)
     captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
     seconds = time.perf_counter() - started
-    if dtype != torch.float32:  # the loss of rounded weights would not be comparable
+    if int8 or dtype != torch.float32:  # the loss of rounded weights would not be comparable
         model = _load(file, held_out, base, normalize)
     loss = _loss(model, tokenizer, held_out, embeddings, prompts, batch_size)
     tokens = [metrics.tokenize(caption) for caption in captions]
@@ -108,12 +110,12 @@ def evaluate_model(
     }
 
 
-def _load(file: Path, held_out: HeldOut, base: str | None, normalize: bool | None) -> ClipCap:
+def _load(file: Path, held_out: HeldOut, base: str | None, normalize: bool | None, int8: bool = False) -> ClipCap:
     of_adapters = base if "base" in read(file) else None  # the same option for all models, most of which have no base
     model = load_checkpoint(file, held_out.device, base=of_adapters, normalize=normalize).requires_grad_(False)
     model.use_fast(held_out.fast)
     if held_out.fast:
-        speed_up(model)
+        speed_up(model, int8=int8)
     return model
 
 

@@ -7,28 +7,43 @@ as fast in fp32 on 2 cores with AVX2. The figures of the other layers stand in t
 from __future__ import annotations
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from clipcap.fast.dropout import Dropout
 from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
-from clipcap.fast.linear import in_one_kernel
+from clipcap.fast.int8 import Int8Linear
+from clipcap.fast.linear import in_one_kernel, is_linear, weight_and_bias
 
 # From this many numbers in a weight on, clearing fresh memory for its gradients costs a step more than what
 # `large_weights` does instead. GPT-2's token embedding and the second layer of ClipCap's MLP have more.
 LARGE = 1 << 23
 
 
-def speed_up(model: nn.Module, large: int = LARGE) -> None:
+def speed_up(model: nn.Module, large: int = LARGE, int8: bool = False) -> None:
     """Replace dropout, GELU, large embeddings and large linear layers with a bias by their faster equals.
 
     Args:
         model: changed in place; its parameters keep their names and whether they train.
         large: from how many numbers on a weight counts as large.
+        int8: first put int8 in place of the linear layers of all language models in it, which can only caption then.
     """
+    if int8:
+        for network in model.modules():
+            if isinstance(network, PreTrainedModel):
+                _to_int8(network)
     for module in list(model.modules()):
         for name, child in module.named_children():
             faster = _faster(child, large)
             if faster is not child:
                 setattr(module, name, faster.train(child.training))
+
+
+def _to_int8(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        if is_linear(child):  # its weights are let go here, one layer after the other
+            setattr(module, name, Int8Linear(*weight_and_bias(child)))
+        else:
+            _to_int8(child)
 
 
 def _faster(module: nn.Module, large: int) -> nn.Module:
