@@ -6,6 +6,7 @@ as fast in fp32 on 2 cores with AVX2. The figures of the other layers stand in t
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,6 +32,7 @@ def speed_up(model: nn.Module, large: int = LARGE, int8: bool = False) -> None:
         for network in model.modules():
             if isinstance(network, PreTrainedModel):
                 _to_int8(network)
+        model._apply(torch.clone)  # what is left may be mapped from a file, all of which would stay in memory
     for module in list(model.modules()):
         for name, child in module.named_children():
             faster = _faster(child, large)
