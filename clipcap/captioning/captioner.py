@@ -71,8 +71,7 @@ class Captioner:
             clip: a CLIP to use in place of the one that the weights name: a name as `ClipEncoder.load` takes it, or one
                 that is loaded already.
             device: "auto", "cpu", "cuda", ...
-            precision: "auto" (bf16 where the device is fast at it), "fp32", "bf16", or "int8" for linear layers on a CPU
-                (the model can then neither train nor be saved).
+            precision: "auto" (bf16 where the device is fast at it), "fp32", "bf16", or "int8": linear layers on a CPU.
             fast: use `clipcap.fast`, which gives the same captions sooner; samples are drawn from other numbers.
             **overrides: fields of the weights' config to replace, as in `load_checkpoint`.
 

@@ -29,7 +29,6 @@ from clipcap.devices import CAPTIONING
 from clipcap.errors import UserError
 from clipcap.world.shipped import PREDICT
 
-
 LONG = 60  # seconds after which a run says how the next could take less
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from clipcap.fast.dropout import Dropout
-from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
 from clipcap.fast.int8 import Int8Linear
+from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
 from clipcap.fast.linear import in_one_kernel, is_linear, weight_and_bias
 
 # From this many numbers in a weight on, clearing fresh memory for its gradients costs a step more than what
