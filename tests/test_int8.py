@@ -90,17 +90,17 @@ def test_every_kind_of_linear_layer_is_replaced_and_adapters_are_merged():
     """Guards against GPT-2's transposed weights, lost adapters, and fp32 weights that stay in memory."""
     model = tiny_captioner_model(seed=1)
     inject(model, 4, 8.0, 0.0, [ALL_LINEAR])
+    tokens, prefix = torch.tensor([[5, 6, 7]]), random(1, 16)
     with torch.no_grad():
+        without = model.eval()(prefix, tokens)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_()
-    model.literal_captioner = tiny_captioner_model()
-    tokens, prefix = torch.tensor([[5, 6, 7]]), random(1, 16)
-    with torch.inference_mode():
-        wanted = model.eval()(prefix, tokens)
+                parameter.copy_(random(*parameter.shape) / 2)
+        wanted = model(prefix, tokens)
+        model.literal_captioner = tiny_captioner_model()
         speed_up(model, int8=True)
         found = model(prefix, tokens)
-    assert (found - wanted).norm() / wanted.norm() < 0.1
+    assert (found - wanted).norm() < 0.2 * wanted.norm() < 0.5 * (without - wanted).norm()
     for gpt in (model.gpt, model.literal_captioner.gpt):
         assert not any(isinstance(module, nn.Linear | Conv1D) for module in gpt.modules())
     assert all(isinstance(layer, nn.Linear) for layer in model.clip_project.model if not isinstance(layer, nn.Tanh))

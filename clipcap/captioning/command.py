@@ -59,9 +59,7 @@ class ModelArguments:
         False, "of instagram-prompted: use the prompt of prompt_finetuning.py; its own code has none"
     )
     device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg(
-        "auto", "of the weights; auto: bf16 where it is fast; int8: faster on CPUs, rounded", choices=list(CAPTIONING)
-    )
+    precision: str = arg("auto", "auto: bf16 where it is fast; int8: rounded, faster on CPUs", choices=list(CAPTIONING))
     batch_size: int | None = arg(
         None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )
