@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_language_models import METHODS, each, embeddings, tiny_network
+from test_language_models import tiny_network
 from test_predict import run
 from tiny import save_tiny_clip, save_tiny_weights, tiny_captioner_model
 from torch import nn
@@ -116,16 +116,11 @@ def test_a_model_in_int8_neither_trains_nor_is_saved(weights, tmp_path):
     assert not (tmp_path / "saved.pt").exists()
 
 
-@each
-@torch.inference_mode()
-def test_every_language_model_captions_in_int8(kind):
-    """Guards against architectures that reach for the weight of a layer that has none."""
-    model = tiny_network(kind)
-    tokens = torch.tensor([[5, 6, 7, 8]]).expand(3, -1)
-    wanted = model(embeddings(), tokens)
-    speed_up(model, int8=True)
-    assert (model(embeddings(), tokens) - wanted).norm() / wanted.norm() < 0.15
-    assert [len(model.generate(embeddings(), decoding)) for decoding in METHODS] == [3] * len(METHODS)
+def test_other_language_models_are_refused():
+    """Guards against captions of SmolLM2 and its like that are far from those in fp32."""
+    model = tiny_network("llama")
+    with pytest.raises(UserError, match="int8 is for GPT-2, and would change too many captions of llama"):
+        speed_up(model, int8=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "beam"}, {"method": "nucleus", "num_captions": 3, "rank": "clip"}])

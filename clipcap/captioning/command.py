@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
             rows = (replace(row, literal=None) for row in rows)
         started = time.monotonic()
         status = write_out(rows, todo, outputs, skipped=found - todo)
-        untold = model_args.precision == "auto" and not model_args.no_fast
+        untold = model_args.precision == "auto" and not (model_args.no_fast or captioner.model.config.network)
         if untold and time.monotonic() - started > LONG and is_faster(captioner.model.device):
             print("note: on this CPU --precision int8 takes less time, and changes few captions", file=sys.stderr)
         return status

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GPT2PreTrainedModel, PreTrainedModel
 
+from clipcap.errors import UserError
 from clipcap.fast.dropout import Dropout
 from clipcap.fast.int8 import Int8Linear
 from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
@@ -26,12 +27,19 @@ def speed_up(model: nn.Module, large: int = LARGE, int8: bool = False) -> None:
     Args:
         model: changed in place; its parameters keep their names and whether they train.
         large: from how many numbers on a weight counts as large.
-        int8: first put int8 in place of the linear layers of all language models in it, which can only caption then.
+        int8: first put int8 in place of the linear layers of all GPT-2s in it, which can only caption then.
+
+    Raises:
+        UserError: int8, and another language model. With the inputs of SmolLM2's layers in int8, a third of the tokens
+            that a fine-tuned one chooses were others, and the mean KL divergence from fp32 was 0.5 nats.
     """
     if int8:
         for network in model.modules():
-            if isinstance(network, PreTrainedModel):
+            if isinstance(network, GPT2PreTrainedModel):
                 _to_int8(network)
+            elif isinstance(network, PreTrainedModel):
+                kind = network.config.model_type
+                raise UserError(f"int8 is for GPT-2, and would change too many captions of {kind}: take fp32 or bf16")
         model._apply(torch.clone)  # what is left may be mapped from a file, all of which would stay in memory
     for module in list(model.modules()):
         for name, child in module.named_children():
