@@ -18,7 +18,7 @@ from clipcap.captioning.accepted import BEST_RATING
 from clipcap.captioning.desk import CONTROLS, Desk
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
-from clipcap.devices import PRECISIONS
+from clipcap.devices import CAPTIONING
 from clipcap.errors import UserError, at_least
 from clipcap.files import make_folder, only_writer
 
@@ -39,7 +39,7 @@ class PageArguments:
     weights: list[str] | None = arg(None, "to choose from: files, or published names; without it, all of these")
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
     device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg("auto", "of the weights; auto: bf16 or fp16 where it is fast", choices=list(PRECISIONS))
+    precision: str = arg("auto", "auto: bf16 or fp16 if fast; int8: rounded, faster on CPUs", choices=list(CAPTIONING))
     host: str | None = arg(None, "0.0.0.0 for the whole network; without it, this computer alone: 127.0.0.1")
     port: int = arg(7860, "of the page's address")
     share: bool = arg(False, "give it a public address too, through a program that Gradio downloads")

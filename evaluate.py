@@ -19,7 +19,7 @@ from clipcap.cli.options import OnOff, arg, parse
 from clipcap.cli.processes import Ended, Processes, together
 from clipcap.cli.status import run
 from clipcap.decoding.options import SEQUENCES
-from clipcap.devices import PRECISIONS
+from clipcap.devices import CAPTIONING
 from clipcap.errors import UserError, at_least, check_text, first_line
 from clipcap.files import make_folder, only_writer
 from clipcap.world.shipped import EVALUATE
@@ -36,9 +36,7 @@ class EvaluationArguments:
     output: str = arg("report", "folder for report.md, report.json and report.html", metavar="DIR")
     limit: int | None = arg(None, "use only the first N images")
     pictures: int = arg(200, "images in the page's picture book")
-    metrics: list[str] = arg(
-        [], "also METEOR and SPICE, which need Java and pycocoevalcap", choices=["meteor", "spice"]
-    )
+    metrics: list[str] = arg([], "also these, which need Java and pycocoevalcap", choices=["meteor", "spice"])
     protocol: str = arg(
         "instagram",
         "words of BLEU, CIDEr, ...: with emoji and hashtags, or as in COCO's tables",
@@ -50,7 +48,7 @@ class EvaluationArguments:
     ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
     batch_size: int | None = arg(None, f"images captioned together (default: {SEQUENCES}, fewer with beams)")
     device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(PRECISIONS))
+    precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(CAPTIONING))
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only what is sampled differs")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
@@ -88,10 +86,10 @@ def rate(
 
     if models:
         raise UserError(f"--ratings go into the report that is already in {folder}: leave the models out")
-    unused = [name for name in given_options(args, decoding_args) if name not in ("ratings", "output", "demo")]
-    if unused:
-        option = f"--{unused[0].replace('_', '-')}"
-        raise UserError(f"--ratings go into the report that is already in {folder}: leave {option} out")
+    for name in given_options(args, decoding_args):
+        if name not in ("ratings", "output", "demo"):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"--ratings go into the report that is already in {folder}: leave {option} out")
     return rate_report(folder, args.ratings)
 
 
@@ -129,6 +127,7 @@ def compare(
     from clipcap.weights.places import short_names
 
     device, folder = pick_device(args.device), Path(args.output)
+    pick_dtype(args.precision, device, not args.no_fast)  # refuses what no model could be computed in
     if processes.main:
         make_folder(folder)
     store = EmbeddingStore.open(args.data)
@@ -138,7 +137,7 @@ def compare(
     more = {name: java_scorer(name) for name in args.metrics if processes.main}
     judge = make_judge(held_out, args.clip_prompt) if processes.main else None
     report = new_report(held_out, decoding, judge)
-    settled = (held_out, decoding, judge, pick_dtype(args.precision, device), args.batch_size, more)
+    settled = (held_out, decoding, judge, args.precision, args.batch_size, more)
     with only_writer(folder) if processes.main else nullcontext():
         for name, weights in short_names(models):
             processes.note(f"{name}: {weights}")

@@ -48,6 +48,21 @@ def folder_fp32(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     yield _folder(setting, plan, "folder fp32", "greedy", tokens=20, photos=256, baseline=4, exact=True)
 
 
+def folder_precisions(setting: Setting, plan: Plan) -> Iterator[Measurement]:
+    """Ours alone, in each precision that a user would choose on this device."""
+    folder, search = setting.photos(plan.photos(256)), decoding("greedy", 20)
+    captioners = {"fp32": setting.captioner(torch.float32)}
+    if setting.fast == torch.bfloat16:
+        captioners["bf16"] = setting.captioner(torch.bfloat16)
+    if setting.device.type == "cpu":
+        captioners["int8"] = setting.captioner(setting.fast, int8=True)
+    contenders = [
+        Contender(name, partial(rows, captioner, folder, search), len(folder), warm_up=40)
+        for name, captioner in captioners.items()
+    ]
+    yield plan.alternate(END_TO_END, "precisions", "images/s", contenders)
+
+
 def folder_long(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """The same at the length where the published code stops."""
     yield _folder(setting, plan, "folder 67 tokens", "greedy", tokens=67, photos=128, baseline=1)

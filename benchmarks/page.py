@@ -11,6 +11,7 @@ from clipcap.devices import precision_of
 
 STAGE = "stage: "  # begins the name of a contender that does one stage of a folder alone
 STRATEGIES = "strategies"  # the comparison of our own strategies with each other
+AMONG_OURS = {STRATEGIES: "Strategies of fine-tuning", "precisions": "A folder in each precision, greedy, 20 tokens"}
 COMPARED = {  # title of a comparison: the task in words
     "folder": "captioning a folder, greedy, 20 tokens",
     "folder fp32": "captioning a folder, greedy, 20 tokens, fp32",
@@ -55,7 +56,7 @@ def _page(results: Results) -> Iterator[str]:
         "have learnt, and all contenders do the same work.\n"
     )
     yield from _compared(results)
-    yield from _strategies(results)
+    yield from _among_ours(results)
     yield from _stages(results)
     yield from _shares(results)
     yield from _memory(results)
@@ -103,19 +104,20 @@ def _against(found: Measurement, name: str) -> list[str]:
     return [figure(found.rate(name)), f"**{figure(found.ratio('ours', name))}x**"]
 
 
-def _strategies(results: Results) -> Iterator[str]:
-    found = results.measurements.get(STRATEGIES)
-    if found is None:
-        return
-    first = next(iter(found.rates))
-    yield "## Strategies of fine-tuning\n"
-    header = ("", found.unit, f"against {first}")
-    yield from _table(header, [[n, figure(found.rate(n)), f"{figure(found.ratio(n, first))}x"] for n in found.rates])
-    yield ""
+def _among_ours(results: Results) -> Iterator[str]:
+    for title, heading in AMONG_OURS.items():
+        found = results.measurements.get(title)
+        if found is None:
+            continue
+        first = next(iter(found.rates))
+        yield f"## {heading}\n"
+        rows = [[n, figure(found.rate(n)), f"{figure(found.ratio(n, first))}x"] for n in found.rates]
+        yield from _table(("", found.unit, f"against {first}"), rows)
+        yield ""
 
 
 def _stages(results: Results) -> Iterator[str]:
-    shown = {*COMPARED, STRATEGIES}
+    shown = {*COMPARED, *AMONG_OURS}
     alone = [found for title, found in results.measurements.items() if title not in shown]
     folders = [found for found in results.measurements.values() if any(name.startswith(STAGE) for name in found.rates)]
     if not alone and not folders:

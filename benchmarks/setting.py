@@ -27,6 +27,7 @@ from clipcap.captioning.captioner import Captioner
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import find_images
 from clipcap.devices import pick_dtype
+from clipcap.fast.exchange import speed_up
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.config import END_OF_TEXT, ClipCapConfig
 
@@ -141,17 +142,20 @@ class Setting:
         )
         return seeded(lambda: ClipCap(config)).eval().to(self.device, dtype)
 
-    def encoder(self, dtype: torch.dtype = torch.float32) -> ClipEncoder:
+    def encoder(self, dtype: torch.dtype = torch.float32, int8: bool = False) -> ClipEncoder:
         """The project's own encoder of the CLIP in `clip_folder`."""
-        return ClipEncoder.load(self.clip_folder, None, self.device, dtype)
+        return ClipEncoder.load(self.clip_folder, None, self.device, dtype, int8=int8)
 
-    def captioner(self, dtype: torch.dtype) -> Captioner:
+    def captioner(self, dtype: torch.dtype, int8: bool = False) -> Captioner:
         """What predict.py captions with."""
-        return Captioner(self.decoder(dtype), self.encoder(dtype), self.tokenizer)
+        return Captioner(self.decoder(dtype, int8), self.encoder(dtype, int8), self.tokenizer)
 
-    def decoder(self, dtype: torch.dtype) -> ClipCap:
+    def decoder(self, dtype: torch.dtype, int8: bool = False) -> ClipCap:
         """A model as `Captioner.load` leaves it: nothing in it trains."""
-        return self.model(dtype).requires_grad_(False)
+        model = self.model(dtype).requires_grad_(False)
+        if int8:
+            speed_up(model, int8=True)
+        return model
 
     def published(self, model: ClipCap) -> PublishedClipCap:
         """The baseline, on the weights of a float32 model and with its GPT-2."""

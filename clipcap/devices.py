@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what options call them: what torch does
 PRECISIONS = ("auto", *DTYPES)
 BF16 = (8, 0)  # the first generation of NVIDIA's GPUs that multiplies it, Ampere
+CAPTIONING = (*PRECISIONS, "int8")  # what captions; int8 is too coarse to train, and to keep embeddings
 REPORTED = ("torch", "transformers", "open_clip_torch", "peft", "accelerate", "datasets", "pillow")
 
 
@@ -68,17 +69,22 @@ def _tell(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+def pick_dtype(precision: str, device: torch.device, fast: bool = True) -> torch.dtype:
     """The dtype of the weights. "auto" is bf16 where the device multiplies it fast, else fp16 on CUDA, fp32 elsewhere.
 
     A CPU needs AVX-512 BF16 or AMX for bf16: elsewhere it is emulated and slower than fp32. CUDA devices that lack it,
-    such as the T4, have tensor cores for fp16 and none for fp32.
+    such as the T4, have tensor cores for fp16 and none for fp32. "int8" is for linear layers on a CPU, computed by
+    `clipcap.fast`; what is no linear layer has the dtype of "auto".
     """
     import torch
 
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    if precision != "auto":
+    if precision not in CAPTIONING:
+        raise UserError(f"unknown precision {precision!r}; choose one of {', '.join(CAPTIONING)}")
+    if precision == "int8" and device.type != "cpu":
+        raise UserError(f"int8 is for CPUs, and the device is {device}: take another precision, or the device cpu")
+    if precision == "int8" and not fast:
+        raise UserError("int8 is computed by clipcap/fast: leave out --no-fast (fast=False), or take another precision")
+    if precision not in ("auto", "int8"):
         return getattr(torch, DTYPES[precision])
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BF16 else torch.float16

@@ -227,7 +227,7 @@ def test_one_command_measures_everything_that_the_page_names(tmp_path: Path, cap
     assert capsys.readouterr().out == output.read_text() + "\n"
     measured = json.loads(output.with_suffix(".json").read_text())["measurements"]
     decoded = {f"decoding {method}, batch 32" for method in ("greedy", "nucleus", "beam")}
-    assert {*page.COMPARED, page.STRATEGIES, *decoded} <= measured.keys()
+    assert {*page.COMPARED, *page.AMONG_OURS, *decoded} <= measured.keys()
     assert set(page.COMPARED.values()) <= {task_of(line) for line in output.read_text().splitlines()}
     assert "8 of 8 captions identical to the published loop's from the same embeddings" in output.read_text()
     assert all(rate > 0 for found in measured.values() for rates in found["rates"].values() for rate in rates)

@@ -71,7 +71,7 @@ class Captioner:
             clip: a CLIP to use in place of the one that the weights name: a name as `ClipEncoder.load` takes it, or one
                 that is loaded already.
             device: "auto", "cpu", "cuda", ...
-            precision: "auto" (bf16 or fp16 where the device is fast at it), "fp32", "bf16" or "fp16".
+            precision: "auto" (bf16 or fp16 where that is fast), "fp32", "bf16", "fp16", or, on a CPU, "int8".
             fast: use `clipcap.fast`, which gives the same captions sooner; samples are drawn from other numbers.
             **overrides: fields of the weights' config to replace, as in `load_checkpoint`.
 
@@ -80,15 +80,16 @@ class Captioner:
         """
         file = resolve_weights(weights)
         chosen = pick_device(device)
-        dtype = pick_dtype(precision, chosen)
-        model = convert(load_checkpoint(file, **overrides), dtype, chosen).requires_grad_(False)
+        dtype, int8 = pick_dtype(precision, chosen, fast), precision == "int8"
+        model = load_checkpoint(file, **overrides).requires_grad_(False)
         model.use_fast(fast)
-        if fast:
-            speed_up(model)  # decoding has its own fast form; this is for `likelihoods`, which rank several captions
+        if fast:  # decoding has its own fast form; this is for `likelihoods`, which rank several captions, and for int8
+            speed_up(model, int8=int8)
+        model = convert(model, dtype, chosen)
         config = model.config
         tokenizer = tokenizer_of(config)
         if not isinstance(clip, ClipEncoder):
-            clip = ClipEncoder.load(*_clip_name(weights, file, config, clip), chosen, dtype, fast)
+            clip = ClipEncoder.load(*_clip_name(weights, file, config, clip), chosen, dtype, fast, int8)
         if clip.dim != config.clip_dim:
             raise UserError(
                 f"{weights} takes embeddings of {config.clip_dim} numbers (CLIP {config.clip_model}), and CLIP "

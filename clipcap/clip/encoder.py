@@ -36,6 +36,7 @@ class ClipEncoder:
         device: where the model is.
         dtype: of its weights.
         vit: computes the same as `model.encode_image`, only sooner; None where the model is not one that it supports.
+            In int8 it stands in place of `model.visual`, which is let go.
     """
 
     model_name: str
@@ -62,6 +63,7 @@ class ClipEncoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         fast: bool = True,
+        int8: bool = False,
     ) -> ClipEncoder:
         """Load a CLIP model.
 
@@ -73,6 +75,8 @@ class ClipEncoder:
             device: where to compute.
             dtype: of the weights, and so of the arithmetic; embeddings come back in float32.
             fast: use `clipcap.fast` where the model allows it: the same embeddings sooner.
+            int8: keep the linear layers of a plain vision transformer in int8, on a CPU. What else there is, such as a
+                ResNet, the text encoder and the other kinds of transformers, stays in `dtype`.
 
         Raises:
             UserError: the name or tag is unknown (near ones are listed), both name weights, or the weights cannot be
@@ -82,8 +86,10 @@ class ClipEncoder:
         model = parts.model.eval().requires_grad_(False)
         plain = fast and parts.plain and is_plain_vit(model.visual)
         # Before the model is converted: what scales weights should round them only once.
-        vit = FastViT(model.visual, partial(Tensor.to, device=device, dtype=dtype)) if plain else None
+        vit = FastViT(model.visual, partial(Tensor.to, device=device, dtype=dtype), int8) if plain else None
         resnet = is_resnet(model.visual)
+        if vit and int8:
+            del model.visual
         if fast and resnet:
             fold_batch_norms(model.visual)
         model = convert(model, dtype, device)

@@ -20,6 +20,7 @@ import torch
 from clipcap.clip.tensors import convert
 from clipcap.data.store import clip_of, same_clip
 from clipcap.decoding.options import Decoding
+from clipcap.devices import pick_dtype
 from clipcap.errors import UserError
 from clipcap.evaluation import metrics
 from clipcap.evaluation.privacy import given_away, privacy_scores
@@ -50,7 +51,7 @@ def evaluate_model(
     held_out: HeldOut,
     decoding: Decoding,
     judge: Judge | None,
-    dtype: torch.dtype,
+    precision: str,
     batch_size: int | None,
     more: Mapping[str, Callable[[Sequence[metrics.Tokens], metrics.References], float]] = MappingProxyType({}),
     base: str | None = None,
@@ -66,7 +67,7 @@ def evaluate_model(
         held_out: what to caption.
         decoding: how to search.
         judge: computes CLIPScore; None leaves it out.
-        dtype: of the weights while captioning; the loss is computed in float32.
+        precision: of captioning, as `pick_dtype` takes it; the loss is computed in float32.
         batch_size: images per batch; None: `decoding.batch`.
         more: further scorers by name, as `java_metrics.java_scorer` makes them.
         base: the weights that LoRA weights were trained on, if they have moved.
@@ -77,10 +78,11 @@ def evaluate_model(
         Ended: another process has ended.
     """
     processes, own = held_out.processes, held_out.own
+    dtype, int8 = pick_dtype(precision, held_out.device, held_out.fast), precision == "int8"
 
     def load() -> tuple[Path, str, ClipCap, Tokenizer, np.ndarray]:
         file = resolve_weights(weights)
-        model = convert(_load(file, held_out, base, normalize), dtype)
+        model = convert(_load(file, held_out, base, normalize, int8), dtype)
         if not same_clip(held_out.store, model.config):
             check_clip_place(model.config, file)  # its own CLIP is loaded then
         return file, sha256(file), model, tokenizer_of(model.config), own.embeddings(model)
@@ -95,7 +97,7 @@ def evaluate_model(
         prompts = prompts_for(model, tokenizer, len(embeddings), literals)
         captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
         seconds = time.perf_counter() - started
-        if dtype != torch.float32:  # the loss of rounded weights would not be comparable
+        if int8 or dtype != torch.float32:  # the loss of rounded weights would not be comparable
             model = _load(file, held_out, base, normalize)
         return captions, seconds, *_loss(model, tokenizer, own, embeddings, prompts, batch_size)
 
@@ -128,12 +130,12 @@ def evaluate_model(
     }
 
 
-def _load(file: Path, held_out: HeldOut, base: str | None, normalize: bool | None) -> ClipCap:
+def _load(file: Path, held_out: HeldOut, base: str | None, normalize: bool | None, int8: bool = False) -> ClipCap:
     of_adapters = base if "base" in read(file) else None  # the same option for all models, most of which have no base
     model = load_checkpoint(file, held_out.device, base=of_adapters, normalize=normalize).requires_grad_(False)
     model.use_fast(held_out.fast)
     if held_out.fast:
-        speed_up(model)
+        speed_up(model, int8=int8)
     return model
 
 

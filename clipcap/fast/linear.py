@@ -12,7 +12,7 @@ Shapes: in and out are the widths of a layer's input and output; "..." stands fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from clipcap.fast.int8 import Int8Linear
+
 
 def prepare_linear(
     layer: nn.Module, activation: nn.Module | None = None, fast: bool = True
@@ -28,14 +30,14 @@ def prepare_linear(
     """A function x (..., in) -> activation(layer(x)) (..., out).
 
     Args:
-        layer: `nn.Linear`, or the `Conv1D` of GPT-2, whose weight is (in, out); with or without peft's adapters.
+        layer: `nn.Linear`, or the `Conv1D` of GPT-2, whose weight is (in, out); with or without peft's adapters. Or
+            `Int8Linear`, which is prepared already.
         activation: applied to the result.
         fast: use packed weights and fused activations where they help.
     """
-    base = _without_adapters(layer)
-    weight, bias = merged_weight(layer), None if base.bias is None else base.bias.detach()
-    weight = weight if isinstance(base, nn.Linear) else weight.t()  # (out, in)
-    return prepare_weight(weight, bias, activation, fast)
+    if isinstance(layer, Int8Linear):
+        return _followed_by(layer, activation and in_one_kernel(activation))
+    return prepare_weight(*weight_and_bias(layer), activation, fast)
 
 
 def prepare_weight(
@@ -46,9 +48,18 @@ def prepare_weight(
         activation = activation and in_one_kernel(activation)
         if can_pack(weight):
             return _packed(weight, bias, activation)
-    if activation is None:
-        return lambda x: F.linear(x, weight, bias)
-    return lambda x: activation(F.linear(x, weight, bias))
+    return _followed_by(partial(F.linear, weight=weight, bias=bias), activation)
+
+
+def prepare_int8(
+    weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None
+) -> Callable[[Tensor], Tensor]:
+    """As `prepare_weight`, in int8."""
+    return _followed_by(Int8Linear(weight, bias), activation)
+
+
+def _followed_by(linear: Callable[[Tensor], Tensor], activation: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    return linear if activation is None else lambda x: activation(linear(x))
 
 
 def in_one_kernel(activation: nn.Module) -> nn.Module:
@@ -56,20 +67,20 @@ def in_one_kernel(activation: nn.Module) -> nn.Module:
     return nn.GELU(approximate="tanh") if isinstance(activation, NewGELUActivation) else activation
 
 
-def merged_weight(layer: nn.Module) -> Tensor:
-    """The weight of a layer, with the products of peft's LoRA adapters added to it where it has any."""
-    weight = _without_adapters(layer).weight.detach()
+def is_linear(layer: nn.Module) -> bool:
+    """Whether this is a layer that `prepare_linear` takes, in floating point."""
+    return isinstance(getattr(layer, "base_layer", layer), nn.Linear | Conv1D)
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight (out, in), with the products of peft's LoRA adapters, and the bias (out,) of a linear layer."""
+    base = getattr(layer, "base_layer", layer)  # peft wraps the layer itself
+    assert isinstance(base, nn.Linear | Conv1D)
+    weight = base.weight.detach()
     adapted: Any = layer  # only peft's layers have the attributes below, and peft is not imported for them
     for adapter in getattr(adapted, "active_adapters", ()):
         weight = weight + adapted.get_delta_weight(adapter).detach()
-    return weight
-
-
-def _without_adapters(layer: nn.Module) -> nn.Linear | Conv1D:
-    """The layer itself, or the one that peft wrapped."""
-    base = getattr(layer, "base_layer", layer)
-    assert isinstance(base, nn.Linear | Conv1D)
-    return base
+    return weight if isinstance(base, nn.Linear) else weight.t(), None if base.bias is None else base.bias.detach()
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipcap.fast.linear import prepare_weight
+from clipcap.fast.linear import prepare_int8, prepare_weight
 
 Cast = Callable[[Tensor], Tensor]
 
@@ -74,17 +74,18 @@ class FastViT:
         visual: an open_clip VisionTransformer for which `is_plain_vit` is true, in fp32, so that the weights that are
             scaled here are rounded only once.
         cast: converts a tensor to the precision and device of the images.
+        int8: whether the linear layers of the blocks are in int8.
 
     Attributes:
         at_once: the batch size that is fastest on a CPU.
     """
 
-    def __init__(self, visual: Any, cast: Cast) -> None:
+    def __init__(self, visual: Any, cast: Cast, int8: bool = False) -> None:
         self.patch = visual.conv1.stride
         self.patches = prepare_weight(cast(visual.conv1.weight.permute(0, 2, 3, 1).flatten(1)), None)
         self.class_embedding, self.positions = cast(visual.class_embedding), cast(visual.positional_embedding)
         self.norm_before, self.norm_after = _norm(visual.ln_pre, cast), _norm(visual.ln_post, cast)
-        self.blocks = [_Block(block, cast) for block in visual.transformer.resblocks]
+        self.blocks = [_Block(block, cast, int8) for block in visual.transformer.resblocks]
         self.project = prepare_weight(cast(visual.proj.t()), None)
         self.at_once = max(1, TOKENS_AT_ONCE // len(self.positions))
 
@@ -101,18 +102,21 @@ class FastViT:
 
 
 class _Block:
-    def __init__(self, block: Any, cast: Cast) -> None:
+    def __init__(self, block: Any, cast: Cast, int8: bool) -> None:
+        def prepare(weight: Tensor, bias: Tensor, activation: nn.Module | None = None) -> Callable[[Tensor], Tensor]:
+            made = prepare_int8 if int8 else prepare_weight
+            return made(cast(weight), cast(bias), activation)
+
         self.heads = block.attn.num_heads
         self.norm_1, self.norm_2 = _norm(block.ln_1, cast), _norm(block.ln_2, cast)
-        weight, bias = cast(block.attn.in_proj_weight), cast(block.attn.in_proj_bias)
-        width = block.attn.embed_dim
-        self.query = prepare_weight(weight[:width], bias[:width])  # separate, since the last block has one query only
-        self.keys_values = prepare_weight(weight[width:], bias[width:])
-        self.attention_output = prepare_weight(cast(block.attn.out_proj.weight), cast(block.attn.out_proj.bias))
+        weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, block.attn.embed_dim
+        self.query = prepare(weight[:width], bias[:width])  # separate, since the last block has one query only
+        self.keys_values = prepare(weight[width:], bias[width:])
+        self.attention_output = prepare(block.attn.out_proj.weight, block.attn.out_proj.bias)
         up, activation, down = block.mlp.c_fc, block.mlp.gelu, block.mlp.c_proj
         scale, activation = (1, activation) if isinstance(activation, nn.GELU) else (QUICK, nn.SiLU())
-        self.up = prepare_weight(cast(up.weight * scale), cast(up.bias * scale), activation)
-        self.down = prepare_weight(cast(down.weight / scale), cast(down.bias))
+        self.up = prepare(up.weight * scale, up.bias * scale, activation)
+        self.down = prepare(down.weight / scale, down.bias)
 
     def __call__(self, x: Tensor, wanted: Tensor) -> Tensor:
         """All tokens x (B, N, D) and the first W of them, `wanted` -> those W after the block, (B, W, D)."""

@@ -107,6 +107,8 @@ class LoopArguments:
             evals_per_epoch=self.evals_per_epoch,
             patience=self.patience,
         )
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise UserError(f"--{name.replace('_', '-')} must be at most {most}, not {getattr(self, name)}")
