@@ -554,6 +554,23 @@ def test_shards_that_the_description_counts_wrongly_are_refused(tmp_path: Path, 
         EmbeddingStore.open(tmp_path)
 
 
+@pytest.mark.parametrize("left", ["half", "all but its rows", "nothing"])
+def test_a_shard_that_is_half_written_costs_itself_alone(tmp_path: Path, left: str) -> None:
+    """Guards against advice to make millions of embeddings again, and a file that ends between its schema and rows."""
+    build(tmp_path / "whole", examples())
+    build(tmp_path / "data", examples(), stop_after=3)
+    part = tmp_path / "data" / ".parts" / "train-00001.arrow"
+    with pa.memory_map(str(part)) as file:
+        pa.ipc.open_stream(file).schema
+        ends = {"half": part.stat().st_size // 2, "all but its rows": file.tell(), "nothing": 0}
+    os.truncate(part, ends[left])
+    with pytest.raises(UserError, match=r"train-00001.arrow' is .*; delete it, if it is there, and run the same comm"):
+        build(tmp_path / "data", examples())
+    part.unlink()
+    build(tmp_path / "data", examples())
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+
 def test_a_shard_of_something_else_is_named(tmp_path: Path) -> None:
     """Guards against a traceback in the last step, hours after whatever has put the file there."""
     from clipcap.data.tables import write_table

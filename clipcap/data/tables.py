@@ -114,8 +114,8 @@ def _are_counts(value: Any) -> TypeGuard[dict[str, int]]:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 
-def read_table(path: Path) -> pa.Table:
-    """Map an Arrow file into memory. Raises UserError if it is missing or damaged."""
+def read_table(path: Path, advice: str = "make the dataset again") -> pa.Table:
+    """Map an Arrow file into memory. Raises UserError, with advice what to do, if it is missing or damaged."""
     import pyarrow as pa
 
     try:
@@ -123,9 +123,7 @@ def read_table(path: Path) -> pa.Table:
         table.validate(full=True)  # offsets that lead out of the file would end the process later
         return table
     except Exception as error:  # a damaged file raises anything
-        raise UserError(
-            f"{str(path)!r} is missing or damaged ({type(error).__name__}); make the dataset again"
-        ) from None
+        raise UserError(f"{str(path)!r} is missing or damaged ({type(error).__name__}); {advice}") from None
 
 
 def is_whole(table: pa.Table, width: int) -> bool:
