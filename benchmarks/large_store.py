@@ -90,6 +90,7 @@ def main() -> None:
             writer.finish({"source": {"name": "synthetic"}, "clip": clip, "cleaning": cleaned})
     with step("open"):
         store = EmbeddingStore.open(args.folder)
+    with step("find the rows, check captions"):
         embeddings = store.embeddings("train")
     draw = np.random.default_rng(1)
     with step("read 1,000 random batches of 32"):

@@ -579,3 +579,31 @@ def test_a_shard_of_something_else_is_named(tmp_path: Path) -> None:
     write_table(tmp_path / ".parts" / "train-00001.arrow", pa.table({"x": [1]}))
     with pytest.raises(UserError, match="train-00001.arrow' is no shard of a dataset"):
         build(tmp_path, examples())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux says how much of a file is mapped")
+def test_pages_that_were_read_are_let_go_of(tmp_path: Path, monkeypatch) -> None:
+    """Guards against a dataset of gigabytes that stays mapped into the process, read by read, until it is killed."""
+    import clipcap.data.embeddings as module
+
+    monkeypatch.setattr(module, "MAPPED", 256)
+    width, images = 1024, 6000
+    vectors = np.arange(images * width, dtype=np.float32).reshape(images, width)
+    given = [Example(str(i), ("x",), clip_embedding=vectors[i]) for i in range(images)]
+    writer = DatasetWriter(tmp_path, {}, Shards(given))
+    claim_folder(tmp_path)
+    writer.begin()
+    write_shards(writer, writer.missing(), None, width, 128, 0, Processes())
+    writer.finish({"source": {"name": "test"}, "clip": CLIP | {"dim": width}, "cleaning": {}})
+    embeddings = EmbeddingStore.open(tmp_path).embeddings("train")
+
+    def mapped() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("RssFile:")[2].split()[0]) * 1024
+
+    before, most = mapped(), 0
+    for start in range(0, images, 32):
+        np.testing.assert_array_equal(embeddings[start : start + 32], vectors[start : start + 32])
+        most = max(most, mapped() - before)
+    assert most < 10e6 < vectors.nbytes
+    assert embeddings.unfit(images) is None and mapped() - before < 10e6

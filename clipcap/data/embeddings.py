@@ -5,6 +5,7 @@ Shapes: N captions of the split, I images, C CLIP width, B rows.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING, overload
@@ -14,15 +15,19 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MAPPED = 1024  # rows that are read before their pages are let go of; Linux maps up to 64 KB around each
+
 
 class Embeddings:
     """Float32 (N, C), read-only: row n is the embedding of the image of caption n.
 
     It is indexed like an array of NumPy in its first axis, and `np.asarray` loads all of it. The captions of an image
-    share one stored embedding. Nothing is in memory but 8 bytes per caption, and what the system keeps of the file.
+    share one stored embedding. Nothing is in memory but 8 bytes per caption: pages of the files that were read are let
+    go of again, and are the system's to keep.
 
     Args:
         table: the rows of a split, see `clipcap.data.tables.row_schema`.
+        maps: the maps into memory that it lies in; none for a table that is in memory.
 
     Attributes:
         shape: (N, C).
@@ -30,9 +35,10 @@ class Embeddings:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, maps: Sequence[mmap.mmap] = ()) -> None:
         import pyarrow as pa
 
+        self.maps, self.read = maps, MAPPED  # finding the rows has read pages too
         column = table["clip_embedding"]
         shared = pa.types.is_dictionary(column.type)
         width = (column.type.value_type if shared else column.type).list_size
@@ -61,6 +67,7 @@ class Embeddings:
         """(C,) for one row, a copy (B, C) for several."""
         numbers = self.numbers[rows]
         parts = np.searchsorted(self.starts, numbers, side="right") - 1
+        self._count(np.size(numbers))
         if np.ndim(numbers) == 0:
             return self.parts[parts][numbers - self.starts[parts]]
         found = np.empty((len(numbers), self.shape[1]), np.float32)
@@ -81,9 +88,20 @@ class Embeddings:
         share.shape = (len(share.numbers), self.shape[1])
         return share
 
+    def _count(self, rows: int) -> None:
+        """Let go of the pages that were read, once enough have come together."""
+        self.read += rows
+        if self.read > MAPPED and hasattr(mmap, "MADV_DONTNEED"):  # Windows does so itself
+            self.read = 0
+            for mapped in self.maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def unfit(self, rows: int) -> int | None:
         """The first of so many rows whose embedding has NaN or infinity; None if all are finite."""
-        bad = [np.flatnonzero(~np.isfinite(part).all(axis=1)) for part in self.parts]
+        bad = []
+        for part in self.parts:
+            self._count(len(part))
+            bad.append(np.flatnonzero(~np.isfinite(part).all(axis=1)))
         numbers = np.concatenate([[], *(found + start for found, start in zip(bad, self.starts[:-1], strict=True))])
         found = np.flatnonzero(np.isin(self.numbers[:rows], numbers))
         return int(found[0]) if len(found) else None

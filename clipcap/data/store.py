@@ -13,6 +13,7 @@ Shapes: N captions of a split, C CLIP width. Embeddings are float32 and not norm
 from __future__ import annotations
 
 import json
+import mmap
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from clipcap.data.canaries import Canary
 from clipcap.data.embeddings import Embeddings
 from clipcap.data.reading import Home
 from clipcap.data.shards import shard_name
-from clipcap.data.tables import DATA, INFO, PARTS, PLAN, SHARDS, is_whole, read_info, read_json, read_table
+from clipcap.data.tables import DATA, INFO, PARTS, PLAN, SHARDS, is_whole, map_table, read_info, read_json
 from clipcap.errors import UserError
 from clipcap.files import write_whole
 
@@ -39,7 +40,7 @@ class EmbeddingStore:
 
     def __init__(self, path: Path, info: dict[str, Any]) -> None:
         self.path, self.info = path, info
-        self._table = cache(self._read)
+        self._mapped = cache(self._read)
 
     @classmethod
     def open(cls, path: str | Path) -> EmbeddingStore:
@@ -84,7 +85,7 @@ class EmbeddingStore:
 
     def embeddings(self, name: str) -> Embeddings:
         """Float32 (N, C), read-only: read from the disk only as far as it is used."""
-        return Embeddings(self._table(name))
+        return Embeddings(*self._mapped(name))
 
     def captions(self, name: str) -> list[str]:
         """The N captions of a split."""
@@ -92,7 +93,7 @@ class EmbeddingStore:
 
     def column(self, name: str, column: str, rows: Sequence[int] | None = None) -> list[Any]:
         """One column of a split as Python objects: caption, image_id, image_path or thumbnail; all rows, or these."""
-        values = self._table(name)[column]
+        values = self._mapped(name)[0][column]
         if rows is not None:
             values = values.take(rows) if len(rows) else values[:0]  # Arrow would take no rows for rows of no type
         return values.to_pylist()
@@ -135,18 +136,20 @@ class EmbeddingStore:
         else:
             yield self.path / name / DATA
 
-    def _read(self, name: str) -> pa.Table:
+    def _read(self, name: str) -> tuple[pa.Table, list[mmap.mmap]]:
         import pyarrow as pa
 
-        tables = []
+        tables, maps = [], []
         for file in self._files(name):
-            tables.append(read_table(file).replace_schema_metadata(None))
+            table, mapped = map_table(file)
+            tables.append(table.replace_schema_metadata(None))
+            maps.append(mapped)
             if not is_whole(tables[-1], self.clip["dim"]):
                 break
         else:
             table = pa.concat_tables(tables)
             if table.num_rows == self.info["splits"][name]:
-                return table
+                return table, maps
         raise UserError(f"{str(file)!r} does not fit its dataset.json; make the dataset again")
 
 

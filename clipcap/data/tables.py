@@ -6,7 +6,7 @@ Shapes: N rows, C CLIP width.
 from __future__ import annotations
 
 import json
-import os
+import mmap
 import re
 from collections.abc import Iterable
 from dataclasses import fields
@@ -116,12 +116,19 @@ def _are_counts(value: Any) -> TypeGuard[dict[str, int]]:
 
 def read_table(path: Path, advice: str = "make the dataset again") -> pa.Table:
     """Map an Arrow file into memory. Raises UserError, with advice what to do, if it is missing or damaged."""
+    return map_table(path, advice)[0]
+
+
+def map_table(path: Path, advice: str = "make the dataset again") -> tuple[pa.Table, mmap.mmap]:
+    """The table of an Arrow file, and the map of the file into memory that it lies in. Raises UserError."""
     import pyarrow as pa
 
     try:
-        table = pa.ipc.open_stream(pa.memory_map(os.fsencode(path))).read_all()
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
         table.validate(full=True)  # offsets that lead out of the file would end the process later
-        return table
+        return table, mapped
     except Exception as error:  # a damaged file raises anything
         raise UserError(f"{str(path)!r} is missing or damaged ({type(error).__name__}); {advice}") from None
 
