@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -536,6 +537,22 @@ def test_a_store_in_shards_is_the_same(tmp_path: Path) -> None:
         EmbeddingStore.open(tmp_path / "kept").captions("train")
 
 
+def test_a_store_in_shards_leaves_no_files_open(tmp_path: Path) -> None:
+    """Guards against a million images in shards that are called damaged, since a process may open 1,024 files."""
+    resource = pytest.importorskip("resource")
+    image = examples()[0]
+    build(tmp_path, [replace(image, image_id=str(number)) for number in range(400)], keep_shards=True)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 30, before[1]))
+    try:
+        store = EmbeddingStore.open(tmp_path)
+        embeddings = store.embeddings("train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert store.info["shards"] == {"train": 100} and len(embeddings) >= 400
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(embeddings))[7:9], embeddings[7:9])
+
+
 def test_joining_goes_on_after_a_kill_in_its_last_step(tmp_path: Path) -> None:
     """Guards against shards that were renamed and are then neither a dataset nor one that was begun."""
     build(tmp_path, examples(), keep_shards=True)
@@ -561,7 +578,7 @@ def test_a_shard_that_is_half_written_costs_itself_alone(tmp_path: Path, left: s
     build(tmp_path / "data", examples(), stop_after=3)
     part = tmp_path / "data" / ".parts" / "train-00001.arrow"
     with pa.memory_map(str(part)) as file:
-        pa.ipc.open_stream(file).schema
+        assert pa.ipc.open_stream(file).schema
         ends = {"half": part.stat().st_size // 2, "all but its rows": file.tell(), "nothing": 0}
     os.truncate(part, ends[left])
     with pytest.raises(UserError, match=r"train-00001.arrow' is .*; delete it, if it is there, and run the same comm"):
