@@ -176,6 +176,16 @@ def test_a_shard_that_vanishes_while_it_is_embedded_is_one_sentence(tmp_path: Pa
 # the hub's data sets, through `datasets`
 
 
+def test_a_folder_of_texts_is_listed_anew(tmp_path: Path) -> None:
+    """Guards against 2 GB for 3 million images that img2dataset wrote as files."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"")
+        (tmp_path / f"{number}.txt").write_text(f"caption {number}")
+    examples = open_source(["folder", str(tmp_path)]).examples
+    assert isinstance(examples, Listing)
+    assert [example.captions for example in examples] == [(f"caption {number}",) for number in range(3)]
+
+
 def test_a_hub_data_set_is_listed_by_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against all captions of a data set in one list."""
     from datasets import Dataset

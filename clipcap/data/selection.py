@@ -13,6 +13,7 @@ from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.data.examples import Example, Listing, carve_splits, limit_examples
 from clipcap.data.sources import SourceArguments
 from clipcap.errors import UserError
+from clipcap.files import NO_ROOM
 
 
 def select(examples: Iterable[Example], cleaning: Cleaning, args: SourceArguments) -> tuple[Listing, dict[str, int]]:
@@ -21,18 +22,26 @@ def select(examples: Iterable[Example], cleaning: Cleaning, args: SourceArgument
     Cleaning is what takes long with millions of captions. It is done once, into a temporary file.
 
     Raises:
-        UserError: no caption is left, or too few images to divide.
+        UserError: no caption is left, too few images to divide, or no room for the temporary file.
     """
     clean = Cleaner(cleaning)
     folder = TemporaryDirectory(prefix="clipcap-captions-")
     file = Path(folder.name) / "captions.jsonl"  # of each example its identity and what is left of its captions
     some = False
-    with file.open("w", encoding="ascii") as lines:
-        for example in limit_examples(examples, args.limit):
-            cleaned = [clean(caption, example.image_id) for caption in example.captions]
-            kept = [caption for caption in cleaned if caption is not None]
-            some = some or bool(kept)
-            lines.write(json.dumps([example.image_id, kept]) + "\n")
+    try:
+        with file.open("w", encoding="ascii") as lines:
+            for example in limit_examples(examples, args.limit):
+                cleaned = [clean(caption, example.image_id) for caption in example.captions]
+                kept = [caption for caption in cleaned if caption is not None]
+                some = some or bool(kept)
+                lines.write(json.dumps([example.image_id, kept]) + "\n")
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{folder.name!r}, for the cleaned captions, could not be written ({error.strerror}): make room there, or "
+            "set TMPDIR to another folder"
+        ) from None
     if not some:
         given = " ".join(args.source or ())
         raise UserError(f"no image of --source {given} has a caption left after cleaning ({clean.counts})")
