@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from clipcap.evaluation.report import text_table
 
     folder = Path(args.output)
-    with together() as processes:
+    with together(args, decoding_args, positional) as processes:
         if args.ratings and processes.main:
             report = rate(args, decoding_args, positional.models, folder)
         elif not args.ratings:

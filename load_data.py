@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("say where the data comes from and goes: --source NAME [WHERE] --output DIR, or --demo")
     folder = Path(out.output)
     out.check(folder)
-    with together() as processes:
+    with together(source_args, cleaning, out) as processes:
         with only_writer(folder) if processes.main else nullcontext():
             make(folder, source_args, cleaning, out, processes)
         if processes.main:
@@ -96,7 +96,7 @@ def make(
     source = open_source(source_args.source or (), source_args, out.clip)
     selected, cleaned = select(source.examples, cleaning, source_args)
     examples, canaries = plant(selected, out.canaries, source_args.seed)
-    encoder, clip = load_clip(source, out)
+    encoder, clip = processes.load(lambda: load_clip(source, out))
     plan = {
         "source": source.info,
         "clip": clip,
@@ -106,7 +106,8 @@ def make(
         **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},
         LIST: (shards := Shards(examples, IMAGES_PER_SHARD)).fingerprint,
     }
-    processes.agree(shards.fingerprint, "images or captions")
+    for name, value in plan.items():
+        processes.agree(value, name)
     writer = DatasetWriter(folder, plan, shards)
     if processes.main:
         writer.begin()

@@ -127,7 +127,7 @@ def probe_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".probe-{os.getpid()}"
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # a process of another machine may have the same number
 
 
 def make_folder(folder: str | Path) -> None:

@@ -303,24 +303,26 @@ def test_leftovers_of_a_run_that_ended_in_its_last_step_go(photos: Path, clip: P
 # full disks
 
 
-@pytest.mark.parametrize("step", ["a shard", "the split"])
+@pytest.mark.parametrize("step", ["the captions", "a shard", "the split"])
 def test_full_disk_is_one_sentence_and_the_run_goes_on_after_space_is_made(
     step: str, photos: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against a traceback, half a file under a whole one's name, and a dataset that has to be started again."""
     monkeypatch.setattr(load_data, "IMAGES_PER_SHARD", 4)
     with (photos / "metadata.jsonl").open("a") as file:
-        file.write("\n" + json.dumps({"file_name": "00.bmp", "caption": "long " * 2000}))
+        file.write("\n" + json.dumps({"file_name": "00.bmp", "caption": "long " * 1600}))
     whole = load(photos, clip, tmp_path / "whole")
     split = (whole.path / "train" / "data.arrow").stat().st_size
     with (
-        file_size_limit(9000 if step == "a shard" else split - 1),
-        pytest.raises(UserError, match="could not be written .File too large.*make room"),
+        file_size_limit({"the captions": 5000, "a shard": 9000, "the split": split - 1}[step]),
+        pytest.raises(UserError, match="could not be written .File too large.*make room") as caught,
     ):
         load(photos, clip, tmp_path / "data")
+    place = {"the captions": "set TMPDIR", "a shard": ".parts/train-", "the split": "train/data.arrow"}[step]
+    assert place in str(caught.value)
     left = contents(tmp_path / "data")
     assert not [name for name in left if "unfinished" in name] and "dataset.json" not in left
-    assert len([name for name in left if name.startswith(".parts/train-")]) == (0 if step == "a shard" else 6)
+    assert len([name for name in left if name.startswith(".parts/train-")]) == (6 if step == "the split" else 0)
     assert load(photos, clip, tmp_path / "data").identity == whole.identity
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 

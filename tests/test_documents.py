@@ -541,6 +541,8 @@ def test_options_and_files_that_are_named_exist(document: str, capsys: pytest.Ca
             check_other(words)
         if words[0] in ("torchrun", "accelerate"):  # what stands before the script is theirs
             words = words[next((place for place, word in enumerate(words) if word.endswith(".py")), len(words)) :]
+        if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):  # they have options of their own
+            words = words[:3]
         for word in words:
             if re.fullmatch(r"--[a-z][a-z-]+", word):
                 named = [help_text for script, help_text in helps.items() if script in words] or helps.values()

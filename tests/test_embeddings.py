@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -536,6 +537,22 @@ def test_a_store_in_shards_is_the_same(tmp_path: Path) -> None:
         EmbeddingStore.open(tmp_path / "kept").captions("train")
 
 
+def test_a_store_in_shards_leaves_no_files_open(tmp_path: Path) -> None:
+    """Guards against a million images in shards that are called damaged, since a process may open 1,024 files."""
+    resource = pytest.importorskip("resource")
+    image = examples()[0]
+    build(tmp_path, [replace(image, image_id=str(number)) for number in range(400)], keep_shards=True)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 30, before[1]))
+    try:
+        store = EmbeddingStore.open(tmp_path)
+        embeddings = store.embeddings("train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert store.info["shards"] == {"train": 100} and len(embeddings) >= 400
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(embeddings))[7:9], embeddings[7:9])
+
+
 def test_joining_goes_on_after_a_kill_in_its_last_step(tmp_path: Path) -> None:
     """Guards against shards that were renamed and are then neither a dataset nor one that was begun."""
     build(tmp_path, examples(), keep_shards=True)
@@ -552,6 +569,23 @@ def test_shards_that_the_description_counts_wrongly_are_refused(tmp_path: Path, 
     file.write_text(json.dumps(json.loads(file.read_text()) | {"shards": shards}))
     with pytest.raises(UserError, match="not of format 2"):
         EmbeddingStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("left", ["half", "all but its rows", "nothing"])
+def test_a_shard_that_is_half_written_costs_itself_alone(tmp_path: Path, left: str) -> None:
+    """Guards against advice to make millions of embeddings again, and a file that ends between its schema and rows."""
+    build(tmp_path / "whole", examples())
+    build(tmp_path / "data", examples(), stop_after=3)
+    part = tmp_path / "data" / ".parts" / "train-00001.arrow"
+    with pa.memory_map(str(part)) as file:
+        assert pa.ipc.open_stream(file).schema
+        ends = {"half": part.stat().st_size // 2, "all but its rows": file.tell(), "nothing": 0}
+    os.truncate(part, ends[left])
+    with pytest.raises(UserError, match=r"train-00001.arrow' is .*; delete it, if it is there, and run the same comm"):
+        build(tmp_path / "data", examples())
+    part.unlink()
+    build(tmp_path / "data", examples())
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
 def test_a_shard_of_something_else_is_named(tmp_path: Path) -> None:

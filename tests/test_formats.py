@@ -15,6 +15,8 @@ from tiny import save_tiny_clip
 
 import load_data
 from clipcap.clip.encoder import ClipEncoder
+from clipcap.data.cleaning import Cleaning
+from clipcap.data.selection import select
 from clipcap.data.sources import SourceArguments, open_source
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import UserError
@@ -238,6 +240,20 @@ def test_a_table_and_its_images(tmp_path: Path, layout: str, given: str, capsys:
     ]
     assert [colour_of(example) for example in source.examples] == ["red", "blue"]
     assert "the images of 2 of 3 rows are there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_images_that_arrive_while_they_are_listed_are_one_sentence(tmp_path: Path, number: int) -> None:
+    """Guards against an image that gets the caption of the next one: whoever downloads for days begins meanwhile."""
+    write_table(tmp_path / "Train_GCC-training.tsv", [*ROWS, ("the last", "http://a.example/last.jpg")])
+    for there in (0, 2):
+        put(tmp_path / "train" / f"{there:08}.jpg", "red")
+    args = SourceArguments(val_fraction=0, test_fraction=0)
+    selected, _ = select(open_source(["conceptual", str(tmp_path)]).examples, Cleaning(), args)
+    assert [example.captions[0] for example in selected] == ["a red thing", "something blue , # 3"]
+    put(tmp_path / "train" / f"{number:08}.jpg", "green")
+    with pytest.raises(UserError, match="images were added to the source or taken away .* run the same command again"):
+        list(selected)
 
 
 def test_both_tables_have_their_splits(tmp_path: Path) -> None:

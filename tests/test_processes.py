@@ -118,6 +118,27 @@ class Second(Processes):
         return [self.said.pop(0), value]
 
 
+def test_processes_with_other_options_do_not_start(monkeypatch, tmp_path):
+    """Guards against rows that come twice or never, and against embeddings of another precision in the same dataset."""
+    import load_data
+    import predict
+    from clipcap.cli import processes
+
+    class Other(Processes):
+        """One of two processes, whose other one differs in this."""
+
+        def gather(self, value):
+            return [value, "bf16" if value == "torch.float32" else 9 if value == 4 else value]
+
+    monkeypatch.setattr(processes, "meet", lambda _: Other(0, 2))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    with pytest.raises(UserError, match=r"see different batch size \(process 0: 4, process 1: 9\)"):
+        predict.main(["--weights", "demo", str(tmp_path), "--batch-size", "4"])
+    with pytest.raises(UserError, match=r"see different precision \(process 0: torch.float32, process 1: bf16\)"):
+        load_data.main(["--demo", "--limit", "5", "--output", str(tmp_path), "--precision", "fp32"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_fails_in_one_process_fails_in_all():
     """Guards against a process that waits for the captions of another, which has gone on to the next model."""
     assert Second(("a", None)).attempt(lambda: "b") == ["a", "b"]

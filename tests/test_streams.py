@@ -75,6 +75,18 @@ def test_tar_shards_by_folder_glob_and_braces(tmp_path: Path, place: str, monkey
     assert source.info["path"] == str(tmp_path / "data" / place)
 
 
+@pytest.mark.parametrize("place", ["", "{train,val}/*.tar"])
+def test_tar_shards_have_the_split_of_their_folder(tmp_path: Path, place: str) -> None:
+    """Guards against validation images that are trained on: img2dataset numbers the shards of each folder from 0."""
+    write_img2dataset(tmp_path / "train", 0, [0])
+    write_img2dataset(tmp_path / "val", 0, [0])
+    source = open_source(["tar", os.path.join(tmp_path, place)])
+    assert [(name, split) for name, _, split in listed(source)] == [
+        ("train/00000.tar/000000000", "train"),
+        ("val/00000.tar/000000000", "validation"),
+    ]
+
+
 def test_tar_members_are_in_memory_for_one_shard_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a list of three million examples, and shards that are opened long before their turn."""
     for shard in range(3):
@@ -174,6 +186,16 @@ def test_a_shard_that_vanishes_while_it_is_embedded_is_one_sentence(tmp_path: Pa
 
 
 # the hub's data sets, through `datasets`
+
+
+def test_a_folder_of_texts_is_listed_anew(tmp_path: Path) -> None:
+    """Guards against 2 GB for 3 million images that img2dataset wrote as files."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"")
+        (tmp_path / f"{number}.txt").write_text(f"caption {number}")
+    examples = open_source(["folder", str(tmp_path)]).examples
+    assert isinstance(examples, Listing)
+    assert [example.captions for example in examples] == [(f"caption {number}",) for number in range(3)]
 
 
 def test_a_hub_data_set_is_listed_by_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from clipcap.cli.status import run
 
 def main(argv):
     with together() as met:  # processes meet once
-        command.together = evaluate.together = lambda: nullcontext(met)
+        command.together = evaluate.together = lambda *_: nullcontext(met)
         scripts = {"predict": predict, "evaluate": evaluate}
         statuses = [scripts[name].main(options) for name, *options in json.loads(argv[0])]
         print("statuses", statuses, flush=True)
@@ -187,6 +187,6 @@ def test_processes_that_see_other_pictures_do_not_start(photos, monkeypatch):
         def gather(self, value):
             return [value, "18 with the fingerprint of others"]
 
-    monkeypatch.setattr(command, "together", lambda: nullcontext(Two(0, 2)))
+    monkeypatch.setattr(command, "together", lambda *_: nullcontext(Two(0, 2)))
     with pytest.raises(UserError, match=r"see different pictures \(process 0: 19 with .*, process 1: 18 with .* same"):
         predict.main(["--weights", "x.pt", str(photos)])

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
     searched = chosen(decoding_args, caption_args)
     if output_args.existing != "skip" and not (output_args.sidecar or output_args.xmp):
         raise UserError(f"--existing {output_args.existing} has an effect only with --sidecar or --xmp")
-    with together() as processes, ExitStack() as stack:
+    with together(output_args, model_args, decoding_args, caption_args) as processes, ExitStack() as stack:
         opened = open_outputs(output_args) if processes.main else []
         outputs = [stack.enter_context(closing(output)) for output in opened]
         found = Pictures.find(given.images, lambda path: processes.main and wanted(path, outputs))

@@ -16,6 +16,7 @@ from clipcap.errors import UserError, first_line
 MEET = timedelta(minutes=5)  # by then all processes must be there
 WORK = timedelta(days=7)  # how long one may wait for the work of another; one that has ended is noticed at once
 Result = TypeVar("Result")
+OF_EACH = ("device", "workers")  # options that machines may have different ones of
 HOW = "start all of them with torchrun --nproc-per-node N, or unset WORLD_SIZE to run one"
 
 
@@ -157,14 +158,20 @@ def on_this_machine() -> tuple[int, int]:
 
 
 @contextmanager
-def together() -> Iterator[Processes]:
+def together(*options: object) -> Iterator[Processes]:
     """Meet the other processes of this command, if a launcher started several, and part from them at the end.
 
+    Args:
+        *options: objects whose attributes are the options of the command.
+
     Raises:
-        UserError: they cannot meet.
+        UserError: they cannot meet, or were given different options.
     """
     processes = meet(_with_gloo)
     try:
+        for name, value in (item for group in options for item in vars(group).items()):
+            if name not in OF_EACH:
+                processes.agree(value, name.replace("_", " "))
         yield processes
     finally:
         if processes.world > 1:

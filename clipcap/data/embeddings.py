@@ -5,12 +5,13 @@ Shapes: N captions of the split, I images, C CLIP width, B rows.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from copy import copy
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+
+from clipcap.data.tables import let_go
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +36,7 @@ class Embeddings:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, table: pa.Table, maps: Sequence[mmap.mmap] = ()) -> None:
+    def __init__(self, table: pa.Table, maps: Sequence[pa.Buffer] = ()) -> None:
         import pyarrow as pa
 
         self.maps, self.read = maps, MAPPED  # finding the rows has read pages too
@@ -91,10 +92,13 @@ class Embeddings:
     def _count(self, rows: int) -> None:
         """Let go of the pages that were read, once enough have come together."""
         self.read += rows
-        if self.read > MAPPED and hasattr(mmap, "MADV_DONTNEED"):  # Windows does so itself
+        if self.read > MAPPED:
             self.read = 0
-            for mapped in self.maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
+            let_go(self.maps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker process of a data loader, which gets a copy that lies in no file."""
+        return vars(self) | {"maps": ()}
 
     def unfit(self, rows: int) -> int | None:
         """The first of so many rows whose embedding has NaN or infinity; None if all are finite."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -121,6 +121,15 @@ def split_name(text: str, otherwise: str = "train") -> str:
     word = re.match(r"[a-z]*", text.lower())
     assert word is not None  # it matches an empty text too
     return _SPLIT_NAMES.get(word[0], otherwise)
+
+
+def split_of(name: str) -> str:
+    """That of a file in a source, by its own name or else by its folder's: `val-00000.tar`, `test/0000.parquet`.
+
+    The folders of the hub's own files are called `partial-test` too.
+    """
+    words = [word.removeprefix("partial-") for word in reversed(PurePosixPath(name).parts)]
+    return next(filter(None, (split_name(word, "") for word in words)), "train")
 
 
 def limit_examples(examples: Iterable[Example], limit: int | None) -> Iterator[Example]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcap.clip.images import find_images
-from clipcap.data.examples import Example, Source, split_name
+from clipcap.data.examples import Example, Listing, Source, split_name
 from clipcap.data.reading import Home, legible, needed_text, parse_json, read_captions, read_text, short
 from clipcap.errors import UserError
 
@@ -28,16 +28,18 @@ def folder(path: str, allow_outside: bool = False) -> Source:
 
     Raises:
         UserError: there is no such folder, it has no images or no captions, its table cannot be read, or an image is
-            outside and `allow_outside` is not set.
+            outside and `allow_outside` is not set. Without a table, listing the examples raises it too.
     """
     root = existing(path, folder=True)
     home = Home(root, allow_outside=allow_outside)
     tables = [root / name for name in ("metadata.jsonl", "metadata.csv", "captions.csv")]
     table = next((table for table in tables if table.is_file()), None)
     examples = (
-        _from_rows(home, root, table) if table else [_with_text(home, root, image) for image in find_images(root)]
+        _from_rows(home, root, table)
+        if table
+        else Listing(lambda: (_with_text(home, root, image) for image in find_images(root)))
     )
-    if not examples:
+    if next(iter(examples), None) is None:
         raise UserError(f"{path!r} has no images" + (f" in its {table.name}" if table else ""))
     if not any(example.captions for example in examples):
         raise UserError(f"{path!r} has images but no captions; add metadata.jsonl, captions.csv, or a .txt beside each")

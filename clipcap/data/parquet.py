@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import numpy as np
 
 from clipcap.cli.progress import ProgressBar
 from clipcap.clip.images import UnreadableImage
-from clipcap.data.examples import Deferred, Example, Listing, Source, split_name
+from clipcap.data.examples import Deferred, Example, Listing, Source, split_of
 from clipcap.data.hub import image_of
 from clipcap.data.patterns import Shard, find_shards
 from clipcap.data.reading import Home, legible, read_captions, short
@@ -57,12 +57,6 @@ class Part:
         with _legible(self):
             return pq.ParquetFile(self.file())
 
-    @property
-    def split(self) -> str:
-        """Of `test/0000.parquet` or `data/test-00000-of-00001.parquet`; the hub's own files say `partial-test/` too."""
-        words = [word.removeprefix("partial-") for word in reversed(PurePosixPath(self.name).parts)]
-        return next(filter(None, (split_name(word, "") for word in words)), "train")
-
 
 Captions = Callable[[Part], Iterator[tuple[str, ...]]]  # those of each row of a file
 
@@ -97,7 +91,7 @@ def parquet(path: str, image_column: str, caption_column: str, allow_outside: bo
         for part in parts:
             for row, captions in enumerate(captions_of(part)):
                 read = Deferred(partial(images.read, part, row))
-                yield Example(legible(f"{part.name}/{row}"), captions, read, part.split, origin=part.origin)
+                yield Example(legible(f"{part.name}/{row}"), captions, read, split_of(part.name), origin=part.origin)
 
     listing = Listing(examples)
     if next(iter(listing), None) is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +13,7 @@ from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.data.examples import Example, Listing, carve_splits, limit_examples
 from clipcap.data.sources import SourceArguments
 from clipcap.errors import UserError
+from clipcap.files import NO_ROOM
 
 
 def select(examples: Iterable[Example], cleaning: Cleaning, args: SourceArguments) -> tuple[Listing, dict[str, int]]:
@@ -20,30 +22,40 @@ def select(examples: Iterable[Example], cleaning: Cleaning, args: SourceArgument
     Cleaning is what takes long with millions of captions. It is done once, into a temporary file.
 
     Raises:
-        UserError: no caption is left, or too few images to divide.
+        UserError: no caption is left, too few images to divide, or no room for the temporary file.
     """
     clean = Cleaner(cleaning)
     folder = TemporaryDirectory(prefix="clipcap-captions-")
-    file = Path(folder.name) / "captions.jsonl"  # what is left of each example's captions
+    file = Path(folder.name) / "captions.jsonl"  # of each example its identity and what is left of its captions
     some = False
-    with file.open("w", encoding="ascii") as lines:
-        for example in limit_examples(examples, args.limit):
-            cleaned = [clean(caption, example.image_id) for caption in example.captions]
-            kept = [caption for caption in cleaned if caption is not None]
-            some = some or bool(kept)
-            lines.write(json.dumps(kept) + "\n")
+    try:
+        with file.open("w", encoding="ascii") as lines:
+            for example in limit_examples(examples, args.limit):
+                cleaned = [clean(caption, example.image_id) for caption in example.captions]
+                kept = [caption for caption in cleaned if caption is not None]
+                some = some or bool(kept)
+                lines.write(json.dumps([example.image_id, kept]) + "\n")
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{folder.name!r}, for the cleaned captions, could not be written ({error.strerror}): make room there, or "
+            "set TMPDIR to another folder"
+        ) from None
     if not some:
         given = " ".join(args.source or ())
         raise UserError(f"no image of --source {given} has a caption left after cleaning ({clean.counts})")
 
     def selected(folder: TemporaryDirectory[str] = folder) -> Iterator[Example]:  # it is there as long as this is
-        listed = limit_examples(examples, args.limit)
         with file.open(encoding="ascii") as lines:
-            for line in lines:
-                example = next(listed, None)
-                if example is None:
-                    raise UserError("the source has lost images while they were listed: run the same command again")
-                if captions := json.loads(line):
+            for example, line in zip_longest(limit_examples(examples, args.limit), lines):
+                image_id, captions = json.loads(line or "[null, null]")
+                if example is None or example.image_id != image_id:
+                    raise UserError(
+                        "images were added to the source or taken away while they were listed: run the same command "
+                        "again when they are all there"
+                    )
+                if captions:
                     yield replace(example, captions=tuple(captions))
 
     fractions = {"validation": args.val_fraction, "test": args.test_fraction}

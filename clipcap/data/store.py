@@ -13,7 +13,6 @@ Shapes: N captions of a split, C CLIP width. Embeddings are float32 and not norm
 from __future__ import annotations
 
 import json
-import mmap
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +135,7 @@ class EmbeddingStore:
         else:
             yield self.path / name / DATA
 
-    def _read(self, name: str) -> tuple[pa.Table, list[mmap.mmap]]:
+    def _read(self, name: str) -> tuple[pa.Table, list[pa.Buffer]]:
         import pyarrow as pa
 
         tables, maps = [], []

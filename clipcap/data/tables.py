@@ -5,8 +5,10 @@ Shapes: N rows, C CLIP width.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import fields
@@ -114,25 +116,31 @@ def _are_counts(value: Any) -> TypeGuard[dict[str, int]]:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 
-def read_table(path: Path) -> pa.Table:
-    """Map an Arrow file into memory. Raises UserError if it is missing or damaged."""
-    return map_table(path)[0]
+def read_table(path: Path, advice: str = "make the dataset again") -> pa.Table:
+    """Map an Arrow file into memory. Raises UserError, with advice what to do, if it is missing or damaged."""
+    return map_table(path, advice)[0]
 
 
-def map_table(path: Path) -> tuple[pa.Table, mmap.mmap]:
+def map_table(path: Path, advice: str = "make the dataset again") -> tuple[pa.Table, pa.Buffer]:
     """The table of an Arrow file, and the map of the file into memory that it lies in. Raises UserError."""
     import pyarrow as pa
 
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
+        with pa.memory_map(os.fsencode(path)) as file:  # the map outlives it, and leaves no file open: they may be many
+            mapped = file.read_buffer()
+        table = pa.ipc.open_stream(mapped).read_all()
         table.validate(full=True)  # offsets that lead out of the file would end the process later
         return table, mapped
     except Exception as error:  # a damaged file raises anything
-        raise UserError(
-            f"{str(path)!r} is missing or damaged ({type(error).__name__}); make the dataset again"
-        ) from None
+        raise UserError(f"{str(path)!r} is missing or damaged ({type(error).__name__}); {advice}") from None
+
+
+def let_go(maps: Iterable[pa.Buffer]) -> None:
+    """Give back the memory of mapped files; what is used again is read again."""
+    if hasattr(mmap, "MADV_DONTNEED"):  # Windows does so itself
+        system = ctypes.CDLL(None)
+        for mapped in maps:
+            system.madvise(ctypes.c_void_p(mapped.address), ctypes.c_size_t(mapped.size), mmap.MADV_DONTNEED)
 
 
 def is_whole(table: pa.Table, width: int) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from clipcap.clip.images import EXTENSIONS
-from clipcap.data.examples import Deferred, Example, Listing, Source, split_name
+from clipcap.data.examples import Deferred, Example, Listing, Source, split_of
 from clipcap.data.folders import CAPTION_COLUMNS
 from clipcap.data.patterns import Shard, find_shards
 from clipcap.data.reading import legible, parse_json, read_captions, short
@@ -48,7 +48,7 @@ def _from_tar(shard: Shard) -> Iterator[Example]:
                 if image := _pick(members, EXTENSIONS, path):
                     read = Deferred(partial(_read_part, path, image.offset_data, image.size))
                     captions = _captions(archive, members, path)
-                    yield Example(legible(f"{shard.name}/{key}"), captions, read, split_name(path.name), origin=path)
+                    yield Example(legible(f"{shard.name}/{key}"), captions, read, split_of(shard.name), origin=path)
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is not a tar shard of images and captions ({first_line(error)})") from None
 

@@ -191,9 +191,16 @@ class DatasetWriter:
         raise UserError(f"no image to train on could be used ({skipped} skipped{told})")
 
     def _read(self, name: str) -> pa.Table:
-        table = read_table(self.parts / name)
-        if not {b"skipped", b"pictures"} <= (table.schema.metadata or {}).keys():
-            raise UserError(f"{str(self.parts / name)!r} is no shard of a dataset; delete it and run the same again")
+        """A shard that was written. Raises UserError if it is not whole."""
+        part, advice = self.parts / name, "delete it, if it is there, and run the same command again"
+        table = read_table(part, advice)
+        known = table.schema.metadata or {}
+        if not {b"skipped", b"pictures"} <= known.keys():
+            raise UserError(f"{str(part)!r} is no shard of a dataset; {advice}")
+        # A file that ends where a record of Arrow's does is read like a whole one.
+        images = sum(len(chunk.dictionary) for chunk in table["clip_embedding"].chunks)
+        if images + len(json.loads(known[b"skipped"])) != tables.from_bytes(known[b"pictures"]).num_rows:
+            raise UserError(f"{str(part)!r} is cut off; {advice}")
         return table
 
     def _pictures(self, name: str) -> pa.Table:

@@ -60,7 +60,7 @@ class Experiment:
     ) -> Experiment:
         """Open the data, load or build the model, and make sure that the output can be written.
 
-        Where a launcher started several processes they meet here, and the first one downloads for all.
+        Where a launcher started several processes they meet here, and one of each machine downloads for the others.
 
         Args:
             folder: where the strategy writes below runs/, unless `--output-dir` says otherwise.
@@ -82,11 +82,7 @@ class Experiment:
         make_folder(loop_args.output_dir)
         store = EmbeddingStore.open(data_args.data)
         torch.manual_seed(loop_args.seed)  # so that a fresh mapping network and adapters start alike when resumed
-        if not processes.main:
-            processes.wait()
-        model = start_model(start_args, store)
-        if processes.main:
-            processes.wait()
+        model = processes.load(lambda: start_model(start_args, store))
         check_clip(store, model.config)
         tokenizer = tokenizer_of(model.config)
         model.config.tokenizer = tokenizer.to_str()
