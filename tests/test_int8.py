@@ -182,7 +182,7 @@ def test_where_it_is_refused(weights, photos):
     with pytest.raises(SystemExit) as ended:
         lora_finetuning.main(["--data", "data", "--precision", "int8"])
     assert ended.value.code == 2
-    with pytest.raises(UserError, match="--precision must be one of auto, fp32, bf16, not 'int8'"):
+    with pytest.raises(UserError, match="--precision must be one of auto, fp32, bf16, fp16, not 'int8'"):
         LoopArguments(output_dir="runs", precision="int8").check()
 
 

@@ -62,7 +62,9 @@ class ModelArguments:
         False, "of instagram-prompted: use the prompt of prompt_finetuning.py; its own code has none"
     )
     device: str = arg("auto", "cpu, cuda, ...")
-    precision: str = arg("auto", "auto: bf16 or fp16 if fast; int8: rounded, faster on CPUs", choices=list(CAPTIONING))
+    precision: str = arg(
+        "auto", "fp32, bf16, fp16, int8 (on CPUs); auto: a fast float", choices=CAPTIONING, metavar="NAME"
+    )
     batch_size: int | None = arg(
         None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )
