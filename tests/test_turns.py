@@ -157,6 +157,34 @@ def test_a_process_that_is_killed_costs_a_round(weights, tmp_path):
     assert rows == sorted(map(str, (tmp_path / "photos").iterdir()))
 
 
+def test_a_process_that_is_killed_costs_evaluation_the_model_in_hand(world, tmp_path):  # noqa: F811
+    """Guards against a report that is lost, or half written, with the models that were done before."""
+    (tmp_path / "script.py").write_text(
+        "import os\n"
+        "import evaluate\n"
+        "from clipcap.cli.status import run\n"
+        "from clipcap.evaluation import scores\n"
+        "whole, seen = scores.evaluate_model, []\n"
+        "def dies(weights, *settled):\n"
+        "    seen.append(weights)\n"
+        "    if len(seen) == 2 and os.environ['RANK'] == '1':\n"
+        "        os._exit(9)\n"
+        "    return whole(weights, *settled)\n"
+        "scores.evaluate_model = dies\n"
+        "run(evaluate.main)\n"
+    )
+    models = [world / f"{name}/{name}_weights.pt" for name in ("base", "prompted")]
+    options = ["--data", world / "data", "--max-tokens", "8", "--precision", "fp32", "--device", "cpu", *models]
+    options = [str(option) for option in (*options, "--output", tmp_path / "report")]
+    assert torchrun(tmp_path / "script.py", *options).returncode == 1
+    report, _ = untimed(tmp_path / "report")
+    assert [model["name"] for model in report["models"]] == ["base"]
+    assert evaluate.main(options) == 0
+    again, _ = untimed(tmp_path / "report")
+    assert [model["name"] for model in again["models"]] == ["base", "prompted"]
+    assert again["models"][0] == report["models"][0]
+
+
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 8, 9, 40, 41])
 def test_every_picture_has_its_turn_and_the_rows_are_in_order(total):
     """Guards against a picture that falls between two processes, and one process that does what all could share."""
