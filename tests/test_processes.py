@@ -242,6 +242,8 @@ def test_two_processes_make_the_dataset_of_one(tmp_path, monkeypatch):
         "def last(self, *shard):\n"
         "    if os.environ.get('RANK') == '1' and 'dies' in sys.argv[0]:\n"
         "        os._exit(9)\n"
+        "    with open(sys.argv[0] + '.written', 'a') as file:\n"
+        "        file.write(shard[0].name + '\\n')\n"
         "    write(self, *shard)\n"
         "DatasetWriter.write = last\n"
         "run(load_data.main)\n"
@@ -255,6 +257,8 @@ def test_two_processes_make_the_dataset_of_one(tmp_path, monkeypatch):
     done = torchrun(script, *options, "--output", tmp_path / "several")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("captions") == 1
+    shards = (tmp_path / "script.py.written").read_text().split()
+    assert len(shards) == len(set(shards)) == 9 + 1 + 1  # 36 images in fours, and two splits of two
 
     import load_data
 
