@@ -138,14 +138,18 @@ def name_of(example: Example) -> str:
     return str(example.image) if isinstance(example.image, Path) else example.image_id
 
 
-def _mark(example: Example) -> Mark:
-    """Size and time of the file that holds the picture; (None, None) if it is not there."""
-    file = example.image if isinstance(example.image, Path) else example.origin
+def mark_of(file: Path | None) -> Mark:
+    """Size and time of a file; (None, None) if it is not there."""
     try:
         found = file.stat() if file else None
     except (OSError, ValueError):  # a name with NUL is a ValueError
         return None, None
     return (found.st_size, found.st_mtime_ns) if found and stat.S_ISREG(found.st_mode) else (None, None)
+
+
+def _mark(example: Example) -> Mark:
+    """That of the file that holds the picture."""
+    return mark_of(example.image if isinstance(example.image, Path) else example.origin)
 
 
 def _contents(examples: Sequence[Example]) -> list[bytes | None]:

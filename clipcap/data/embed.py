@@ -86,9 +86,7 @@ def write_shards(
     mine = set(names[processes.rank :: processes.world])
     train = {name for name, _ in files.get("train", ())}
     started = time.perf_counter()
-    with ProgressBar(
-        total=total, initial=total - left, unit="image", desc="embedding", smoothing=0.1, disable=not processes.main
-    ) as bar:
+    with ProgressBar(total=total, initial=total - left, unit="image", desc="embedding", smoothing=0.1) as bar:
 
         def advance(images: int) -> None:  # the others are about as far
             bar.update(min(images * processes.world, total - bar.n))
@@ -98,7 +96,7 @@ def write_shards(
             shards = writer.those(group) if group else ()
             for shard, embedded in embed_shards(shards, encoder, batch_size, workers, advance, thumbnails):
                 writer.write(shard, *to_rows(shard, embedded, width))
-        processes.gather(None)
+        processes.wait()
     seconds = time.perf_counter() - started
     if processes.main:
         print(f"{left} images in {seconds:.1f} s, {left / seconds:.1f} images/s", file=sys.stderr)

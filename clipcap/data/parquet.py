@@ -22,7 +22,7 @@ from clipcap.cli.progress import ProgressBar
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.examples import Deferred, Example, Listing, Source, split_of
 from clipcap.data.hub import image_of
-from clipcap.data.patterns import Shard, find_shards
+from clipcap.data.patterns import SourceFile, find_shards
 from clipcap.data.reading import Home, legible, read_captions, short
 from clipcap.errors import UserError, first_line
 
@@ -99,7 +99,7 @@ def parquet(path: str, image_column: str, caption_column: str, allow_outside: bo
     return Source({"name": "parquet", "path": place, "image column": image_column}, listing)
 
 
-def _checked(shard: Shard) -> str:
+def _checked(shard: SourceFile) -> str:
     shard.check()
     if not shard.path.is_file():
         raise OSError("it is not a file")  # opening a pipe would block

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipcap.data.changes import Mark, mark_of
 from clipcap.data.folders import existing
 from clipcap.data.reading import Home, short
 from clipcap.errors import UserError, first_line
@@ -19,29 +20,29 @@ MOST_FILES = 1_000_000  # that braces may name: LAION-5B, in shards of 10,000, h
 
 
 @dataclass(frozen=True)
-class Shard:
+class SourceFile:
     """One of the files of a source.
 
     Attributes:
         name: within the source, such as `data/00000.tar`.
         path: where it is.
-        mark: its size and time when the source was opened; None where there was nothing to be opened.
+        mark: its size and time when the source was opened.
     """
 
     name: str
     path: Path
-    mark: tuple[int, int] | None
+    mark: Mark
 
     def check(self) -> None:
         """Raise a UserError unless the file is still the one that was found: a source is gone through several times."""
-        if _mark(self.path) != self.mark:
+        if mark_of(self.path) != self.mark:
             raise UserError(
                 f"{str(self.path)!r} changed or went away while its source was read; run the same command again when "
                 "it is complete"
             )
 
 
-def find_shards(path: str, ending: str, allow_outside: bool = False) -> tuple[Path, list[Shard]]:
+def find_shards(path: str, ending: str, allow_outside: bool = False) -> tuple[Path, list[SourceFile]]:
     """The files that a place names: one file, those of a folder with this ending, or those that a pattern matches.
 
     Returns:
@@ -62,7 +63,7 @@ def find_shards(path: str, ending: str, allow_outside: bool = False) -> tuple[Pa
     if not files:
         raise UserError(f"{path!r} has no {ending} files")
     shards = [
-        Shard(file.relative_to(folder).as_posix(), home.check(file, repr(str(file))), _mark(file))
+        SourceFile(file.relative_to(folder).as_posix(), home.check(file, repr(str(file))), mark_of(file))
         for file in sorted(dict.fromkeys(files))
     ]
     return place / pattern, shards
@@ -124,11 +125,3 @@ def _choices(inside: str) -> Sequence[str]:
 def _check_count(files: int, pattern: str) -> None:
     if files > MOST_FILES:
         raise UserError(f"{short(pattern)} names more than {MOST_FILES:,} files; give a folder, or fewer of them")
-
-
-def _mark(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_size, found.st_mtime_ns

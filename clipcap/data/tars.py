@@ -10,7 +10,7 @@ from pathlib import Path
 from clipcap.clip.images import EXTENSIONS
 from clipcap.data.examples import Deferred, Example, Listing, Source, split_of
 from clipcap.data.folders import CAPTION_COLUMNS
-from clipcap.data.patterns import Shard, find_shards
+from clipcap.data.patterns import SourceFile, find_shards
 from clipcap.data.reading import legible, parse_json, read_captions, short
 from clipcap.errors import UserError, first_line
 
@@ -36,7 +36,7 @@ def tar(path: str, allow_outside: bool = False) -> Source:
     return Source({"name": "tar", "path": str(place)}, examples)
 
 
-def _from_tar(shard: Shard) -> Iterator[Example]:
+def _from_tar(shard: SourceFile) -> Iterator[Example]:
     """List a shard without reading its images: each remembers where in the file its bytes are."""
     path = shard.path
     shard.check()

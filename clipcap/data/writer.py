@@ -14,7 +14,7 @@ import shutil
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -95,7 +95,7 @@ class DatasetWriter:
                     yield shard, self._pictures(shard.name)
         elif (known := self._pictures_before()) is not None:  # else an older version wrote it
             size, images = self.shards.images_per_shard, self.shards.images
-            starts = {split: sum(list(images.values())[:place]) for place, split in enumerate(images)}
+            starts = dict(zip(images, accumulate(images.values(), initial=0), strict=False))
             for shard in self.shards:
                 yield shard, known.slice(starts[shard.split] + shard.number * size, len(shard.examples))
 

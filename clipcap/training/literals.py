@@ -27,7 +27,7 @@ def stored_literal_captions(
     if stored is not None and everywhere:
         return stored
     own = store.embeddings(split).share(processes.rank, processes.world)
-    progress = f"literal captions, {split}" if processes.main else None
+    progress = f"literal captions, {split}"
     captions = [""] * store.info["splits"][split]
     for rank, share in enumerate(processes.gather(caption_embeddings(model, own, LITERAL, progress=progress))):
         captions[rank :: processes.world] = share

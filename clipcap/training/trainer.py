@@ -138,9 +138,7 @@ class Trainer:
         self.state.start(args.resume, self.weights)
         self.journal.start()
         total = len(self.train_set) * args.epochs
-        bar = ProgressBar(
-            total=total, initial=self.captions, desc=self.strategy, unit="captions", disable=not processes.main
-        )
+        bar = ProgressBar(total=total, initial=self.captions, desc=self.strategy, unit="captions")
         begun = time.perf_counter()
         with bar, deferred_interrupt() as interrupted:
             if not progress.step:
