@@ -6,6 +6,7 @@ Every function measures one or several comparisons; see `benchmarks.run` for how
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import torch
 
 from benchmarks import floors, published
 from benchmarks.alternative import Alternative
+from benchmarks.engines import CTranslate2, Llama
 from benchmarks.plan import Plan
-from benchmarks.setting import Setting
+from benchmarks.published import PublishedClipCap
+from benchmarks.setting import OURS, Setting
 from benchmarks.timing import Contender, Measurement
 from clipcap.captioning.captioner import CLIP_BATCH, Captioner
 from clipcap.captioning.options import decoding_and_rules
@@ -29,8 +32,8 @@ from clipcap.decoding.options import SEQUENCES, Decoding
 
 END_TO_END, STAGES = "Captioning, end to end", "Stages alone"
 NO_STOP = -1  # no caption ends early: all contenders decode the same number of tokens
-ALTERNATIVE_BATCH = 32
-BATCHES = {"CLIP": CLIP_BATCH, "sequences decoded": SEQUENCES, "alternative": ALTERNATIVE_BATCH}
+SMALL_BATCH = 32
+BATCHES = {"CLIP": CLIP_BATCH, "sequences decoded": SEQUENCES}
 
 
 def decoding(method: str, tokens: int) -> Decoding:
@@ -39,96 +42,97 @@ def decoding(method: str, tokens: int) -> Decoding:
 
 
 def folder_greedy(setting: Setting, plan: Plan) -> Iterator[Measurement]:
-    """A folder in the device's fast precision, beside both baselines and beside its own stages."""
-    yield _folder(setting, plan, "folder", "greedy", tokens=20, photos=512, baseline=4, stages=True)
-
-
-def folder_fp32(setting: Setting, plan: Plan) -> Iterator[Measurement]:
-    """The same in float32, where the captions must be the published loop's."""
-    yield _folder(setting, plan, "folder fp32", "greedy", tokens=20, photos=256, baseline=4, exact=True)
-
-
-def folder_precisions(setting: Setting, plan: Plan) -> Iterator[Measurement]:
-    """Ours alone, in each precision that a user would choose on this device."""
-    folder, search = setting.photos(plan.photos(256)), decoding("greedy", 20)
-    captioners = {"fp32": setting.captioner(torch.float32)}
-    if setting.fast == torch.bfloat16:
-        captioners["bf16"] = setting.captioner(torch.bfloat16)
-    if setting.device.type == "cpu":
-        captioners["int8"] = setting.captioner(setting.fast, int8=True)
-    contenders = [
-        Contender(name, partial(rows, captioner, folder, search), len(folder), warm_up=40)
-        for name, captioner in captioners.items()
-    ]
-    yield plan.alternate(END_TO_END, "precisions", "images/s", contenders)
+    """Ours in each precision, its peers, the published loop, and the stages of ours."""
+    folder, search = setting.photos(plan.photos(512)), decoding("greedy", 20)
+    captioners = {name: setting.captioner(precision) for name, precision in setting.precisions.items()}
+    contenders = [_ours(setting, name, captioner, folder, search) for name, captioner in captioners.items()]
+    pipeline, loop = setting.alternative(setting.model(setting.fast)), setting.published(setting.model())
+    contenders += [_assembled(pipeline, folder, search), _assembled(pipeline, folder, search, SMALL_BATCH)]
+    contenders.append(_published(plan, loop, folder, search, photos=4))
+    with absent("llama.cpp") as notes:
+        contenders.append(_llama(setting, pipeline, folder, search))
+    contenders += _stages_of_folder(captioners[OURS], folder, search)
+    found = plan.alternate(END_TO_END, "folder", "images/s", contenders)
+    found.notes += notes + _identical(setting.captioner("fp32"), loop, folder[: plan.baseline(8)], search)
+    yield found
 
 
 def folder_long(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """The same at the length where the published code stops."""
-    yield _folder(setting, plan, "folder 67 tokens", "greedy", tokens=67, photos=128, baseline=1)
+    yield _folder(setting, plan, "folder 67 tokens", decoding("greedy", 67), photos=64, baseline=1)
 
 
 def folder_beam(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """The same with beam search."""
-    yield _folder(setting, plan, "folder beam 5", "beam", tokens=20, photos=128, baseline=2)
+    yield _folder(setting, plan, "folder beam 5", decoding("beam", 20), photos=128, baseline=2)
 
 
 def folder_nucleus(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """The same with nucleus sampling, which the published loop does not have."""
-    yield _folder(setting, plan, "folder nucleus", "nucleus", tokens=20, photos=256)
+    yield _folder(setting, plan, "folder nucleus", decoding("nucleus", 20), photos=128)
 
 
 def folder_small(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """So few photos that nothing can be overlapped for long."""
-    yield _folder(setting, plan, "folder of 16", "greedy", tokens=20, photos=16, baseline=4)
+    yield _folder(setting, plan, "folder of 16", decoding("greedy", 20), photos=16, baseline=4)
 
 
-def _folder(
-    setting: Setting,
-    plan: Plan,
-    name: str,
-    method: str,
-    tokens: int,
-    photos: int,
-    baseline: int = 0,
-    stages: bool = False,
-    exact: bool = False,
-) -> Measurement:
-    """Photos -> captions, everything included.
-
-    Args:
-        baseline: photos that the published loop gets in a round; 0 leaves it out.
-        stages: whether each stage is measured alone as well.
-        exact: in float32 on every device, and with a count of the captions that are the published loop's.
-    """
-    dtype = torch.float32 if exact else setting.fast
+def _folder(setting: Setting, plan: Plan, name: str, search: Decoding, photos: int, baseline: int = 0) -> Measurement:
+    """Photos -> captions, everything included; the published loop gets `baseline` of them in a round."""
     folder = setting.photos(plan.photos(photos))
-    captioner = setting.captioner(dtype)
-    search = decoding(method, tokens)
-    size = SEQUENCES // search.width
-    work = floors.clip_image(setting.sizes, CLIP_BATCH, dtype)
-    work += floors.caption(captioner.model, tokens, size, dtype, search.width)
-    contenders = [Contender("ours", partial(rows, captioner, folder, search), len(folder), work, warm_up=40)]
-    loop = setting.published(setting.model())
+    contenders = [_ours(setting, OURS, setting.captioner(), folder, search)]
+    contenders.append(_assembled(setting.alternative(setting.model(setting.fast)), folder, search))
     if baseline:
-        beams = search.width
-        run = partial(one_by_one, loop, folder, tokens, beams)
-        contenders.append(Contender("published", run, plan.baseline(baseline)))
-    if dtype == setting.fast:
-        run = partial(in_batches, setting.alternative(captioner.model), folder, method, tokens)
-        batches = 2 if tokens * search.width <= 20 else 1
-        contenders.append(Contender("alternative", run, min(batches * ALTERNATIVE_BATCH, len(folder)), warm_up=8))
-    if stages:
-        contenders += _stages_of_folder(captioner, folder, search)
-    found = plan.alternate(END_TO_END, name, "images/s", contenders)
-    if exact:
-        found.notes += _identical(captioner, loop, folder[: plan.baseline(8)], search)
-    return found
+        contenders.append(_published(plan, setting.published(setting.model()), folder, search, baseline))
+    return plan.alternate(END_TO_END, name, "images/s", contenders)
 
 
-def _identical(
-    captioner: Captioner, loop: published.PublishedClipCap, photos: Sequence[Path], search: Decoding
-) -> list[str]:
+def _ours(setting: Setting, name: str, captioner: Captioner, folder: Sequence[Path], search: Decoding) -> Contender:
+    """What predict.py does, in the precision of this contender."""
+    dtype, size = setting.dtype(setting.precisions[name]), min(SEQUENCES // search.width, len(folder))
+    work = floors.clip_image(setting.sizes, CLIP_BATCH, dtype)
+    work += floors.caption(captioner.model, search.max_tokens, size, dtype, search.width)
+    return Contender(name, partial(rows, captioner, folder, search), len(folder), work, warm_up=40)
+
+
+def _assembled(pipeline: Alternative, folder: Sequence[Path], search: Decoding, batch: int = SEQUENCES) -> Contender:
+    """The pipeline that one would assemble, in batches as large as ours or in those of most examples."""
+    size = min(batch // search.width, len(folder))
+    run = partial(in_batches, pipeline, folder, search.method, search.max_tokens, size)
+    name = "alternative" if batch == SEQUENCES else f"alternative, batch {batch}"
+    return Contender(name, run, size if size > SMALL_BATCH else min(2 * size, len(folder)), warm_up=8)
+
+
+def _published(plan: Plan, loop: PublishedClipCap, folder: Sequence[Path], search: Decoding, photos: int) -> Contender:
+    run = partial(one_by_one, loop, folder, search.max_tokens, search.width)
+    return Contender("published", run, plan.baseline(photos))
+
+
+def _llama(setting: Setting, pipeline: Alternative, folder: Sequence[Path], search: Decoding) -> Contender:
+    """Open_clip and the mapping network in batches, then llama.cpp."""
+    batch, tokens = min(SEQUENCES, len(folder)), search.max_tokens
+    length = setting.sizes.prefix_length + tokens
+    engine = Llama(setting.model().gpt, setting.folder / "gpt2.gguf", batch, length)
+
+    @torch.inference_mode()
+    def run(count: int) -> None:
+        for embeddings in pipeline.embed(folder[:count], batch):
+            engine.generate(pipeline.clip_project(embeddings).float().numpy(), tokens)
+
+    return Contender("llama.cpp", run, batch, warm_up=8)
+
+
+@contextmanager
+def absent(package: str) -> Iterator[list[str]]:
+    """A list that says so afterwards where a peer is not installed."""
+    notes: list[str] = []
+    try:
+        yield notes
+    except ImportError as error:
+        notes.append(f"{package} was not measured: {error}")
+
+
+def _identical(captioner: Captioner, loop: PublishedClipCap, photos: Sequence[Path], search: Decoding) -> list[str]:
     """How many captions are the published loop's: from the photos themselves, and from the loop's own embeddings."""
     theirs = one_by_one(loop, photos, search.max_tokens, 1, len(photos))
     with torch.no_grad():
@@ -153,16 +157,16 @@ def rows(captioner: Captioner, folder: Sequence[Path], search: Decoding, count: 
     return list(captioner.rows(folder[:count], *decoding_and_rules(search)))
 
 
-def one_by_one(
-    loop: published.PublishedClipCap, folder: Sequence[Path], tokens: int, beams: int, count: int
-) -> list[list[int]]:
+def one_by_one(loop: PublishedClipCap, folder: Sequence[Path], tokens: int, beams: int, count: int) -> list[list[int]]:
     """What the published code does with a folder."""
     return [published.caption(loop, photo, tokens, NO_STOP, beams) for photo in folder[:count]]
 
 
-def in_batches(pipeline: Alternative, folder: Sequence[Path], method: str, tokens: int, count: int) -> list[list[int]]:
+def in_batches(
+    pipeline: Alternative, folder: Sequence[Path], method: str, tokens: int, batch: int, count: int
+) -> list[list[int]]:
     """What one would do with a folder instead."""
-    return list(pipeline.caption(folder[:count], method, tokens, None, ALTERNATIVE_BATCH))
+    return list(pipeline.caption(folder[:count], method, tokens, None, batch))
 
 
 def _stages_of_folder(captioner: Captioner, folder: Sequence[Path], search: Decoding) -> list[Contender]:
@@ -197,26 +201,26 @@ def _pixels(encoder: ClipEncoder, folder: Sequence[Path], count: int) -> np.ndar
 
 def single_photo(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """One photo at a time, everything loaded: what a user waits for in a notebook."""
-    captioner, tokens = setting.captioner(setting.fast), 20
-    folder = setting.photos(plan.photos(16))
-    loop = setting.published(setting.model())
-    work = floors.clip_image(setting.sizes, 1, setting.fast) + floors.caption(captioner.model, tokens, 1, setting.fast)
-
-    def ours(count: int) -> None:
-        for photo in folder[:count]:
-            captioner([photo], decoding("greedy", tokens))
-
-    contenders = [
-        Contender("ours", ours, plan.baseline(8), work),
-        Contender("published", partial(one_by_one, loop, folder, tokens, 1), plan.baseline(4)),
-    ]
+    folder, search = setting.photos(plan.photos(16)), decoding("greedy", 20)
+    contenders = []
+    for name, precision in setting.precisions.items():
+        captioner, dtype = setting.captioner(precision), setting.dtype(precision)
+        work = floors.clip_image(setting.sizes, 1, dtype) + floors.caption(captioner.model, 20, 1, dtype)
+        contenders.append(Contender(name, partial(singly, captioner, folder, search), plan.baseline(8), work))
+    contenders.append(_published(plan, setting.published(setting.model()), folder, search, photos=4))
     yield plan.alternate(END_TO_END, "single photo", "images/s", contenders)
+
+
+def singly(captioner: Captioner, folder: Sequence[Path], search: Decoding, count: int) -> None:
+    """Ours, photo by photo."""
+    for photo in folder[:count]:
+        captioner([photo], search)
 
 
 def embedding(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """Photos -> embeddings, as load_data.py makes them: up to the rows that it writes."""
     folder = setting.photos(plan.photos(512))
-    encoder = setting.encoder(setting.fast)
+    encoder = setting.encoder()
     model = setting.model()
     loop, pipeline = setting.published(model), setting.alternative(model.to(setting.fast))
 
@@ -226,35 +230,37 @@ def embedding(setting: Setting, plan: Plan) -> Iterator[Measurement]:
             to_rows(shard, results, encoder.dim)
 
     @torch.no_grad()
-    def singly(count: int) -> None:
+    def one_at_a_time(count: int) -> None:
         for photo in folder[:count]:
             loop.embed(photo)
 
     def batched(count: int) -> None:
-        for start in range(0, count, ALTERNATIVE_BATCH):
-            pipeline.embed(folder[start : min(start + ALTERNATIVE_BATCH, count)])
+        list(pipeline.embed(folder[:count], SEQUENCES))
 
     contenders = [
         Contender("ours", ours, len(folder), floors.clip_image(setting.sizes, CLIP_BATCH, setting.fast), warm_up=40),
-        Contender("published", singly, plan.baseline(16)),
-        Contender("alternative", batched, min(2 * ALTERNATIVE_BATCH, len(folder)), warm_up=8),
+        Contender("published", one_at_a_time, plan.baseline(16)),
+        Contender("alternative", batched, min(SEQUENCES, len(folder)), warm_up=8),
     ]
     yield plan.alternate(STAGES, "embedding", "images/s", contenders)
 
 
 def clip_batches(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """CLIP alone, from pixels, beside open_clip in the same precision."""
-    encoder = setting.encoder(setting.fast)
+    encoders = {name: setting.encoder(precision) for name, precision in setting.precisions.items()}
     theirs = setting.alternative(setting.model(setting.fast)).clip
     folder = setting.photos(plan.photos(16))
     for batch in plan.batches:
-        pixels = _pixels(encoder, folder, batch)
-        images = torch.randn(batch, 3, *encoder.preprocessing.size, device=setting.device, dtype=setting.fast)
+        pixels = _pixels(encoders[OURS], folder, batch)
+        images = torch.randn(batch, *pixels.shape[:0:-1], device=setting.device, dtype=setting.fast)
         contenders = [
-            _repeated("ours", partial(encoder.encode_pixels, pixels), batch),
-            _repeated("alternative", torch.inference_mode()(partial(theirs.encode_image, images)), batch),
+            _repeated(name, partial(encoder.encode_pixels, pixels), batch) for name, encoder in encoders.items()
         ]
-        contenders[0].work = floors.clip_image(setting.sizes, batch, setting.fast)
+        for contender in contenders:
+            dtype = setting.dtype(setting.precisions[contender.name])
+            contender.work = floors.clip_image(setting.sizes, batch, dtype)
+        encode = torch.inference_mode()(partial(theirs.encode_image, images))
+        contenders.append(_repeated("alternative", encode, batch))
         yield plan.alternate(STAGES, f"CLIP, batch {batch}", "images/s", contenders)
 
 
@@ -267,20 +273,41 @@ def mapping_batches(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
 
 def decoding_batches(setting: Setting, plan: Plan) -> Iterator[Measurement]:
-    """Embeddings -> captions of 20 tokens, beside Hugging Face's `generate` in the same precision."""
-    model, tokens = setting.decoder(setting.fast), 20
-    theirs = Alternative(torch.nn.Identity(), torch.nn.Identity(), model.clip_project, model.gpt)
+    """Embeddings -> captions of 20 tokens: ours in each precision, Hugging Face's `generate`, and CTranslate2."""
+    tokens, models = 20, {name: setting.decoder(precision) for name, precision in setting.precisions.items()}
+    original = setting.model(setting.fast)
+    theirs = Alternative(torch.nn.Identity(), torch.nn.Identity(), original.clip_project, original.gpt)
+    engines: dict[str, CTranslate2] = {}
+    with absent("CTranslate2") as notes:
+        engines |= _ctranslate2(setting)
     for method in ("greedy", "nucleus", "beam"):
         search = decoding(method, tokens)
-        for batch in plan.batches:
-            embeddings = torch.randn(batch, model.config.clip_dim)
-            work = floors.caption(model, tokens, batch, setting.fast, search.width)
-            contenders = [
-                _repeated("ours", partial(model.generate, embeddings, search), batch),
-                _repeated("alternative", partial(theirs.generate, embeddings, method, tokens, None), batch),
-            ]
-            contenders[0].work = work
-            yield plan.alternate(STAGES, f"decoding {method}, batch {batch}", "captions/s", contenders)
+        for batch in plan.batches if method == "greedy" else plan.usual_batches:
+            embeddings = torch.randn(batch, original.config.clip_dim)
+            contenders = []
+            for name, model in models.items() if method == "greedy" else [(OURS, models[OURS])]:
+                contenders.append(_repeated(name, partial(model.generate, embeddings, search), batch))
+                dtype = setting.dtype(setting.precisions[name])
+                contenders[-1].work = floors.caption(model, tokens, batch, dtype, search.width)
+            run = partial(theirs.generate, embeddings, method, tokens, None)
+            contenders.append(_repeated("alternative", run, batch))
+            prompts = torch.randint(setting.sizes.vocabulary - 1, (batch, setting.sizes.prefix_length)).tolist()
+            for name, engine in engines.items() if method == "greedy" else ():
+                contenders.append(_repeated(name, partial(engine.generate, prompts, tokens), batch))
+            found = plan.alternate(STAGES, f"decoding {method}, batch {batch}", "captions/s", contenders)
+            found.notes += notes
+            yield found
+
+
+def _ctranslate2(setting: Setting) -> dict[str, CTranslate2]:
+    """In both of its precisions for a CPU, by the names of their contenders."""
+    if setting.device.type != "cpu":
+        return {}
+    gpt = setting.model().gpt
+    return {
+        f"CTranslate2, {precision}": CTranslate2(gpt, setting.tokenizer, setting.folder / precision, precision)
+        for precision in ("int8", "float32")
+    }
 
 
 def _repeated(name: str, run: Callable[[], object], batch: int, least: int = 8) -> Contender:

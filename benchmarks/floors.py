@@ -59,8 +59,7 @@ def training_caption(model: ClipCap, tokens: float, batch: int, dtype: torch.dty
 
 
 def _parameters(model: ClipCap) -> tuple[int, int, int]:
-    """Of the matrices of GPT-2's blocks, its head, and the mapping network."""
-    matrices = [weight for name, weight in model.gpt.transformer.h.named_parameters() if "lora_" not in name]
-    blocks = sum(weight.numel() for weight in matrices if weight.ndim > 1)
+    """Of the matrices of GPT-2's blocks, its head, and the mapping network, in any precision."""
+    gpt2 = model.gpt.config
     mapping = sum(weight.numel() for weight in model.clip_project.parameters())
-    return blocks, model.gpt.lm_head.weight.numel(), mapping
+    return 12 * gpt2.n_layer * gpt2.n_embd**2, gpt2.vocab_size * gpt2.n_embd, mapping

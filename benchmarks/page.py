@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.machine import name_of
 from benchmarks.results import Results, json_of
+from benchmarks.setting import OURS
 from benchmarks.timing import Measurement
-from clipcap.devices import precision_of
 
 STAGE = "stage: "  # begins the name of a contender that does one stage of a folder alone
 STRATEGIES = "strategies"  # the comparison of our own strategies with each other
-AMONG_OURS = {STRATEGIES: "Strategies of fine-tuning", "precisions": "A folder in each precision, greedy, 20 tokens"}
+FOLDER = "folder"  # what most people do, beside every contender there is
 COMPARED = {  # title of a comparison: the task in words
-    "folder": "captioning a folder, greedy, 20 tokens",
-    "folder fp32": "captioning a folder, greedy, 20 tokens, fp32",
+    FOLDER: "captioning a folder, greedy, 20 tokens",
     "folder 67 tokens": "captioning a folder, greedy, 67 tokens",
     "folder beam 5": "captioning a folder, 5 beams, 20 tokens",
     "folder nucleus": "captioning a folder, nucleus, 20 tokens",
@@ -23,11 +23,14 @@ COMPARED = {  # title of a comparison: the task in words
     "embedding": "embedding a folder",
     "full fine-tuning": "full fine-tuning",
 }
-REFERENCES = {  # contender that ours is compared with, strongest first: what it is called on the page
+INT8 = f"{OURS}, int8"
+REFERENCES = {  # contender that ours is compared with: what it is called on the page
     "alternative": "open_clip + `generate`",
+    "alternative, batch 32": "open_clip + `generate`, batch 32",
     "published with CLIP": "published loop",
     "published": "published loop",
 }
+ENGINES = {INT8: "CTranslate2, int8", OURS: "CTranslate2, float32"}  # of ours: what comes closest in CTranslate2
 
 
 def write(results: Results, page: Path) -> None:
@@ -55,8 +58,9 @@ def _page(results: Results) -> Iterator[str]:
         "for this device. The weights are random and no caption ends early: speed does not depend on what the weights "
         "have learnt, and all contenders do the same work.\n"
     )
+    yield from _folder(results)
     yield from _compared(results)
-    yield from _among_ours(results)
+    yield from _strategies(results)
     yield from _stages(results)
     yield from _shares(results)
     yield from _memory(results)
@@ -66,75 +70,111 @@ def _page(results: Results) -> Iterator[str]:
 
 def _precision(results: Results) -> str:
     """That of ours in most comparisons; a row with another one says so."""
-    used = [precision_of(work.dtype) for found in results.measurements.values() for work in found.work.values()]
+    used = [name_of(work.dtype) for found in results.measurements.values() for work in found.work.values()]
     return max(dict.fromkeys(used), key=used.count, default="the precision")
 
 
+def _folder(results: Results) -> Iterator[str]:
+    """Every contender in the task that most people have, the fastest first."""
+    found = results.measurements.get(FOLDER)
+    if found is None:
+        return
+    names = [name for name in found.rates if not name.startswith(STAGE)]
+    ours = [name for name in names if name.startswith(OURS)]
+    rows = []
+    for name in sorted(names, key=found.rate, reverse=True):
+        called = REFERENCES.get(name, f"**{name}**" if name in ours else name)
+        ratios = [f"{figure(found.ratio(mine, name))}x" if mine != name else "–" for mine in ours]
+        rows.append([called, _precision_in(found, name), figure(found.rate(name)), *ratios])
+    yield f"## {COMPARED[FOLDER].capitalize()}\n"
+    yield from _table(("", "precision", found.unit, *(f"{mine}, against it" for mine in ours)), rows)
+    yield from ["", *(f"- {note}." for note in found.notes), ""]
+
+
+def _precision_in(found: Measurement, name: str) -> str:
+    """What a contender multiplies in; the pipeline computes in the precision of ours."""
+    fixed = {"published": "fp32", "llama.cpp": "int8 (Q8_0), CLIP as ours"}
+    return fixed.get(name) or name_of(found.work[name if name in found.work else OURS].dtype)
+
+
 def _compared(results: Results) -> Iterator[str]:
-    found = [results.measurements[title] for title in COMPARED if title in results.measurements]
-    if not found:
+    titles = [title for title in COMPARED if title in results.measurements and title != FOLDER]
+    if not titles:
         return
-    yield "## Ours beside what one would use instead\n"
+    yield "## Other tasks beside what one would use instead\n"
     header = ("per second", "ours", REFERENCES["alternative"], "ratio", REFERENCES["published"], "ratio")
-    yield from _table(header, [row for measurement in found for row in _rows(results, measurement)])
+    yield from _table(header, [row for title in titles for row in _rows(results.measurements[title])])
     yield "\nA dash stands where nothing was measured. The end of this page says what the columns are.\n"
-    notes = [f"- {COMPARED[measurement.title]}: {note}." for measurement in found for note in measurement.notes]
-    if notes:
-        yield from [*notes, ""]
 
 
-def _rows(results: Results, found: Measurement) -> Iterator[list[str]]:
-    """One row, or two where the published loop was run in two ways."""
-    row = [f"{COMPARED[found.title]}, {found.unit}", f"**{figure(found.rate('ours'))}**"]
-    row += _against(found, "alternative")
-    if "alternative" in found.rates:
-        row[2] += f" (batch {min(results.batches['alternative'], found.items['alternative'])})"
-    if "published with CLIP" not in found.rates:
-        yield row + _against(found, "published")
-        return
-    for name, how in (("published with CLIP", "CLIP in each step"), ("published", "stored embeddings")):
-        beside = _against(found, name)
-        yield [*row, f"{beside[0]} ({how})", beside[1]]
+def _rows(found: Measurement) -> Iterator[list[str]]:
+    """One row for each precision of ours, or one for each way in which the published loop was run."""
+    ways = {"published with CLIP": " (CLIP in each step)", "published": " (stored embeddings)"}
+    ways = ways if ways.keys() <= found.rates.keys() else {"published": ""}
+    for mine in [name for name in found.rates if name.startswith(OURS)]:
+        for name, how in ways.items():
+            beside = _against(found, mine, name)
+            row = [f"{COMPARED[found.title]}{mine.removeprefix(OURS)}, {found.unit}", f"**{figure(found.rate(mine))}**"]
+            yield [*row, *_against(found, mine, "alternative"), beside[0] + how, beside[1]]
 
 
-def _against(found: Measurement, name: str) -> list[str]:
-    """The rate of a contender, and how many times faster ours is."""
+def _against(found: Measurement, mine: str, name: str) -> list[str]:
+    """The rate of a contender, and how many times as fast one of ours is."""
     if name not in found.rates:
         return ["–", "–"]
-    return [figure(found.rate(name)), f"**{figure(found.ratio('ours', name))}x**"]
+    return [figure(found.rate(name)), f"**{figure(found.ratio(mine, name))}x**"]
 
 
-def _among_ours(results: Results) -> Iterator[str]:
-    for title, heading in AMONG_OURS.items():
-        found = results.measurements.get(title)
-        if found is None:
-            continue
-        first = next(iter(found.rates))
-        yield f"## {heading}\n"
-        rows = [[n, figure(found.rate(n)), f"{figure(found.ratio(n, first))}x"] for n in found.rates]
-        yield from _table(("", found.unit, f"against {first}"), rows)
-        yield ""
+def _strategies(results: Results) -> Iterator[str]:
+    found = results.measurements.get(STRATEGIES)
+    if found is None:
+        return
+    yield "## Strategies of fine-tuning\n"
+    rows = [[name, figure(found.rate(name)), f"{figure(found.ratio(name, 'full'))}x"] for name in found.rates]
+    yield from _table(("", found.unit, "against full"), rows)
+    yield ""
 
 
 def _stages(results: Results) -> Iterator[str]:
-    shown = {*COMPARED, *AMONG_OURS}
-    alone = [found for title, found in results.measurements.items() if title not in shown]
-    folders = [found for found in results.measurements.values() if any(name.startswith(STAGE) for name in found.rates)]
-    if not alone and not folders:
+    alone = [found for title, found in results.measurements.items() if title not in {*COMPARED, STRATEGIES}]
+    folder = results.measurements.get(FOLDER)
+    if not alone and not folder:
         return
     yield "## Stages\n"
-    for folder in folders:
+    if folder:
         times = {name.removeprefix(STAGE): 1000 / folder.rate(name) for name in folder.rates if name.startswith(STAGE)}
-        yield f"{COMPARED.get(folder.title, folder.title).capitalize()}: each stage alone, then all together.\n"
+        yield f"{COMPARED[FOLDER].capitalize()}: each stage of ours alone, then all together.\n"
         rows = [[name, figure(time)] for name, time in times.items()]
         rows += [["sum of the stages", figure(sum(times.values()))]]
-        yield from _table(("", "ms per image"), [*rows, ["end to end", figure(1000 / folder.rate("ours"))]])
+        yield from _table(("", "ms per image"), [*rows, ["end to end", figure(1000 / folder.rate(OURS))]])
         yield ""
     if alone:
-        header = ("per second", "ours", REFERENCES["alternative"], "ratio")
-        rows = [[f"{m.title}, {m.unit}", f"**{figure(m.rate('ours'))}**", *_against(m, "alternative")] for m in alone]
-        yield from _table(header, rows)
+        yield from _table(
+            ("per second", OURS, INT8, REFERENCES["alternative"], "ratio of ours", "of int8"), map(_stage, alone)
+        )
         yield ""
+    beside = [found for found in alone if not found.rates.keys().isdisjoint(ENGINES.values())]
+    if beside:
+        yield "Greedy decoding beside CTranslate2, which takes tokens only, and so cannot caption:\n"
+        columns = [(mine, name) for mine, name in ENGINES.items()]
+        header = ["captions/s", *(title for mine, name in columns for title in (mine, name, "ratio"))]
+        yield from _table(
+            header,
+            [
+                [found.title]
+                + [cell for mine, name in columns for cell in (figure(found.rate(mine)), *_against(found, mine, name))]
+                for found in beside
+            ],
+        )
+        yield ""
+    yield from [f"- {note}." for note in dict.fromkeys(note for found in alone for note in found.notes)]
+
+
+def _stage(found: Measurement) -> list[str]:
+    """A row: ours in its own precision and in int8, then the pipeline, and how many times as fast as it both are."""
+    rates = [figure(found.rate(name)) if name in found.rates else "–" for name in (OURS, INT8, "alternative")]
+    ratios = [_against(found, mine, "alternative")[1] if mine in found.rates else "–" for mine in (OURS, INT8)]
+    return [f"{found.title}, {found.unit}", f"**{rates[0]}**", *rates[1:], *ratios]
 
 
 def _shares(results: Results) -> Iterator[str]:
@@ -142,9 +182,9 @@ def _shares(results: Results) -> Iterator[str]:
     for found in results.measurements.values():
         for name, work in found.work.items():
             limit, rate, products = results.limit(found, name), found.rate(name), found.products.get(name)
-            title = COMPARED.get(found.title, found.title) + ("" if name == "ours" else f": {name}")
+            title = COMPARED.get(found.title, found.title) + ("" if name.startswith(OURS) else f": {name}")
             rows.append(
-                [f"{title}, {found.unit}", precision_of(work.dtype), figure(rate), figure(limit) if limit else "–"]
+                [f"{title}, {found.unit}", name_of(work.dtype), figure(rate), figure(limit) if limit else "–"]
                 + [f"{rate / limit:.0%}" if limit else "–", f"{products:.0%}" if products else "–"]
             )
     if rows:
@@ -180,12 +220,17 @@ def _explained(results: Results) -> Iterator[str]:
     run = "one run" if results.runs == 1 else f"{results.runs} runs (--add) on the same machine"
     yield "## How it was measured\n"
     yield (
-        f"- **{REFERENCES['alternative']}** is what one would assemble instead, from open_clip and Hugging Face "
-        "`generate`, in batches and in the same precision as ours (`alternative.py`)."
+        f"- **{REFERENCES['alternative']}** is what a careful user would assemble instead, from open_clip and Hugging "
+        "Face `generate`: the same precision and batches as large as ours, photos decoded at a reduced size by two "
+        "workers (`alternative.py`)."
     )
     yield (
         f"- **{REFERENCES['published']}** is the published algorithm (`published.py`): fp32, one image at a time, no "
         "key-value cache; training pads captions to 77 tokens."
+    )
+    yield (
+        "- **llama.cpp** gets embeddings from open_clip, in the precision of ours, and **CTranslate2** gets random "
+        "tokens in the place of a prefix (`engines.py`)."
     )
     yield f"- **Batch sizes**, where a row names no other: {batches}."
     yield (
@@ -201,7 +246,7 @@ def _explained(results: Results) -> Iterator[str]:
 
 def _machine(results: Results) -> Iterator[str]:
     peaks = ", ".join(
-        f"{precision_of(dtype)} {rate / 1e12:.2f} Tflop/s" for dtype, rate in results.limits.operations.items()
+        f"{name_of(dtype)} {rate / 1e12:.2f} Tflop/s" for dtype, rate in results.limits.operations.items()
     )
     measured = {
         "matrix products, measured": peaks,

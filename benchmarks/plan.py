@@ -28,7 +28,12 @@ class Plan:
     @property
     def batches(self) -> tuple[int, ...]:
         """The batch sizes at which a stage is measured."""
-        return (8, 32) if self.quick else (1, 8, 32, 128)
+        return self.usual_batches if self.quick else (1, *self.usual_batches, 128)
+
+    @property
+    def usual_batches(self) -> tuple[int, ...]:
+        """Those of what takes long, and of a quick run."""
+        return (8, 32)
 
     def photos(self, count: int) -> int:
         """How many photos a folder holds that would hold `count`."""

@@ -33,6 +33,7 @@ from clipcap.model.config import END_OF_TEXT, ClipCapConfig
 
 PHOTOS = ((640, 480), (480, 640), (800, 600), (1024, 768), (1080, 1080), (1080, 1350), (1600, 1200))
 DIFFERENT_PHOTOS = 42  # a larger folder holds them several times
+OURS = "ours"  # the contender that computes as the project does where nothing is said
 Module = TypeVar("Module", bound=nn.Module)
 SLOPE = 1.2  # amplitude falls with frequency ** SLOPE: about half a byte per pixel, as COCO's photos have
 
@@ -76,6 +77,11 @@ class Setting:
     def __init__(self, folder: Path, device: torch.device, sizes: Sizes, photos: str | None = None) -> None:
         self.folder, self.device, self.sizes, self.own_photos = folder, device, sizes, photos
         self.fast = pick_dtype("auto", device)
+        self.precisions = {OURS: "auto"}  # contender: precision; all that a user would choose on this device
+        if self.fast != torch.float32:
+            self.precisions["ours, fp32"] = "fp32"
+        if device.type == "cpu":
+            self.precisions["ours, int8"] = "int8"
 
     def photos(self, count: int) -> list[Path]:
         """A folder of `count` photos."""
@@ -142,19 +148,23 @@ class Setting:
         )
         return seeded(lambda: ClipCap(config)).eval().to(self.device, dtype)
 
-    def encoder(self, dtype: torch.dtype = torch.float32, int8: bool = False) -> ClipEncoder:
+    def dtype(self, precision: str) -> torch.dtype:
+        """Of the products with weights."""
+        return torch.int8 if precision == "int8" else pick_dtype(precision, self.device)
+
+    def encoder(self, precision: str = "auto") -> ClipEncoder:
         """The project's own encoder of the CLIP in `clip_folder`."""
-        return ClipEncoder.load(self.clip_folder, None, self.device, dtype, int8=int8)
+        dtype = pick_dtype(precision, self.device)
+        return ClipEncoder.load(self.clip_folder, None, self.device, dtype, int8=precision == "int8")
 
-    def captioner(self, dtype: torch.dtype, int8: bool = False) -> Captioner:
+    def captioner(self, precision: str = "auto") -> Captioner:
         """What predict.py captions with."""
-        return Captioner(self.decoder(dtype, int8), self.encoder(dtype, int8), self.tokenizer)
+        return Captioner(self.decoder(precision), self.encoder(precision), self.tokenizer)
 
-    def decoder(self, dtype: torch.dtype, int8: bool = False) -> ClipCap:
+    def decoder(self, precision: str = "auto") -> ClipCap:
         """A model as `Captioner.load` leaves it: nothing in it trains."""
-        model = self.model(dtype).requires_grad_(False)
-        if int8:
-            speed_up(model, int8=True)
+        model = self.model(pick_dtype(precision, self.device)).requires_grad_(False)
+        speed_up(model, int8=precision == "int8")
         return model
 
     def published(self, model: ClipCap) -> PublishedClipCap:

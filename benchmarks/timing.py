@@ -13,7 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import Work, synchronize
 
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::_linear_pointwise"}  # what multiplies with weights
+PRODUCTS = {  # what multiplies with weights
+    *("aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::_linear_pointwise"),
+    "quantized::linear_with_input_q_dq_qweight_dq_output_fp32",
+}
 
 
 @dataclass

@@ -13,7 +13,7 @@ import os
 import re
 import runpy
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -40,13 +40,13 @@ ROWS = {  # of the report's table: what tells the strategies apart; the report h
 
 SPEED = {  # in words: its title among the measurements
     "a folder of photos, captions of 20 tokens": "folder",
-    "the same in fp32": "folder fp32",
     "the same with captions of 67 tokens": "folder 67 tokens",
     "the same with beam search": "folder beam 5",
     "a single photo": "single photo",
     "embedding a folder": "embedding",
-    "full fine-tuning": "full fine-tuning",
+    "full fine-tuning, captions": "full fine-tuning",
 }
+OURS, INT8, ENGINE = "ours", "ours, int8", "CTranslate2, int8"  # contenders
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,21 +147,42 @@ def table(folder: Path) -> str:
 
 
 def speed(results: dict) -> str:
-    """Rates of ours, and how many times the published code's and the alternative's they are."""
+    """What ours does in a second, in both precisions, beside the strongest peer and the published code."""
+    measured = results["measurements"]
+    precision = "bf16" if "bfloat16" in measured["folder"]["work"][OURS]["dtype"] else "fp32"
     rows = [
-        f"On {results['machine']['CPU']}, medians of {results['rounds']} rounds:\n",
-        "| | this project | against the published code | against open_clip and `generate` |\n|---|---:|---:|---:|",
+        f"Photos a second on {results['machine']['CPU']}, medians of {results['rounds']} rounds. In brackets: how many "
+        "times as fast this project is, in int8 where the row has it.\n",
+        f"| | this project, {precision} | int8 | open_clip and `generate` | the published code |\n"
+        "|---|---:|---:|---:|---:|",
     ]
     for what, title in SPEED.items():
-        measured = results["measurements"][title]
-        rates = measured["rates"]
-        ours = rates["ours"]
-        cells = [f"{median(ours):.3g} {measured['unit']}"]
-        for theirs in (rates.get("published with CLIP", rates.get("published")), rates.get("alternative")):
-            ratio = theirs and median(a / b for a, b in zip(ours, theirs, strict=True))
-            cells.append(f"{ratio:.3g} times faster" if theirs else "")
+        rates = measured[title]["rates"]
+        best = INT8 if INT8 in rates else OURS
+        published = "published with CLIP" if "published with CLIP" in rates else "published"
+        cells = [f"{median(rates[name]):.3g}" if name in rates else "" for name in (OURS, INT8)]
+        cells += [_beside(rates, best, name) if name in rates else "" for name in ("alternative", published)]
         rows.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    return "\n".join([*rows, "", *peers(measured)])
+
+
+def peers(measured: dict) -> Iterator[str]:
+    """A line on each of the peers that have no column, as far as they were measured."""
+    folder = measured["folder"]["rates"]
+    if "llama.cpp" in folder:
+        yield f"open_clip and llama.cpp (Q8_0) caption such a folder at {_beside(folder, INT8, 'llama.cpp')}."
+    rates = {title.rpartition(" ")[2]: found["rates"] for title, found in measured.items() if ENGINE in found["rates"]}
+    if rates:
+        ratios = ", ".join(f"{_ratio(found, INT8, ENGINE)} at batch {batch}" for batch, found in rates.items())
+        yield f"Beside {ENGINE}, which only decodes, decoding in int8 is {ratios}."
+
+
+def _beside(rates: dict, ours: str, theirs: str) -> str:
+    return f"{median(rates[theirs]):.3g} ({_ratio(rates, ours, theirs)})"
+
+
+def _ratio(rates: dict, ours: str, theirs: str) -> str:
+    return f"{median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True)):.3g}x"
 
 
 def pictures(weights: Path, folder: Path) -> str:

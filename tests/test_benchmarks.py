@@ -1,27 +1,31 @@
 """The baselines compute what they claim, and the one command measures everything it reports."""
 
 import json
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import STOP, tiny_model
 from torch import nn
+from torchvision.transforms.functional import to_tensor
 
-from benchmarks import machine, page, published, results, run
-from benchmarks.alternative import Alternative
+from benchmarks import captioning, engines, machine, page, published, results, run
+from benchmarks.alternative import Alternative, Photos
 from benchmarks.machine import Limits, Work
 from benchmarks.results import Results
-from benchmarks.setting import noise_photo
+from benchmarks.setting import TINY, Setting, noise_photo
 from benchmarks.timing import Contender, Measurement, alternate, share_of_products
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 
 CPU = torch.device("cpu")
-LIMITS = Limits({torch.float32: 1e9, torch.bfloat16: 2e9}, 1e9)
+LIMITS = Limits({torch.float32: 1e9, torch.bfloat16: 2e9, torch.int8: 4e9}, 1e9)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,56 @@ def test_alternative_agrees_with_ours(model: ClipCap, embeddings: torch.Tensor) 
         assert theirs[: len(ids)] == ids and not any(theirs[len(ids) :])
 
 
+def test_the_pipeline_is_given_what_a_careful_user_would_give_it(tmp_path: Path) -> None:
+    """Guards against a peer that decodes whole JPEGs, which is slower, or loses the order of its photos."""
+    files = []
+    for number in range(5):
+        files.append(tmp_path / f"{number}.jpg")
+        noise_photo(320, 240, seed=number).save(files[-1])
+    photos = Photos(files, lambda image: torch.tensor(image.size), side=60)
+    assert photos[0].tolist() == [80, 60]
+    clip = SimpleNamespace(visual=SimpleNamespace(image_size=(16, 16)), encode_image=lambda pixels: pixels.mean((2, 3)))
+    pipeline = Alternative(clip, to_tensor, nn.Identity(), tiny_model().gpt)
+    whole = torch.cat(list(pipeline.embed(files, batch_size=2)))
+    singly = torch.cat([batch for file in files for batch in pipeline.embed([file], batch_size=1)])
+    assert torch.equal(whole, singly) and len(whole.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_ctranslate2_decodes_the_same_model(tmp_path: Path, precision: str) -> None:
+    """Guards against a yardstick that decodes another model, other prompts or another number of tokens."""
+    pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
+    setting = Setting(tmp_path, CPU, TINY)
+    gpt = setting.model().gpt
+    prompts = torch.randint(200, (6, 5), generator=torch.Generator().manual_seed(0))
+    found = engines.CTranslate2(gpt, setting.tokenizer, tmp_path, precision).generate(prompts.tolist(), 8)
+    mask = torch.ones_like(prompts)
+    expected = gpt.generate(prompts, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0)[:, 5:]
+    equal = sum(a == b for a, b in zip(found, expected.tolist(), strict=True))
+    assert equal == 6 if precision == "float32" else equal >= 4
+
+
+def test_llama_cpp_captions_from_the_same_prefix(tmp_path: Path) -> None:
+    """Guards against a peer that reads other embeddings, or the rows of a batch as one text."""
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed")
+    sizes = replace(TINY, gpt2=TINY.gpt2 | {"n_embd": 64})  # Q8_0 has blocks of 32 numbers
+    gpt = Setting(tmp_path, CPU, sizes).model().gpt
+    prefix = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(0))
+    found = engines.Llama(gpt, tmp_path / "gpt2.gguf", rows=4, length=13).generate(prefix.numpy(), 8)
+    expected = gpt.generate(inputs_embeds=prefix, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 3
+
+
+@pytest.mark.parametrize("engine", [engines.CTranslate2, engines.Llama])
+def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: type) -> None:
+    """Guards against a comparison that fails, or leaves a peer out in silence."""
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with captioning.absent("it") as notes:
+        engine(None, None, tmp_path, 1)
+    assert len(notes) == 1 and notes[0].startswith("it was not measured: ")
+
+
 def test_contenders_take_turns() -> None:
     """Guards against measuring one contender while the machine is busy and the other while it is idle."""
     turns = []
@@ -113,12 +167,15 @@ def test_ratio_is_the_median_of_the_rounds() -> None:
 
 
 def results_of_a_folder(**given: object) -> Results:
-    """A folder captioned at 18 images per second, where the machine allows 27."""
+    """A folder captioned at 18 images per second, where the machine allows 27, and at 30 in int8."""
     found = Measurement("Captioning, end to end", "folder", "images/s", {}, {}, {"ours": Work(2e9 / 27)}, {"ours": 0.8})
-    found.rates = {"ours": [18.0], "published": [1.5], "alternative": [6.0], "stage: JPEG": [400.0]}
+    found.work["ours, int8"] = Work(1e9 / 60, dtype=torch.int8)
+    found.rates = {"ours": [18.0], "ours, int8": [30.0], "published": [1.5], "alternative": [6.0]}
+    found.rates |= {"llama.cpp": [9.0], "stage: JPEG": [400.0]}
+    found.notes = ["CTranslate2 was not measured: there is none"]
     found.items = dict.fromkeys(found.rates, 4)
     values = {"device": "cpu", "models": "tiny", "machine": {"CPU": "one"}, "limits": LIMITS, "rounds": 1}
-    values |= {"quick": False, "batches": {"alternative": 32}, "measurements": {"folder": found}}
+    values |= {"quick": False, "batches": {"CLIP": 64}, "measurements": {"folder": found}}
     return Results(**values | given)
 
 
@@ -132,12 +189,19 @@ def cells(line: str) -> list[str]:
 
 
 def test_the_page_begins_with_what_a_user_gains(tmp_path: Path) -> None:
-    """Guards against a page whose first figures compare with nothing, or with the weaker alternative first."""
+    """Guards against a page whose first figures compare with nothing, or leave out the strongest peer or int8."""
     page.write(results_of_a_folder(), tmp_path / "RESULTS.md")
-    tables = [line for line in (tmp_path / "RESULTS.md").read_text().splitlines() if line.startswith("|")]
-    assert cells(tables[0]) == ["per second", "ours", "open_clip + `generate`", "ratio", "published loop", "ratio"]
-    task = "captioning a folder, greedy, 20 tokens, images/s"
-    assert cells(tables[2]) == [task, "**18.0**", "6.00 (batch 4)", "**3.00x**", "1.50", "**12.0x**"]
+    lines = (tmp_path / "RESULTS.md").read_text().splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    assert cells(tables[0]) == ["", "precision", "images/s", "ours, against it", "ours, int8, against it"]
+    assert [cells(line) for line in tables[2:7]] == [
+        ["**ours, int8**", "int8", "30.0", "0.600x", "–"],
+        ["**ours**", "bf16", "18.0", "–", "1.67x"],
+        ["llama.cpp", "int8 (Q8_0), CLIP as ours", "9.00", "2.00x", "3.33x"],
+        ["open_clip + `generate`", "bf16", "6.00", "3.00x", "5.00x"],
+        ["published loop", "fp32", "1.50", "12.0x", "20.0x"],
+    ]
+    assert "- CTranslate2 was not measured: there is none." in lines
 
 
 def test_the_page_says_how_near_the_machine_s_limit_and_how_much_memory(tmp_path: Path) -> None:
@@ -146,7 +210,7 @@ def test_the_page_says_how_near_the_machine_s_limit_and_how_much_memory(tmp_path
     text = (tmp_path / "RESULTS.md").read_text()
     rows = [cells(line) for line in text.splitlines() if line.startswith("|")]
     task = "captioning a folder, greedy, 20 tokens, images/s"
-    assert [task, "bf16", "18.0", "27.0", "67%", "80%"] in rows
+    assert [task, "bf16", "18.0", "27.0", "67%", "80%"] in rows and [task, "int8", "30.0", "240", "12%", "–"] in rows
     assert ["JPEG", "2.50"] in rows and ["end to end", "55.6"] in rows  # ms per image
     assert ["10,000 photos", "1,010"] in rows and "From 500 to 10,000 photos the peak changes by +1.0%" in text
     assert not any("one photo at a time" in row[0] for row in rows)
@@ -227,8 +291,12 @@ def test_one_command_measures_everything_that_the_page_names(tmp_path: Path, cap
     assert capsys.readouterr().out == output.read_text() + "\n"
     measured = json.loads(output.with_suffix(".json").read_text())["measurements"]
     decoded = {f"decoding {method}, batch 32" for method in ("greedy", "nucleus", "beam")}
-    assert {*page.COMPARED, *page.AMONG_OURS, *decoded} <= measured.keys()
+    assert {*page.COMPARED, page.STRATEGIES, *decoded} <= measured.keys()
     assert set(page.COMPARED.values()) <= {task_of(line) for line in output.read_text().splitlines()}
+    assert {*page.ENGINES, *page.ENGINES.values(), "alternative"} <= measured["decoding greedy, batch 32"][
+        "rates"
+    ].keys()
+    assert measured["folder"]["rates"].keys() >= {"ours", "ours, int8", "alternative", "alternative, batch 32"}
     assert "8 of 8 captions identical to the published loop's from the same embeddings" in output.read_text()
     assert all(rate > 0 for found in measured.values() for rates in found["rates"].values() for rate in rates)
 
@@ -254,7 +322,6 @@ def test_a_run_adds_to_what_another_measured(tmp_path: Path) -> None:
 def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     """Guards against a peak that is that of an earlier measurement."""
     from benchmarks import memory
-    from benchmarks.setting import TINY, Setting
 
     setting = Setting(tmp_path, CPU, TINY)
     assert memory.peak("fine-tuning, head-only", setting) > 1 << 26
