@@ -24,6 +24,7 @@ import torch
 from benchmarks import captioning, fine_tuning
 from benchmarks.plan import Plan
 from benchmarks.setting import TINY, Setting, Sizes
+from clipcap.devices import CAPTIONING
 from clipcap.model.clipcap import ClipCap
 from clipcap.weights.checkpoint import save_checkpoint
 
@@ -35,12 +36,12 @@ RESET = Path("/proc/self/clear_refs")  # Linux forgets a process's peak when 5 i
 
 def _captioning(setting: Setting, name: str) -> Callable[[], object]:
     folder = setting.photos(PHOTOS)
-    if name == "ours":
+    if name in CAPTIONING:
         search = captioning.decoding("greedy", TOKENS)
-        return partial(captioning.rows, setting.captioner(setting.fast), folder, search, PHOTOS)
+        return partial(captioning.rows, setting.captioner(name), folder, search, PHOTOS)
     if name == "alternative":
         pipeline = setting.alternative(setting.model(setting.fast))
-        return partial(captioning.in_batches, pipeline, folder, "greedy", TOKENS, PHOTOS)
+        return partial(captioning.in_batches, pipeline, folder, "greedy", TOKENS, PHOTOS, PHOTOS)
     return partial(captioning.one_by_one, setting.published(setting.model()), folder, TOKENS, 1, 2)
 
 
@@ -56,7 +57,9 @@ def _published_training(setting: Setting, name: str) -> Callable[[], object]:
 
 
 TASKS: dict[str, tuple[Callable[..., Callable[[], object]], object]] = {
-    "captioning, ours": (_captioning, "ours"),
+    "captioning, ours": (_captioning, "auto"),
+    "captioning, ours, fp32": (_captioning, "fp32"),
+    "captioning, ours, int8": (_captioning, "int8"),
     "captioning, published": (_captioning, "published"),
     "captioning, alternative": (_captioning, "alternative"),
     "fine-tuning, full": (_training, fine_tuning.full),
