@@ -127,8 +127,7 @@ def make(
 
 def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
     """The CLIP that embeds the images (None if the source brings embeddings), and what the dataset records about it."""
-    given = next(iter(source.examples)).clip_embedding
-    if given is not None:
+    if (given := next(iter(source.examples)).clip_embedding) is not None:
         if out.decode_on_device:
             raise UserError("--decode-on-device has no effect: this source brings its embeddings; leave it out")
         name = source.clip or ""
