@@ -6,6 +6,7 @@ Here the device is the CPU, with the code that a GPU would run; with "cuda" tens
 import io
 import struct
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +246,9 @@ def test_a_dataset_is_decoded_in_one_way(tmp_path):
         wanted, found = (torch.tensor(store.embeddings(split)[:]) for store in (usual, device))
         assert torch.cosine_similarity(wanted, found).min() > 0.999 and not torch.equal(wanted, found)
     assert usual.column("test", "thumbnail") == device.column("test", "thumbnail")
+    brought = SimpleNamespace(examples=[SimpleNamespace(clip_embedding=[0.0])])
+    with pytest.raises(UserError, match="this source brings its embeddings; leave it out"):
+        load_data.load_clip(brought, load_data.DatasetArguments(decode_on_device=True))
     with pytest.raises(UserError, match="made with another decode on device"):
         load_data.main([*command, "--output", str(tmp_path / "usual"), "--decode-on-device"])
     [[(_, (pixels, thumbnail))]] = pixel_batches([PLAIN], WithThumbnail(DEVICE), 1)

@@ -71,7 +71,7 @@ class ModelArguments:
     workers: int | None = arg(None, f"processes that read pictures (default: one per CPU core, at most {MOST_WORKERS})")
     decode_on_device: bool = arg(
         False,
-        "let a GPU decode JPEGs, at their full size, which changes a few captions; "
+        "let a GPU decode JPEGs, at their full size, which may change a few captions; "
         "no GPU has tried it yet: see docs/troubleshooting.md",
     )
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only what is sampled differs")

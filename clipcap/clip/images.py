@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -126,7 +127,7 @@ def load_pixels(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixel
         raise UnreadableImage(_reason(error)) from error
 
 
-def load_or_leave(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixels:
+def load_or_leave(source: ImageSource, preprocessing: PixelMaker[Any]) -> Any:
     """The same, but a JPEG that a device is to decode is only checked: a `Jpeg` then stands in place of the pixels."""
     if preprocessing.plain.jpeg_device:
         with _reasons():

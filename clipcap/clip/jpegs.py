@@ -48,17 +48,16 @@ def check_device(device: str) -> None:
 
 
 def decode_left(batch: Sequence[tuple[ImageSource, Any]]) -> list[tuple[ImageSource, Any]]:
-    """A batch of `pixel_batches` with pixels, uint8 (H, W, 3), or UnreadableImage in place of each `Jpeg`."""
-    first = [item[0] if isinstance(item, tuple) else item for _, item in batch]
-    left = [item for item in first if isinstance(item, Jpeg)]
-    decoded = iter([pixels for i in range(0, len(left), AT_ONCE) for pixels in _decoded(left[i : i + AT_ONCE])])
-    finished = []
-    for (source, item), jpeg in zip(batch, first, strict=True):
-        if isinstance(jpeg, Jpeg):
-            pixels = next(decoded)
-            item = (pixels, *item[1:]) if isinstance(item, tuple) and isinstance(pixels, np.ndarray) else pixels
-        finished.append((source, item))
-    return finished
+    """A batch of `pixel_batches` with what a preprocessing makes, or UnreadableImage, in place of each `Jpeg`."""
+    left = [item for _, item in batch if isinstance(item, Jpeg)]
+    decoded = [pixels for i in range(0, len(left), AT_ONCE) for pixels in _decoded(left[i : i + AT_ONCE])]
+    finished = iter([_joined(pixels, jpeg) for pixels, jpeg in zip(decoded, left, strict=True)])
+    return [(source, next(finished) if isinstance(item, Jpeg) else item) for source, item in batch]
+
+
+def _joined(pixels: np.ndarray | UnreadableImage, jpeg: Jpeg) -> Any:
+    """What `PixelMaker.pixels` would have given."""
+    return (pixels, jpeg.beside) if jpeg.beside and not isinstance(pixels, UnreadableImage) else pixels
 
 
 def _decoded(jpegs: list[Jpeg]) -> list[np.ndarray | UnreadableImage]:

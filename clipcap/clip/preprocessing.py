@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -28,12 +28,14 @@ class Jpeg:
         size: width and height by its header, before it is turned upright.
         orientation: by its EXIF.
         preprocessing: what is to be made of it.
+        beside: what is made of it already, to stand beside the pixels.
     """
 
     content: bytes
     size: tuple[int, int]
     orientation: int
     preprocessing: Preprocessing
+    beside: bytes | None = None
 
 
 class PixelMaker(Protocol[Pixels]):
@@ -46,8 +48,8 @@ class PixelMaker(Protocol[Pixels]):
     def pixels(self, image: Image.Image, box: Box | None, again: Again) -> Pixels:
         """RGB picture, which part of it counts, and a function that decodes it with longer sides -> pixels."""
 
-    def left(self, jpeg: Jpeg, again: Again) -> Any:
-        """The same for a picture that is left for the device: the JPEG stands in place of the array."""
+    def left(self, jpeg: Jpeg, again: Again) -> Jpeg:
+        """The same for a picture that is left for the device, with what stands beside its pixels."""
 
 
 @dataclass(frozen=True)

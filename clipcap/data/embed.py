@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice, tee
 from pathlib import Path
@@ -55,9 +55,9 @@ class WithThumbnail:
         large = max(image.size) >= THUMBNAIL_SIDE
         return self.plain.pixels(image, box), _thumbnail(image.copy() if large else again(THUMBNAIL_SIDE))
 
-    def left(self, jpeg: Jpeg, again: Again) -> tuple[Jpeg, bytes]:
-        """The JPEG, for the device to decode, and the thumbnail, for which Pillow does."""
-        return jpeg, _thumbnail(again(THUMBNAIL_SIDE))
+    def left(self, jpeg: Jpeg, again: Again) -> Jpeg:
+        """The JPEG, for the device to decode, with the thumbnail, for which Pillow does."""
+        return replace(jpeg, beside=_thumbnail(again(THUMBNAIL_SIDE)))
 
 
 def _thumbnail(picture: Image.Image) -> bytes:
