@@ -112,10 +112,10 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
 
         captioner = processes.load(
             lambda: Captioner.load(
-                *(model_args.weights, model_args.clip, model_args.device, model_args.precision, not model_args.no_fast),
+                *(model_args.weights, model_args.clip, model_args.device, model_args.precision),
+                *(not model_args.no_fast, model_args.decode_on_device),
                 base=model_args.base,
                 normalize=model_args.normalize,
-                decode_on_device=model_args.decode_on_device,
                 prompt=PROMPTS["template"] if model_args.with_prompt else None,
             )
         )

@@ -44,8 +44,8 @@ def pixel_batches(
 ) -> Generator[list[tuple[ImageSource, Pixels | UnreadableImage]], None, None]:
     """Yield lists of `batch_size` (source, pixels or UnreadableImage), in the order of `sources`.
 
-    `sources` is read only as far as it is needed, and at most about two batches of pixels, or of JPEGs that are left for
-    a device, exist at a time. The workers are spawned, so a script that uses them must do its work under
+    `sources` is read only as far as it is needed, and at most about two batches of pixels, or of JPEGs left for the
+    device, exist at a time. The workers are spawned, so a script that uses them must do its work under
     `if __name__ == "__main__"`.
 
     Args:
