@@ -54,6 +54,7 @@ class DatasetArguments:
     precision: str = arg("auto", "of CLIP's weights; auto: bf16 or fp16 where it is fast", choices=list(PRECISIONS))
     batch_size: int = arg(128, "images in one pass of CLIP")
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
+    decode_on_device: bool = arg(False, "let a GPU decode JPEGs, as predict.py does: no GPU has tried it yet")
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; the embeddings are the same")
     keep_shards: bool = arg(False, "leave the dataset in shards: no second copy of it on the disk at the end")
     canaries: int = arg(0, "plant N sentences with a secret each: evaluate.py then says what a model has memorised")
@@ -101,6 +102,7 @@ def make(
         "source": source.info,
         "clip": clip,
         "precision": str(encoder.dtype) if encoder else None,
+        "decode on device": out.decode_on_device,
         "cleaning": asdict(cleaning),
         "number of canaries": len(canaries),
         **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},
@@ -125,17 +127,17 @@ def make(
 
 def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
     """The CLIP that embeds the images (None if the source brings embeddings), and what the dataset records about it."""
-    given = next(iter(source.examples)).clip_embedding
-    if given is not None:
+    if (given := next(iter(source.examples)).clip_embedding) is not None:
+        if out.decode_on_device:
+            raise UserError("--decode-on-device has no effect: this source brings its embeddings; leave it out")
         name = source.clip or ""
         model, pretrained = model_and_weights(name, pretrained_of(name, out.pretrained))
         return None, {"model": model, "pretrained": pretrained or None, "dim": len(given)}
     from clipcap.clip.encoder import ClipEncoder
 
-    device = pick_device(out.device)
-    name = out.clip or source.clip or "ViT-B/32"
-    pretrained = pretrained_of(name, out.pretrained)
-    encoder = ClipEncoder.load(name, pretrained, device, pick_dtype(out.precision, device), not out.no_fast)
+    name, device = out.clip or source.clip or "ViT-B/32", pick_device(out.device)
+    pretrained, dtype = pretrained_of(name, out.pretrained), pick_dtype(out.precision, device)
+    encoder = ClipEncoder.load(name, pretrained, device, dtype, not out.no_fast, False, out.decode_on_device)
     return encoder, encoder.identity
 
 

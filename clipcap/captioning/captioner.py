@@ -41,7 +41,6 @@ from clipcap.weights.places import check_clip_place, may_follow
 from clipcap.weights.published import resolve_weights
 
 CLIP_BATCH = 64
-
 Captioned = tuple[list[str], str | None]  # a picture's captions, and the literal caption in its prompt, if any
 Picture = str | Path | Image.Image
 
@@ -62,6 +61,7 @@ class Captioner:
         device: str = "auto",
         precision: str = "auto",
         fast: bool = True,
+        decode_on_device: bool = False,
         **overrides: Any,
     ) -> Captioner:
         """Load weights and everything that captioning with them needs.
@@ -73,6 +73,7 @@ class Captioner:
             device: "auto", "cpu", "cuda", ...
             precision: "auto" (bf16 or fp16 where that is fast), "fp32", "bf16", "fp16", or, on a CPU, "int8".
             fast: use `clipcap.fast`, which gives the same captions sooner; samples are drawn from other numbers.
+            decode_on_device: let the device decode JPEGs, see `clipcap.clip.jpegs`; of the CLIP that is loaded here.
             **overrides: fields of the weights' config to replace, as in `load_checkpoint`.
 
         Raises:
@@ -89,7 +90,10 @@ class Captioner:
         config = model.config
         tokenizer = tokenizer_of(config)
         if not isinstance(clip, ClipEncoder):
-            clip = ClipEncoder.load(*_clip_name(weights, file, config, clip), chosen, dtype, fast, int8)
+            named = _clip_name(weights, file, config, clip)
+            clip = ClipEncoder.load(*named, chosen, dtype, fast, int8, decode_on_device)
+        elif decode_on_device:
+            raise UserError("decode_on_device came too late for a CLIP that is loaded: give it to ClipEncoder.load")
         if clip.dim != config.clip_dim:
             raise UserError(
                 f"{weights} takes embeddings of {config.clip_dim} numbers (CLIP {config.clip_model}), and CLIP "
@@ -124,13 +128,12 @@ class Captioner:
         """
         images = [images] if isinstance(images, Picture) else list(images)
         decoding, rules = decoding_and_rules(decoding, **options)
-        several = rules.num_captions > 1 or decoding.return_all
         captions = []
         for row in self.rows(images, decoding, rules, workers=0):
             if row.error is not None:
                 raise UnreadableImage(f"{row.image}: {row.error}")
             captions.append(row.captions)
-        return captions if several else [best for best, *_ in captions]
+        return captions if rules.num_captions > 1 or decoding.return_all else [best for best, *_ in captions]
 
     def rows(
         self,
@@ -160,8 +163,7 @@ class Captioner:
             UserError: a batch is too large, or the options do not fit these weights.
         """
         check_sizes(batch_size, workers)
-        start = rules.frame().start
-        if start:
+        if start := rules.frame().start:
             tokens = tokens_of(self.tokenizer, start, self.model.config.blank)
             check_start(start, len(tokens), min(decoding.max_tokens, self.model.room))
         first, size = batch_sizes(decoding, rules, batch_size)
@@ -172,9 +174,8 @@ class Captioner:
             captioned = self._caption(pixels, frames, decoding, rules) if pixels else iter(())
             for source, decoded, _ in pictures:
                 image = str(source) if isinstance(source, str | Path) else "picture"
-                if isinstance(decoded, UnreadableImage):
-                    yield Row(image, error=decoded.reason)
-                elif isinstance(result := next(captioned), NoCaption):
+                result = decoded if isinstance(decoded, UnreadableImage) else next(captioned)
+                if isinstance(result, UnreadableImage | NoCaption):
                     yield Row(image, error=str(result))
                 else:
                     captions, literal = result
@@ -196,8 +197,8 @@ class Captioner:
         """Pixels (H, W, 3) of B pictures, and their frames -> what `_choose` gives for each, or why nothing."""
         starts = range(0, len(pixels), CLIP_BATCH)
         try:
-            parts = [self.encoder.encode_pixels(np.stack(pixels[start : start + CLIP_BATCH])) for start in starts]
-            embeddings = torch.cat(parts)
+            parts = (np.stack(pixels[start : start + CLIP_BATCH]) for start in starts)
+            embeddings = torch.cat([self.encoder.encode_pixels(part) for part in parts])
             try:
                 return iter(self._choose(embeddings, frames, decoding, rules))
             except NoCaption:  # of one picture, which must not take the others' captions away

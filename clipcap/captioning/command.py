@@ -69,6 +69,11 @@ class ModelArguments:
         None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )
     workers: int | None = arg(None, f"processes that read pictures (default: one per CPU core, at most {MOST_WORKERS})")
+    decode_on_device: bool = arg(
+        False,
+        "let a GPU decode JPEGs, at their full size, which may change a few captions; "
+        "no GPU has tried it yet: see docs/troubleshooting.md",
+    )
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only what is sampled differs")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
@@ -107,7 +112,8 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
 
         captioner = processes.load(
             lambda: Captioner.load(
-                *(model_args.weights, model_args.clip, model_args.device, model_args.precision, not model_args.no_fast),
+                *(model_args.weights, model_args.clip, model_args.device, model_args.precision),
+                *(not model_args.no_fast, model_args.decode_on_device),
                 base=model_args.base,
                 normalize=model_args.normalize,
                 prompt=PROMPTS["template"] if model_args.with_prompt else None,

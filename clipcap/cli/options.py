@@ -52,8 +52,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return option if action.nargs == 0 else f"{option} {self._format_args(action, self._metavar(action))}"
 
     def _format_action(self, action: argparse.Action) -> str:
-        negated = isinstance(action, argparse._StoreFalseAction)  # the flag's own line shows both
-        return "" if negated else super()._format_action(action)
+        # The flag's own line shows its negation too, and who reads this knows --help.
+        told = isinstance(action, argparse._StoreFalseAction | argparse._HelpAction)
+        return "" if told else super()._format_action(action)
 
     def _metavar(self, action: argparse.Action) -> str:
         kind = getattr(action.type, "__name__", "")

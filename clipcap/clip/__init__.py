@@ -1,1 +1,1 @@
-"""Photos and texts -> CLIP embeddings; the modules that decode pictures do not import torch."""
+"""Photos and texts -> CLIP embeddings; what worker processes need to decode pictures imports no torch."""

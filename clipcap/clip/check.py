@@ -24,6 +24,7 @@ from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import ImageSource, UnreadableImage, find_images, open_image
+from clipcap.clip.jpegs import check_device
 from clipcap.devices import pick_device
 from clipcap.errors import UserError, at_least, first_line
 from clipcap.world.scenes import scenes
@@ -119,6 +120,12 @@ def ways(name: str, photos: list[ImageSource], device: torch.device) -> Iterator
 
     yield "fast", cosines(load().encode_images(photos))
     yield "reduced JPEG", cosines(load(fast=False, reduced=True).encode_images(photos))
+    try:
+        check_device(str(device))
+        plain.preprocessing = replace(plain.preprocessing, jpeg_device=str(device))
+        yield "JPEG on device", cosines(plain.encode_images(photos))
+    except UserError as error:
+        print(f"JPEG on device is left out: {error}", file=sys.stderr)
     for label, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         for fast in (False, True):
             try:

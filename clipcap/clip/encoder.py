@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipcap.clip.images import ImageSource, load_pixels
+from clipcap.clip.images import ImageSource, UnreadableImage
+from clipcap.clip.jpegs import check_device
 from clipcap.clip.loading import ClipModel, Tokenize, load_parts, load_text_tokenizer
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.clip.tensors import convert
+from clipcap.clip.workers import pixel_batches
 from clipcap.fast.resnet import fold_batch_norms, is_resnet
 from clipcap.fast.vit import FastViT, is_plain_vit
 
@@ -64,6 +66,7 @@ class ClipEncoder:
         dtype: torch.dtype = torch.float32,
         fast: bool = True,
         int8: bool = False,
+        decode_on_device: bool = False,
     ) -> ClipEncoder:
         """Load a CLIP model.
 
@@ -77,11 +80,14 @@ class ClipEncoder:
             fast: use `clipcap.fast` where the model allows it: the same embeddings sooner.
             int8: keep the linear layers of a plain vision transformer in int8, on a CPU. What else there is, such as a
                 ResNet, the text encoder and the other kinds of transformers, stays in `dtype`.
+            decode_on_device: let the device decode JPEGs, see `clipcap.clip.jpegs`.
 
         Raises:
             UserError: the name or tag is unknown (near ones are listed), both name weights, or the weights cannot be
-                read, do not fit the model or cannot be downloaded.
+                read, do not fit the model or cannot be downloaded; or the device cannot decode JPEGs.
         """
+        if decode_on_device:
+            check_device(str(device))
         name, pretrained, parts = load_parts(str(name), str(pretrained or ""))
         model = parts.model.eval().requires_grad_(False)
         plain = fast and parts.plain and is_plain_vit(model.visual)
@@ -98,7 +104,9 @@ class ClipEncoder:
             pretrained=pretrained or None,
             dim=parts.dim,
             # With random weights reduced JPEGs moved the embeddings of RN50x4 to a cosine of 0.62, of ViTs to 0.998.
-            preprocessing=replace(parts.preprocessing, reduced=not resnet),
+            preprocessing=replace(
+                parts.preprocessing, reduced=not resnet, jpeg_device=str(device) if decode_on_device else None
+            ),
             model=model,
             make_tokenizer=parts.make_tokenizer,
             device=torch.device(device),
@@ -125,9 +133,8 @@ class ClipEncoder:
     def encode_images(self, images: Sequence[ImageSource], batch_size: int = 64) -> Tensor:
         """Paths, bytes or pictures -> float32 (B, C) on the CPU. Raises UnreadableImage if one cannot be read."""
         embeddings = [torch.empty(0, self.dim)]
-        for start in range(0, len(images), batch_size):
-            batch = [load_pixels(image, self.preprocessing) for image in images[start : start + batch_size]]
-            embeddings.append(self.encode_pixels(np.stack(batch)))
+        for batch in pixel_batches(images, self.preprocessing, batch_size, workers=0):
+            embeddings.append(self.encode_pixels(np.stack([_readable(pixels) for _, pixels in batch])))
         return torch.cat(embeddings)
 
     @torch.inference_mode()
@@ -139,3 +146,9 @@ class ClipEncoder:
             tokens = self._tokenizer(list(texts[start : start + batch_size])).to(self.device)
             embeddings.append(self.model.encode_text(tokens).float().cpu())
         return torch.cat(embeddings)
+
+
+def _readable(pixels: np.ndarray | UnreadableImage) -> np.ndarray:
+    if isinstance(pixels, UnreadableImage):
+        raise pixels
+    return pixels

@@ -10,6 +10,7 @@ import io
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
 
 # Pillow's names of them; the last is tried last, since nothing marks a file of it. HEIF comes with another
 # package, and JPEG stands for MPO too.
@@ -17,6 +18,10 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000
 
 START_OF_SCAN = b"\xff\xda"  # does not occur within a scan (ITU-T T.81, B.1.1.5)
 MOST_SCANS = 100  # of a progressive JPEG: encoders write a dozen, and each costs a pass over all pixels, in few bytes
+
+END = b"\xff\xd9"  # of a JPEG
+MOST_BYTES = 1_000_000  # of a JPEG that is left for the device: hundreds of them wait in memory
+MOST_PIXELS = 16_000_000  # of the same: resizing them takes 12 bytes each
 
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a picture with a long comment is still a picture
 
@@ -36,3 +41,20 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
         if content.count(START_OF_SCAN) > MOST_SCANS:
             raise OSError(f"a progressive JPEG of more than {MOST_SCANS} scans")
     return image
+
+
+def plain_jpeg(image: Image.Image, source: str | Path | bytes) -> bytes | None:
+    """The content of a picture's file, if it is a JPEG that other decoders understand as Pillow does; else None.
+
+    That is one picture, grey or YCbCr, with an end, of at most MOST_BYTES and MOST_PIXELS. Others may be CMYK, RGB, cut
+    off, or say their size twice.
+    """
+    if not isinstance(image, JpegImageFile) or image.format != "JPEG" or image.width * image.height > MOST_PIXELS:
+        return None
+    components = [number for number, *_ in image.layer]
+    if components not in ([1], [1, 2, 3]) or image.info.get("adobe_transform", 1) != 1:
+        return None
+    if not isinstance(source, bytes):
+        with open(source, "rb") as file:
+            source = file.read(MOST_BYTES + 1)
+    return source if len(source) <= MOST_BYTES and source.endswith(END) else None

@@ -9,14 +9,15 @@ import errno
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from clipcap.clip.formats import open_picture
-from clipcap.clip.preprocessing import PixelMaker, Pixels
+from clipcap.clip.formats import open_picture, plain_jpeg
+from clipcap.clip.preprocessing import Jpeg, PixelMaker, Pixels, Preprocessing
 from clipcap.clip.upright import Box, orientation_of, rgb, upright, upright_box
 from clipcap.errors import UserError, first_line
 
@@ -119,11 +120,32 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
 
 def load_pixels(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixels:
     """Any source of a picture -> what `preprocessing` makes of it: uint8 (H, W, 3). Raises UnreadableImage."""
-    image, box = _decode(source, preprocessing.min_side)
+    image, box = _decode(source, preprocessing.plain.min_side)
     try:
-        return preprocessing.pixels(image, box, lambda min_side: _decode(source, min_side)[0])
+        return preprocessing.pixels(image, box, lambda min_side: open_image(source, min_side))
     except (ValueError, MemoryError) as error:
         raise UnreadableImage(_reason(error)) from error
+
+
+def load_or_leave(source: ImageSource, preprocessing: PixelMaker[Any]) -> Any:
+    """The same, but a JPEG that a device is to decode is only checked: a `Jpeg` then stands in place of the pixels."""
+    if preprocessing.plain.jpeg_device:
+        with _reasons():
+            source = source() if callable(source) else source
+            jpeg = None if isinstance(source, Image.Image) else _jpeg(source, preprocessing.plain)
+        if jpeg:
+            content = jpeg.content
+            return preprocessing.left(jpeg, lambda min_side: open_image(content, min_side))
+    return load_pixels(source, preprocessing)
+
+
+def _jpeg(source: str | Path | bytes, preprocessing: Preprocessing) -> Jpeg | None:
+    """A file, or a file's bytes -> the JPEG to leave, or None if Pillow should decode it."""
+    if not isinstance(source, bytes):
+        _expect_file(source)
+    with _open(source) as image:
+        content = plain_jpeg(image, source)
+        return Jpeg(content, image.size, orientation_of(image), preprocessing) if content else None
 
 
 EXIF, DATE_TIME_ORIGINAL = 0x8769, 0x9003
@@ -147,20 +169,27 @@ def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box
 
     A JPEG decoded at half of 645 pixels has 323, of which 322.5 are picture: the box says where the picture ends.
     """
+    with _reasons():
+        source = source() if callable(source) else source
+        if isinstance(source, Image.Image):
+            if 0 in source.size:
+                raise UnreadableImage("no pixels")
+            return upright(rgb(source), orientation_of(source)), None
+        if not isinstance(source, bytes):
+            _expect_file(source)
+        with _open(source) as image:
+            _, box = (min_side and image.draft("RGB", (min_side, min_side))) or (None, None)
+            orientation, size = orientation_of(image), image.size
+            return upright(rgb(image), orientation), box and upright_box(box, size, orientation)
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever is raised while a picture is read becomes UnreadableImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about odd metadata, and about large pictures that it opens
-            source = source() if callable(source) else source
-            if isinstance(source, Image.Image):
-                if 0 in source.size:
-                    raise UnreadableImage("no pixels")
-                return upright(rgb(source), orientation_of(source)), None
-            if not isinstance(source, bytes):
-                _expect_file(source)
-            with _open(source) as image:
-                _, box = (min_side and image.draft("RGB", (min_side, min_side))) or (None, None)
-                orientation, size = orientation_of(image), image.size
-                return upright(rgb(image), orientation), box and upright_box(box, size, orientation)
+            yield
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise anything from struct.error to SyntaxError on a broken file

@@ -19,15 +19,37 @@ Pixels = TypeVar("Pixels", covariant=True)
 Again = Callable[[int], Image.Image]  # decodes a picture once more, each side with as many pixels as this or all it has
 
 
+@dataclass(frozen=True)
+class Jpeg:
+    """A JPEG that is left for a device to decode, as `clipcap.clip.jpegs` does.
+
+    Attributes:
+        content: of its file.
+        size: width and height by its header, before it is turned upright.
+        orientation: by its EXIF.
+        preprocessing: what is to be made of it.
+        beside: what is made of it already, to stand beside the pixels.
+    """
+
+    content: bytes
+    size: tuple[int, int]
+    orientation: int
+    preprocessing: Preprocessing
+    beside: bytes | None = None
+
+
 class PixelMaker(Protocol[Pixels]):
     """What decoding asks of a preprocessing. `pixels` gives an array, or a tuple that holds one and something more."""
 
     @property
-    def min_side(self) -> int | None:
-        """How many pixels each side of the decoded picture needs; None for all that it has."""
+    def plain(self) -> Preprocessing:
+        """What makes the array; how a picture is decoded is up to it."""
 
     def pixels(self, image: Image.Image, box: Box | None, again: Again) -> Pixels:
         """RGB picture, which part of it counts, and a function that decodes it with longer sides -> pixels."""
+
+    def left(self, jpeg: Jpeg, again: Again) -> Jpeg:
+        """The same for a picture that is left for the device, with what stands beside its pixels."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,7 @@ class Preprocessing:
         fill_color: grey value, 0 to 255, of the padding.
         reduced: whether a large JPEG may be decoded at a part of its size. That is several times faster and moves an
             embedding a little, as `python -m clipcap.clip.check` tells.
+        jpeg_device: the device that decodes JPEGs, at their full size; None: Pillow does.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -52,6 +75,12 @@ class Preprocessing:
     resize_mode: str = "shortest"
     fill_color: int = 0
     reduced: bool = True
+    jpeg_device: str | None = None
+
+    @property
+    def plain(self) -> Preprocessing:
+        """Itself, since it makes nothing but the array."""
+        return self
 
     @property
     def min_side(self) -> int | None:
@@ -71,15 +100,27 @@ class Preprocessing:
             ValueError: when the picture is so long and thin that resizing its short side would take gigabytes.
         """
         left, top, right, bottom = box or (0, 0, *image.size)
-        size = self._resized(right - left, bottom - top)
-        if size[0] * size[1] > MAX_RESIZED_PIXELS:
-            raise ValueError(f"too long and thin ({image.width} x {image.height} pixels)")
+        size = self.resized(right - left, bottom - top)
         if size != (right - left, bottom - top):
-            image = image.resize(size, self._filter(), box)
+            image = image.resize(size, self.filter, box)
         return np.asarray(self._centre(image))
 
+    def left(self, jpeg: Jpeg, again: Again | None = None) -> Jpeg:
+        """The JPEG itself, for the device to decode."""
+        return jpeg
+
+    def resized(self, width: float, height: float) -> tuple[int, int]:
+        """(width, height) in pixels to which a picture is resized, before it is cropped or padded to `size`.
+
+        Raises:
+            ValueError: see `pixels`.
+        """
+        size = self._resized(width, height)
+        if size[0] * size[1] > MAX_RESIZED_PIXELS:
+            raise ValueError(f"too long and thin ({width:.0f} x {height:.0f} pixels)")
+        return size
+
     def _resized(self, width: float, height: float) -> tuple[int, int]:
-        """(width, height) in pixels to which a picture is resized, before it is cropped or padded to `size`."""
         target_height, target_width = self.size
         if self.resize_mode == "squash":
             return target_width, target_height
@@ -90,7 +131,9 @@ class Preprocessing:
         ratio = max(ratios) if self.resize_mode == "longest" else min(ratios)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
-    def _filter(self) -> Image.Resampling:
+    @property
+    def filter(self) -> Image.Resampling:
+        """How a picture is resized: bicubic or bilinear, and antialiased."""
         # open_clip ignores the setting when it resizes the shortest side to a target that is not square.
         ignored = self.resize_mode == "shortest" and self.size[0] != self.size[1]
         bilinear = self.interpolation == "bilinear" and not ignored

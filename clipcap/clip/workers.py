@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from clipcap.cli.processes import on_this_machine
-from clipcap.clip.images import ImageSource, UnreadableImage, load_pixels
+from clipcap.clip.images import ImageSource, UnreadableImage, load_or_leave
 from clipcap.clip.preprocessing import PixelMaker
 
 # What the preprocessing makes: uint8 (H, W, 3), with a thumbnail where one was asked for.
@@ -44,8 +44,9 @@ def pixel_batches(
 ) -> Generator[list[tuple[ImageSource, Pixels | UnreadableImage]], None, None]:
     """Yield lists of `batch_size` (source, pixels or UnreadableImage), in the order of `sources`.
 
-    `sources` is read only as far as it is needed, and at most about two batches of pixels exist at a time. The workers
-    are spawned, so a script that uses them must do its work under `if __name__ == "__main__"`.
+    `sources` is read only as far as it is needed, and at most about two batches of pixels, or of JPEGs left for the
+    device, exist at a time. The workers are spawned, so a script that uses them must do its work under
+    `if __name__ == "__main__"`.
 
     Args:
         sources: pictures, in any of the forms of `ImageSource`.
@@ -67,13 +68,17 @@ def pixel_batches(
     with closing(stream):  # ends the workers, also when the caller stops early
         size = first_batch or batch_size
         while batch := list(islice(stream, size)):
+            if preprocessing.plain.jpeg_device:
+                from clipcap.clip.jpegs import decode_left  # needs torch, which workers do without
+
+                batch = decode_left(batch)
             yield batch
             size = batch_size
 
 
 def _decode(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixels | UnreadableImage:
     try:
-        return load_pixels(source, preprocessing)
+        return load_or_leave(source, preprocessing)
     except UnreadableImage as error:
         return UnreadableImage(error.reason)  # without its cause and traceback, which keep memory alive
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice, tee
 from pathlib import Path
@@ -20,7 +20,7 @@ from PIL import Image
 
 from clipcap.cli.progress import ProgressBar
 from clipcap.clip.images import UnreadableImage
-from clipcap.clip.preprocessing import Again, PixelMaker, Preprocessing
+from clipcap.clip.preprocessing import Again, Jpeg, PixelMaker, Preprocessing
 from clipcap.clip.upright import Box
 from clipcap.clip.workers import pixel_batches
 from clipcap.data.reading import legible
@@ -44,21 +44,27 @@ Embedded = tuple[np.ndarray, bytes | None] | UnreadableImage  # embedding (C) an
 class WithThumbnail:
     """A preprocessing that also makes a small JPEG of the whole picture."""
 
-    preprocessing: Preprocessing
-
-    @property
-    def min_side(self) -> int | None:
-        """As much as CLIP needs and no more, so that a thumbnail does not change the embedding."""
-        return self.preprocessing.min_side
+    plain: Preprocessing
 
     def pixels(self, image: Image.Image, box: Box | None, again: Again) -> tuple[np.ndarray, bytes]:
-        """RGB picture -> uint8 (H, W, 3) for CLIP, and the thumbnail as a JPEG."""
-        pixels = self.preprocessing.pixels(image, box)
+        """RGB picture -> uint8 (H, W, 3) for CLIP, and the thumbnail as a JPEG.
+
+        The picture is as large as CLIP needs, and for the thumbnail it may be decoded again: that must not change the
+        embedding.
+        """
         large = max(image.size) >= THUMBNAIL_SIDE
-        small, file = image.copy() if large else again(THUMBNAIL_SIDE), BytesIO()
-        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        small.save(file, "JPEG", quality=80)
-        return pixels, file.getvalue()
+        return self.plain.pixels(image, box), _thumbnail(image.copy() if large else again(THUMBNAIL_SIDE))
+
+    def left(self, jpeg: Jpeg, again: Again) -> Jpeg:
+        """The JPEG, for the device to decode, with the thumbnail, for which Pillow does."""
+        return replace(jpeg, beside=_thumbnail(again(THUMBNAIL_SIDE)))
+
+
+def _thumbnail(picture: Image.Image) -> bytes:
+    file = BytesIO()
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    picture.save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
 def write_shards(
