@@ -1,5 +1,9 @@
 """`--precision int8`: the rounding, what it must not change, and where it is refused."""
 
+import os
+import platform
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +17,10 @@ from transformers.pytorch_utils import Conv1D
 import lora_finetuning
 from clipcap import Captioner, ClipEncoder, save_checkpoint
 from clipcap.captioning import command
+from clipcap.clip import encoder
 from clipcap.devices import pick_dtype
 from clipcap.errors import UserError
-from clipcap.fast import int8
+from clipcap.fast import exchange, int8
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.int8 import Int8Linear
 from clipcap.training.arguments import LoopArguments
@@ -203,3 +208,24 @@ def test_a_long_run_says_that_int8_is_faster(weights, photos, monkeypatch, capsy
     monkeypatch.setattr(int8, "is_faster", lambda device: faster)
     assert run(weights, photos / "0.png", "--workers", "0", *more) == 0
     assert ("--precision int8 takes less time" in capsys.readouterr().err) == told
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory, and gives it back")
+def test_memory_that_quantising_freed_goes_back_to_the_system(monkeypatch, tmp_path):
+    """Guards against int8 that takes more memory than bf16, since glibc keeps what the weights had in fp32."""
+    kept = [(torch.ones(25_000), torch.ones(1)) for _ in range(1000)]  # 0.1 MB each, with something in between
+    kept = [small for _, small in kept]
+    before = resident()
+    int8.give_back()
+    assert before - resident() > 50 << 20 and len(kept) == 1000
+    called = []
+    monkeypatch.setattr(exchange, "give_back", lambda: called.append("model"))
+    monkeypatch.setattr(encoder, "give_back", lambda: called.append("clip"))
+    speed_up(tiny_captioner_model().requires_grad_(False), int8=True)
+    ClipEncoder.load(save_tiny_clip(tmp_path / "clip"), int8=True)
+    assert called == ["model", "clip"]
+
+
+def resident():
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -20,6 +20,7 @@ from clipcap.clip.loading import ClipModel, Tokenize, load_parts, load_text_toke
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.clip.tensors import convert
 from clipcap.clip.workers import pixel_batches
+from clipcap.fast.int8 import give_back
 from clipcap.fast.resnet import fold_batch_norms, is_resnet
 from clipcap.fast.vit import FastViT, is_plain_vit
 
@@ -99,6 +100,8 @@ class ClipEncoder:
         if fast and resnet:
             fold_batch_norms(model.visual)
         model = convert(model, dtype, device)
+        if int8:
+            give_back()
         return cls(
             model_name=name,
             pretrained=pretrained or None,

