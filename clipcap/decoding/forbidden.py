@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,24 +37,31 @@ class Forbidden:
         device: where the logits will be.
 
     Attributes:
-        none: V, an id that stands for no token: in front of shorter texts, and among ids where a rule forbids nothing.
-        always, is_sign, is_part: whether each token is banned, holds "#" or goes on with a word; bool (V + 1).
-        sequences: the longer banned sequences, right-aligned and in the order of their last token but one.
+        none: V, an id that stands for no token: in front of shorter texts, and where a rule forbids nothing.
+        always, signs: the tokens that are banned, and those that hold "#".
+        is_sign, is_part: whether a token holds "#", or goes on with a word; bool (V + 1), False for `none`.
+        ceilings: (3, V), the most that logits may be, inf or -inf: anywhere, behind a "#", and where a word ends.
+        sequences: the banned sequences of several tokens, right-aligned and ordered by their last token but one.
         starts: (V + 1,), where in `sequences` those begin whose last token but one is each token.
-        offsets: as many numbers, from 0, as the largest of these groups has sequences.
+        offsets: as many numbers, from 0, as the most frequent of these tokens has sequences.
     """
 
     def __init__(self, decoding: Decoding, stop_token: int, vocabulary: int, device: torch.device) -> None:
         self.decoding, self.none, self.device = decoding, vocabulary, device
         self.stop = stop_token if 0 <= stop_token < vocabulary else self.none
-        banned = [sequence for sequence in decoding.banned if all(0 <= token < vocabulary for token in sequence)]
-        singles = [sequence[0] for sequence in banned if len(sequence) == 1]
-        longer = sorted((s for s in banned if 1 < len(s) <= decoding.max_tokens), key=lambda sequence: sequence[-2])
-        self.always, self.is_sign, self.is_part = map(
-            self._among, (singles, decoding.hashtag_signs, decoding.word_parts)
+        banned = [ids for ids in decoding.banned if len(ids) and min(ids) >= 0 and max(ids) < vocabulary]
+        signs = [token for token in decoding.hashtag_signs if token < vocabulary]
+        self.always, self.signs = (
+            torch.tensor(ids, dtype=torch.long, device=device)
+            for ids in ([ids[0] for ids in banned if len(ids) == 1], signs)
         )
+        self.is_sign, self.is_part = self._among(signs), self._among(decoding.word_parts)
+        is_part = self.is_part[:-1]
+        self.ceilings = torch.where(torch.stack((is_part & False, ~is_part, is_part)), NEVER, -NEVER)
+        # A longer sequence than a caption never comes.
+        longer = sorted((ids for ids in banned if 1 < len(ids) <= decoding.max_tokens), key=lambda ids: ids[-2])
         self.sequences = self._aligned(longer)
-        befores = [sequence[-2] for sequence in longer]
+        befores = [ids[-2] for ids in longer]
         self.starts = torch.searchsorted(torch.tensor(befores).long(), torch.arange(vocabulary + 1)).to(device)
         self.offsets = torch.arange(max(Counter(befores).values(), default=0), device=device)
         self.rules: list[Callable[[Tensor], Tensor]] = []
@@ -61,9 +69,9 @@ class Forbidden:
             self.rules.append(self._completing)
         if decoding.no_repeat_ngram:
             self.rules.append(self._repeating)
-        if decoding.hashtag_signs:
-            self.rules.append(self._repeated_tags)
-        self.anything = bool(singles or self.rules or decoding.word_parts or decoding.min_tokens)
+        if signs:
+            self.rules += [self._repeated_tags, self._further_tags]
+        self.anything = bool(banned or self.rules or decoding.word_parts or decoding.min_tokens)
 
     def behind(self, beginnings: Sequence[Sequence[int]]) -> Constraint:
         """The rules for B images whose captions start with these tokens: what is forbidden holds over both."""
@@ -84,21 +92,24 @@ class Forbidden:
         begun = beginnings[rows][:, None].expand(-1, tokens.shape[1], -1)
         texts = torch.cat((begun, tokens), -1)  # (B', K, X)
         ids = torch.cat([self._end(texts, first), *(rule(texts) for rule in self.rules)], -1)  # (B', K, N)
-        forbidden = self.always.repeat(*texts.shape[:-1], 1).scatter_(-1, ids, True)  # (B', K, V + 1)
-        last = texts[..., -1:]
-        if self.decoding.hashtag_signs:
-            forbidden |= self.is_sign[last] & ~self.is_part  # the sign of a hashtag has a word behind it
-            if self.decoding.most_hashtags is not None:
-                enough = self.is_sign[texts].sum(-1, keepdim=True) >= self.decoding.most_hashtags
-                forbidden |= enough & self.is_sign
-        if self.decoding.word_parts:
+        found = self._overwrite(logits.clone(), ids, NEVER)
+        if self.decoding.word_parts or self.decoding.hashtag_signs:
             # A word ends where what may go on with it is less likely than not, and so does that of a beginning.
-            wished = logits.float().softmax(-1).masked_fill_(forbidden[..., :-1], 0)
-            ended = (wished @ self.is_part[:-1].float() < 0.5)[..., None]
+            wished = self._overwrite(logits.float().softmax(-1), ids, 0)
+            ended = wished @ self.is_part[:-1].float() < 0.5
+            last = texts[..., -1]
             if first:
                 ended |= last != self.none
-            forbidden |= ended & ~self.is_sign[last] & self.is_part
-        return logits.masked_fill(forbidden[..., :-1], NEVER)
+            most = F.embedding(torch.where(self.is_sign[last], 1, 2 * ended), self.ceilings.to(logits.dtype))
+            torch.minimum(found, most, out=found)
+        return found
+
+    def _overwrite(self, x: Tensor, ids: Tensor, value: float) -> Tensor:
+        """Write a value over x (B', K, V), at the banned tokens and at ids (B', K, N)."""
+        # In place of `none`, a row's smallest id is written once more, or its last place keeps what it holds.
+        ids = torch.where(ids == self.none, ids.amin(-1, keepdim=True), ids)
+        values = torch.where(ids == self.none, x[..., -1:], value)
+        return x.scatter_(-1, ids.clamp(max=self.none - 1), values).index_fill_(-1, self.always, value)
 
     def _end(self, texts: Tensor, first: bool) -> Tensor:
         """The end of captions that are too short, and of those that would be their beginning alone: (B', K, 1)."""
@@ -134,11 +145,21 @@ class Forbidden:
         whole = places <= torch.where(ends, places, -1).amax(-1, keepdim=True)
         return torch.where(tagged & whole, words, self.none)
 
+    def _further_tags(self, texts: Tensor) -> Tensor:
+        """The signs of hashtags, where there are enough of them: (B', K, N)."""
+        most = self.decoding.most_hashtags
+        if most is None:
+            return texts[..., :0]
+        enough = self.is_sign[texts].sum(-1, keepdim=True) >= most
+        return torch.where(enough, self.signs, self.none)
+
     def _aligned(self, texts: Sequence[Sequence[int]], least: int = 2) -> Tensor:
         """Token ids with `none` in front of the shorter ones: (texts, tokens of the longest and at least `least`)."""
-        longest = max([least, *map(len, texts)])
-        padded = [[self.none] * (longest - len(text)) + list(text) for text in texts]
-        return torch.tensor(padded, dtype=torch.long, device=self.device).view(len(texts), longest)
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        longest = max(least, lengths.max(initial=0))
+        padded = np.full((len(texts), longest), self.none)
+        padded[np.arange(longest) >= longest - lengths[:, None]] = [token for text in texts for token in text]
+        return torch.from_numpy(padded).to(self.device)
 
     def _among(self, tokens: Iterable[int]) -> Tensor:
         """Which of the vocabulary's tokens are these: bool (V + 1), False for `none`."""
