@@ -92,6 +92,7 @@ class Forbidden:
         begun = beginnings[rows][:, None].expand(-1, tokens.shape[1], -1)
         texts = torch.cat((begun, tokens), -1)  # (B', K, X)
         ids = torch.cat([self._end(texts, first), *(rule(texts) for rule in self.rules)], -1)  # (B', K, N)
+        ids = torch.where(ids == self.none, ids.amin(-1, keepdim=True), ids)  # `none` only where a row has no other
         found = self._overwrite(logits.clone(), ids, NEVER)
         if self.decoding.word_parts or self.decoding.hashtag_signs:
             # A word ends where what may go on with it is less likely than not, and so does that of a beginning.
@@ -105,11 +106,10 @@ class Forbidden:
         return found
 
     def _overwrite(self, x: Tensor, ids: Tensor, value: float) -> Tensor:
-        """Write a value over x (B', K, V), at the banned tokens and at ids (B', K, N)."""
-        # In place of `none`, a row's smallest id is written once more, or its last place keeps what it holds.
-        ids = torch.where(ids == self.none, ids.amin(-1, keepdim=True), ids)
+        """Write a value over x (B', K, V), at the banned tokens and at ids (B', K, N); for `none`, x keeps its last."""
         values = torch.where(ids == self.none, x[..., -1:], value)
-        return x.scatter_(-1, ids.clamp(max=self.none - 1), values).index_fill_(-1, self.always, value)
+        rows = torch.arange(0, x.numel(), self.none, device=x.device).view(*ids.shape[:-1], 1)
+        return x.put_(rows + ids.clamp(max=self.none - 1), values).index_fill_(-1, self.always, value)
 
     def _end(self, texts: Tensor, first: bool) -> Tensor:
         """The end of captions that are too short, and of those that would be their beginning alone: (B', K, 1)."""
