@@ -51,13 +51,12 @@ class Forbidden:
         self.stop = stop_token if 0 <= stop_token < vocabulary else self.none
         banned = [ids for ids in decoding.banned if len(ids) and min(ids) >= 0 and max(ids) < vocabulary]
         signs = [token for token in decoding.hashtag_signs if token < vocabulary]
-        self.always, self.signs = (
-            torch.tensor(ids, dtype=torch.long, device=device)
-            for ids in ([ids[0] for ids in banned if len(ids) == 1], signs)
-        )
+        singles = [ids[0] for ids in banned if len(ids) == 1]
+        self.always = torch.tensor(singles, dtype=torch.long, device=device)
+        self.signs = torch.tensor(signs, dtype=torch.long, device=device)
         self.is_sign, self.is_part = self._among(signs), self._among(decoding.word_parts)
         is_part = self.is_part[:-1]
-        self.ceilings = torch.where(torch.stack((is_part & False, ~is_part, is_part)), NEVER, -NEVER)
+        self.ceilings = torch.where(torch.stack((torch.zeros_like(is_part), ~is_part, is_part)), NEVER, -NEVER)
         # A longer sequence than a caption never comes.
         longer = sorted((ids for ids in banned if 1 < len(ids) <= decoding.max_tokens), key=lambda ids: ids[-2])
         self.sequences = self._aligned(longer)
@@ -93,7 +92,7 @@ class Forbidden:
         texts = torch.cat((begun, tokens), -1)  # (B', K, X)
         ids = torch.cat([self._end(texts, first), *(rule(texts) for rule in self.rules)], -1)  # (B', K, N)
         ids = torch.where(ids == self.none, ids.amin(-1, keepdim=True), ids)  # `none` only where a row has no other
-        found = self._overwrite(logits.clone(), ids, NEVER)
+        found = self._overwrite(logits.clone(memory_format=torch.contiguous_format), ids, NEVER)
         if self.decoding.word_parts or self.decoding.hashtag_signs:
             # A word ends where what may go on with it is less likely than not, and so does that of a beginning.
             wished = self._overwrite(logits.float().softmax(-1), ids, 0)
@@ -106,10 +105,11 @@ class Forbidden:
         return found
 
     def _overwrite(self, x: Tensor, ids: Tensor, value: float) -> Tensor:
-        """Write a value over x (B', K, V), at the banned tokens and at ids (B', K, N); for `none`, x keeps its last."""
-        values = torch.where(ids == self.none, x[..., -1:], value)
+        """Write a value into contiguous x (B', K, V), at the banned tokens and at ids (B', K, N)."""
+        values = torch.where(ids == self.none, x[..., -1:], value)  # for `none`, the last place keeps what it holds
         rows = torch.arange(0, x.numel(), self.none, device=x.device).view(*ids.shape[:-1], 1)
-        return x.put_(rows + ids.clamp(max=self.none - 1), values).index_fill_(-1, self.always, value)
+        x.view(-1).index_put_((rows + ids.clamp(max=self.none - 1),), values)
+        return x.index_fill_(-1, self.always, value)
 
     def _end(self, texts: Tensor, first: bool) -> Tensor:
         """The end of captions that are too short, and of those that would be their beginning alone: (B', K, 1)."""
