@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from test_forbidden import ALL as RULED
+from test_forbidden import Operators
 from test_language_models import ARCHITECTURES, tiny_network
 from test_model import batch_of
-from tiny import STOP, TINY_CLIP, tiny_model
+from tiny import STOP, TINY_CLIP, VOCABULARY, tiny_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from clipcap.clip.encoder import ClipEncoder
@@ -18,6 +20,7 @@ from clipcap.clip.preprocessing import Preprocessing
 from clipcap.decoding import search
 from clipcap.decoding.cached_gpt2 import CachedGPT2
 from clipcap.decoding.finished import ASKED
+from clipcap.decoding.forbidden import Forbidden
 from clipcap.decoding.next_token import UNIFORMS
 from clipcap.decoding.options import Decoding
 from clipcap.fast import cuda_graph
@@ -88,8 +91,15 @@ def test_a_search_stays_on_the_device_and_asks_nothing(fake, name):
     prefix = model.prefix(torch.randn(BATCH, 16))
     session = CachedGPT2(model.gpt).begin(prefix, prompts, decoding.width, steps)
     assert session.gpt.captures and session.state.replay and session.state.cache.dtype == dtype
-    find = search.SEARCHES[decoding.method]
-    captions = find(session, decoding, steps, STOP, lambda logits, tokens, rows: logits, torch.randn(BATCH, 16))
+    rules = Forbidden(RULED, STOP, VOCABULARY, CUDA).behind(prompts or [[]] * BATCH)
+    with Operators() as operators:
+        rules(
+            session.logits[:, None],
+            torch.zeros(BATCH, 1, 5, dtype=torch.long, device=CUDA),
+            torch.arange(BATCH, device=CUDA),
+        )
+    assert operators.devices == {CUDA}
+    captions = search.SEARCHES[decoding.method](session, decoding, steps, STOP, rules, torch.randn(BATCH, 16))
     assert captions.tokens.shape == (BATCH, decoding.width, steps)
     session.keep(torch.arange(BATCH // 2, device=CUDA))
     logits = session.step(captions.tokens[: BATCH // 2, :, 0])

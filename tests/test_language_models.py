@@ -226,3 +226,18 @@ def test_a_training_step_asks_the_device_nothing(kind, monkeypatch):
     plain.backward()
     assert torch.equal(plain, loss)
     assert all(torch.equal(p.grad, gradient) for p, gradient in zip(again.parameters(), gradients, strict=True))
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@torch.no_grad()
+def test_a_decoding_step_asks_the_device_nothing(kind):
+    """Guards against a wait for the GPU at every token: whether a mask hides anything."""
+    model = tiny_network(kind)
+    for prompts in (None, [[5, 9, 3], [4]]):
+        session = model.decoder().begin(model.prefix(torch.randn(2, 16)), prompts, width=3, steps=4)
+        with Questions() as asked:
+            session.step(torch.ones(2, 3, dtype=torch.long))
+            session.reorder(torch.zeros(2, 3, dtype=torch.long))
+            session.keep(torch.tensor([1]))
+            session.step(torch.ones(1, 3, dtype=torch.long))
+        assert asked.count == 0, prompts

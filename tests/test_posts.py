@@ -319,9 +319,10 @@ def test_a_word_ends_where_what_would_end_it_is_forbidden():
     constrain = Forbidden(decoding, 3, 4, torch.device("cpu"))
     rows, nothing = torch.arange(2), torch.zeros(2, 1, 0, dtype=torch.long)
     logits = torch.tensor([[[1.0, 0.0, 2.0, 0.5]], [[3.0, 0.0, 0.5, 0.2]]])
-    found = constrain(logits, nothing, rows, beginnings=[[], []]).tolist()
+    found = constrain.behind([[], []])(logits, nothing, rows).tolist()
     assert found == [[[-np.inf, 0.0, -np.inf, -np.inf]], [[3.0, 0.0, -np.inf, -np.inf]]]
-    found = Forbidden(Decoding(word_parts=(0,)), 3, 4, torch.device("cpu"))(logits, nothing, rows, beginnings=[[], []])
+    constrain = Forbidden(Decoding(word_parts=(0,)), 3, 4, torch.device("cpu"))
+    found = constrain.behind([[], []])(logits, nothing, rows)
     assert found[:, 0, 0].tolist() == [-np.inf, 3.0]  # "i could look myso happy": behind a start, nothing is forbidden
 
 
@@ -329,16 +330,16 @@ def test_a_word_ends_where_what_would_go_on_with_it_is_forbidden():
     """Tokens: 0 and 1 go on with a word, 2 begins another. The model wants 0: "#nofilter andgoodvibes"."""
     constrain = Forbidden(Decoding(banned=((0,),), word_parts=(0, 1)), -1, 3, torch.device("cpu"))
     nothing = torch.zeros(1, 1, 0, dtype=torch.long)
-    found = constrain(torch.tensor([[[3.0, 2.0, 1.0]]]), nothing, torch.arange(1), beginnings=[[]])
+    found = constrain.behind([[]])(torch.tensor([[[3.0, 2.0, 1.0]]]), nothing, torch.arange(1))
     assert found.tolist() == [[[-np.inf, -np.inf, 1.0]]]
 
 
 def test_the_end_may_come_behind_a_word_but_not_behind_the_start():
-    constrain = Forbidden(Decoding(go_on=True), 1, 2, torch.device("cpu"))
+    constrain = Forbidden(Decoding(go_on=True), 1, 2, torch.device("cpu")).behind([[0], []])
     rows, nothing = torch.arange(2), torch.zeros(2, 1, 1, dtype=torch.long)
-    found = constrain(torch.zeros(2, 1, 2), nothing[..., :0], rows, beginnings=[[0], []])
+    found = constrain(torch.zeros(2, 1, 2), nothing[..., :0], rows)
     assert found[:, 0, 1].tolist() == [-np.inf, 0.0]
-    assert constrain(torch.zeros(2, 1, 2), nothing, rows, beginnings=[[0], []])[:, 0, 1].tolist() == [0.0, 0.0]
+    assert constrain(torch.zeros(2, 1, 2), nothing, rows)[:, 0, 1].tolist() == [0.0, 0.0]
 
 
 def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():
@@ -347,18 +348,16 @@ def test_a_search_writes_no_hashtag_twice_and_no_more_than_allowed():
     constrain = Forbidden(decoding, -1, 4, torch.device("cpu"))
 
     def allowed(history: list[int], beginning: tuple[int, ...] = ()) -> list[int]:
-        found = constrain(
-            torch.tensor([[[2.0, 4.0, 0.0, 0.0]]]), torch.tensor([[history]]), torch.arange(1), beginnings=[beginning]
-        )
+        logits, tokens = torch.tensor([[[2.0, 4.0, 0.0, 0.0]]]), torch.tensor([[history]])
+        found = constrain.behind([beginning])(logits, tokens, torch.arange(1))
         return found[0, 0].isfinite().nonzero()[:, 0].tolist()
 
     assert allowed([2, 0, 3, 2]) == [1]
     assert allowed([3, 2], (2, 1)) == [0]
     assert allowed([2, 0, 3]) == [1, 2, 3]
     assert 2 not in allowed([2, 1, 3], (2, 0))
-    found = constrain(
-        torch.tensor([[[0.0, 0.0, 4.0, 4.0]]]), torch.zeros(1, 1, 0).long(), torch.arange(1), beginnings=[(2,)]
-    )
+    logits, nothing = torch.tensor([[[0.0, 0.0, 4.0, 4.0]]]), torch.zeros(1, 1, 0).long()
+    found = constrain.behind([(2,)])(logits, nothing, torch.arange(1))
     assert found[0, 0].isfinite().tolist() == [True, True, False, False]  # the start "#"
     assert 0 in allowed([2, 0, 1])  # "#p", "ur", "p", "le" became "#purendog"
 

@@ -1,7 +1,8 @@
 """Any causal language model for decoding, on transformers' own cache: the same steps as `cached_gpt2`, not as fast.
 
 Each continuation of an image has a row of its own in the cache. Prompts are padded on the right: causal attention hides
-padding from what stands before it, and a mask from what is decoded behind it.
+padding from what stands before it, and a mask from what is decoded behind it. It has the four dimensions that attention
+adds it in: transformers asks the device about each mask of two, whether it hides anything.
 
 Shapes: B images, K continuations of each, P prefix length, S prefix and prompt, D width, V vocabulary.
 """
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -51,8 +53,8 @@ class CachedTransformer:
         """Read prefix (B, P, D) and prompts (B lists of ids, or None), see `CachedGPT2.begin`."""
         return TransformerSession(self, prefix, prompts, width)
 
-    def run(self, x: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """The states (rows, T, D) of x (rows, T, D) behind what is in the cache; the mask covers both."""
+    def run(self, x: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """The states (rows, T, D) of x (rows, T, D) behind what is in the cache; the mask, if any, covers both."""
         return self.body(
             inputs_embeds=x, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
@@ -63,7 +65,7 @@ class TransformerSession:
 
     Attributes:
         logits: (B, V), the logits of the first caption token.
-        mask: (B * K, positions so far), 0 where a prompt was padded and 1 elsewhere.
+        mask: (B * K, 1, 1, positions so far), -inf where a prompt was padded and 0 elsewhere; None if none was.
         positions: (B * K, 1), where the next token stands in its text.
     """
 
@@ -78,16 +80,20 @@ class TransformerSession:
         padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device).long()
         x = torch.cat((prefix, gpt.embed(padded).to(prefix.dtype)), dim=1)  # (B, S, D)
         places = torch.arange(x.shape[1], device=device)
-        mask = (places < lengths[:, None]).long()
         self.cache = DynamicCache()
-        states = gpt.run(x, mask, places.expand(batch, -1), self.cache)
+        states = gpt.run(x, None, places.expand(batch, -1), self.cache)
         self.logits = gpt.head(states[torch.arange(batch, device=device), lengths - 1])
         self.cache.batch_repeat_interleave(width)
-        self.mask, self.positions = mask.repeat_interleave(width, 0), lengths.repeat_interleave(width)[:, None]
+        self.positions = lengths.repeat_interleave(width)[:, None]
+        self.mask: Tensor | None = None
+        if min(map(len, prompts)) < longest:
+            hidden = (places >= self.positions)[:, None, None]
+            self.mask = x.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
     def step(self, tokens: Tensor) -> Tensor:
         """The next token of every continuation (B, K) -> logits (B, K, V) of the token after it."""
-        self.mask = torch.cat((self.mask, self.mask.new_ones(len(self.mask), 1)), dim=1)
+        if self.mask is not None:
+            self.mask = F.pad(self.mask, (0, 1))
         x = self.gpt.embed(tokens.reshape(-1, 1))
         states = self.gpt.run(x, self.mask, self.positions, self.cache)
         self.positions = self.positions + 1
@@ -102,7 +108,9 @@ class TransformerSession:
         """Go on with only these images; `rows` (B',) holds their indices in the present batch."""
         kept = (rows[:, None] * self.width + torch.arange(self.width, device=rows.device)).flatten()
         self.cache.batch_select_indices(kept)
-        self.mask, self.positions = self.mask[kept], self.positions[kept]
+        self.positions = self.positions[kept]
+        if self.mask is not None:
+            self.mask = self.mask[kept]
 
 
 class WholeTexts(DynamicCache):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -118,7 +117,7 @@ def decode(
             size = gpt.rows(len(rows), most)
             part, rows = (2 * rows[:size])[:size], rows[size:]  # the same images again fill a batch up
             session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
-            constrain = partial(forbidden, beginnings=[beginnings[row] for row in part])
+            constrain = forbidden.behind([beginnings[row] for row in part])
             found = search(session, decoding, steps, stop_token, constrain, streams[part])
             captions |= zip(part, found.as_lists(decoding.num_captions), strict=True)
     if not all(captions.values()):

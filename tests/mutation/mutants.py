@@ -119,11 +119,11 @@ MUTANTS = [
     *room(
         "decoding",
         ("options", "return max(self.beams, self.num_captions)", "return self.beams"),
-        ("forbidden", "len(begun) + step < self", "len(begun) + step <= self"),
-        ("forbidden", "[[*beginning, *history] for beginning", "[history for beginning", "test_posts"),
-        ("forbidden", "self.is_part.float() < 0.5", "self.is_part.float() < 0.0", "test_posts"),
-        ("forbidden", "self.after.setdefault(tuple(context), []).append(last)", "self.after[tuple(context)] = [last]"),
-        ("forbidden", "context = history[len(history) - size + 1 :]", "context = history[len(history) - size :]"),
+        ("forbidden", "short = length < self", "short = length <= self", "test_forbidden"),
+        ("forbidden", "begun = beginnings[rows]", "begun = beginnings[: len(rows)]", "test_forbidden"),
+        ("forbidden", "self.is_part[:-1].float() < 0.5", "self.is_part[:-1].float() < 0.0", "test_forbidden"),
+        ("forbidden", "max(Counter(befores).values(), default=0)", "min(1, len(befores))", "test_forbidden"),
+        ("forbidden", "windows[..., -1:, 1:]", "windows[..., -1:, :-1]", "test_forbidden"),
         ("next_token", "zlib.crc32(signs.tobytes())", "0"),
         ("search", "scores[rows] += gained.masked_fill(finished, 0)", "scores[rows] += gained"),
         ("search", "        session.reorder(parent)\n", ""),
@@ -157,8 +157,8 @@ MUTANTS = [
         ),
         (
             "cached_transformer",
-            "mask = (places < lengths[:, None]).long()",
-            "mask = (places < lengths.max()).long().expand(batch, -1)",
+            "hidden = (places >= self.positions)",
+            "hidden = (places >= self.positions.max())",
             "test_language_models",
         ),
         (
