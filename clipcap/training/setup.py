@@ -55,6 +55,8 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     )
     if asks_for_fsdp() and accelerator.distributed_type != DistributedType.FSDP:
         raise UserError(f"accelerate shards nothing on the device {device.type}: leave --use_fsdp out")
+    if asks_for_fsdp() and args.compile:
+        raise UserError("--compile is not for weights that FSDP shards: leave --compile or --use_fsdp out")
 
     # Where several processes train, the model is a part of a module of torch's. A state has the same names everywhere.
     def rename(_: list[nn.Module], weights: list[dict[str, Tensor]], __: str) -> None:
