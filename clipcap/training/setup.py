@@ -36,6 +36,8 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     Raises:
         UserError: the device does not exist here or is not for FSDP or fp16, or the tracker's package is not installed.
     """
+    if asks_for_fsdp() and args.compile:
+        raise UserError("--compile is not for weights that FSDP shards: leave --compile or --use_fsdp out")
     device, precision = pick_device(args.device), args.precision
     if precision == "auto":
         wide = device.type != "cpu" or width >= WIDE
@@ -55,8 +57,6 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     )
     if asks_for_fsdp() and accelerator.distributed_type != DistributedType.FSDP:
         raise UserError(f"accelerate shards nothing on the device {device.type}: leave --use_fsdp out")
-    if asks_for_fsdp() and args.compile:
-        raise UserError("--compile is not for weights that FSDP shards: leave --compile or --use_fsdp out")
 
     # Where several processes train, the model is a part of a module of torch's. A state has the same names everywhere.
     def rename(_: list[nn.Module], weights: list[dict[str, Tensor]], __: str) -> None:
