@@ -56,11 +56,7 @@ class Objective(nn.Module):
 
 
 def compile_now(
-    objective: nn.Module,
-    accelerator: Accelerator,
-    dataset: CaptionDataset,
-    batch_size: int,
-    processes: Processes = ALONE,
+    objective: nn.Module, accelerator: Accelerator, dataset: CaptionDataset, batch_size: int, processes: Processes
 ) -> None:
     """Let a compiled objective compile itself, forward and backward, on the longest captions of a dataset.
 
