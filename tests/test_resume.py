@@ -23,6 +23,7 @@ from test_training import same, tensors_of, trainer
 
 import load_data
 from clipcap.errors import UserError
+from clipcap.training import losses
 from clipcap.training.arguments import NO_NUMBERS
 from clipcap.training.state import State
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -131,13 +132,14 @@ def test_what_may_change_is_known() -> None:
 
 @pytest.mark.parametrize(("script", "name"), CASES, ids=[f"{script.__name__}-{name}" for script, name in CASES])
 def test_a_run_is_not_resumed_with_another_option(
-    begun: Start, files: dict[str, Path], script: ModuleType, name: str
+    begun: Start, files: dict[str, Path], script: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nine of ten changed options were once accepted, and the weights were those of no experiment at all."""
     line = [*begun(script, name in FRESH), "--resume"]
     option = f"--{name.replace('_', '-')}"
     said = rf"other {NAMES.get(name, option)} \((.+), not (.+)\): give the same to --resume it, or start anew"
     value = other_value(script, options_of(script)[name], files)
+    monkeypatch.setattr(losses, "BACKEND", "eager")  # of --compile: another one takes a minute
     if name == "precision":
         AcceleratorState._reset_state()  # which accelerate keeps for the whole process
     with pytest.raises(UserError, match=said) as refused:

@@ -94,6 +94,7 @@ class LoopArguments:
     precision: str = arg("auto", "auto: bf16 or fp16 where it is faster", choices=list(PRECISIONS))
     report_to: str = arg("none", "where else to send the metrics", choices=["none", "tensorboard", "wandb", "trackio"])
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only dropout draws otherwise")
+    compile: bool = arg(False, "torch.compile each step: for GPUs, where it was never measured; slower on a CPU")
     resume: bool = arg(False, "go on from the state in the output folder")
 
     def check(self) -> None:

@@ -3,35 +3,80 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from clipcap.cli.processes import ALONE, Processes
 from clipcap.cli.progress import ProgressBar
+from clipcap.errors import UserError, first_line, is_out_of_memory
 from clipcap.fast.large_weights import HeadLoss
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.loader import CaptionDataset, in_order, loader
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # which takes seconds to import
+
+BACKEND = "inductor"  # of torch.compile
 NONSENSE = 8  # nats per token: more than GPT-2 needs for any text, and not much less than a guess among its tokens
 
 
 class Objective(nn.Module):
-    """The loss as the forward pass of a module, because wrappers for several devices act on forward passes."""
+    """The loss as the forward pass of a module, because wrappers for several devices act on forward passes.
 
-    def __init__(self, model: ClipCap, fast: bool) -> None:
+    Args:
+        model: that trains.
+        fast: whether the head's loss is computed by `clipcap.fast`.
+        compiled: fuse the small kernels of mapping network, language model and loss, forward and backward, as
+            torch.compile does when it is first called. One compiled form serves captions of all lengths: only batches
+            of one row, or with fewer than two tokens to read, have others.
+    """
+
+    def __init__(self, model: ClipCap, fast: bool, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
         self._no_split_modules = model.gpt._no_split_modules  # what FSDP puts together in one go: the blocks
         self.head_loss = HeadLoss() if fast else None
+        self.loss = self._loss
+        if compiled:
+            torch.compiler.reset()  # PyTorch limits how many forms a function has, those of earlier runs included
+            self.loss = torch.compile(self._loss, dynamic=True, fullgraph=True, backend=BACKEND)
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean cross-entropy per caption token of a batch, a scalar in nats, times the weight of the batch."""
+        return self.loss(batch)
+
+    def _loss(self, batch: Batch) -> Tensor:
         if self.head_loss is None:
             return self.model.loss(batch) * batch.weight
         losses = self.head_loss(self.model.caption_states(batch), self.model.head, batch.targets)
         return losses.mean() * batch.weight
+
+
+def compile_now(
+    objective: nn.Module, accelerator: Accelerator, dataset: CaptionDataset, batch_size: int, processes: Processes
+) -> None:
+    """Let a compiled objective compile itself, forward and backward, on the longest captions of a dataset.
+
+    Raises:
+        UserError: it cannot be compiled here.
+    """
+    if processes.main:
+        print("compiling the training step, which takes a minute or more", file=sys.stderr)
+    objective.train()
+    for batch in loader(dataset, in_order(dataset, batch_size)[:1], accelerator.device, processes):
+        try:
+            accelerator.backward(objective(batch.to(accelerator.device)))
+        except Exception as error:  # whatever PyTorch and the compilers that it calls raise
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"--compile does not work here ({first_line(error)}): it needs a C++ compiler on a CPU, and Triton on "
+                "a GPU; leave it out"
+            ) from None
+    objective.zero_grad()
 
 
 def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, processes: Processes = ALONE) -> float:

@@ -36,6 +36,8 @@ def make_accelerator(args: LoopArguments, width: int) -> Accelerator:
     Raises:
         UserError: the device does not exist here or is not for FSDP or fp16, or the tracker's package is not installed.
     """
+    if asks_for_fsdp() and args.compile:
+        raise UserError("--compile is not for weights that FSDP shards: leave --compile or --use_fsdp out")
     device, precision = pick_device(args.device), args.precision
     if precision == "auto":
         wide = device.type != "cpu" or width >= WIDE

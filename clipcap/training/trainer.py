@@ -32,7 +32,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments, settings
 from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, loader
-from clipcap.training.losses import Objective, validation_loss, warn_of_nonsense
+from clipcap.training.losses import Objective, compile_now, validation_loss, warn_of_nonsense
 from clipcap.training.progress import Progress
 from clipcap.training.record import run_record
 from clipcap.training.setup import deferred_interrupt, make_accelerator, only_run, parameter_groups
@@ -84,6 +84,7 @@ class Trainer:
         self.accelerator = make_accelerator(args, model.config.width)
         fast = not args.no_fast
         model.use_fast(fast)
+        fast &= not args.compile  # which makes kernels of its own from plain PyTorch
         if fast:
             speed_up(model)
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
@@ -94,8 +95,11 @@ class Trainer:
         self.epoch_steps = -(-len(self.sampler) // args.accumulate)
         self.steps = self.epoch_steps * args.epochs
         self.schedule = get_linear_schedule_with_warmup(optimizer, int(self.steps * args.warmup), self.steps)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast), optimizer)
-        self.frozen = FrozenInHalf(model, precision if fast and not sharded else "no")
+        self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast, args.compile), optimizer)
+        self.frozen = FrozenInHalf(model, "no" if args.no_fast or sharded else precision)
+        if args.compile:
+            with self.frozen.used():
+                compile_now(self.objective, self.accelerator, train, args.batch_size, processes)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         facts = {
