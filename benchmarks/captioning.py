@@ -134,19 +134,18 @@ def absent(package: str) -> Iterator[list[str]]:
 
 def _identical(captioner: Captioner, loop: PublishedClipCap, photos: Sequence[Path], search: Decoding) -> list[str]:
     """How many captions are the published loop's: from the photos themselves, and from the loop's own embeddings."""
-    theirs = one_by_one(loop, photos, search.max_tokens, 1, len(photos))
+    decode = captioner.tokenizer.decode
+    theirs = [decode(ids).strip() for ids in one_by_one(loop, photos, search.max_tokens, 1, len(photos))]
     with torch.no_grad():
         embeddings = torch.cat([loop.embed(photo) for photo in photos])
     ours = {
         "photos, which ours decodes at a reduced size": [
             row.captions[0] for row in captioner.rows(photos, *decoding_and_rules(search))
         ],
-        "the same embeddings": [
-            captioner.tokenizer.decode(found[0]) for found in captioner.model.generate_all(embeddings, search)
-        ],
+        "the same embeddings": [decode(found[0]).strip() for found in captioner.model.generate_all(embeddings, search)],
     }
     return [
-        f"{sum(a == captioner.tokenizer.decode(b) for a, b in zip(captions, theirs, strict=True))} of {len(theirs)} "
+        f"{sum(a == b for a, b in zip(captions, theirs, strict=True))} of {len(theirs)} "
         f"captions identical to the published loop's from {origin}"
         for origin, captions in ours.items()
     ]
