@@ -16,7 +16,7 @@ class Plan:
 
     Attributes:
         rounds: turns of every contender; the median counts.
-        quick: an eighth of the photos and the two usual batch sizes.
+        quick: an eighth of the photos, the two usual batch sizes, and no profiles.
         advance: told the name of a contender after each of its turns.
     """
 
@@ -49,4 +49,4 @@ class Plan:
         def advance(name: str) -> None:
             self.advance(f"{title}: {name}")
 
-        return alternate(group, title, unit, contenders, self.rounds, self.device, advance)
+        return alternate(group, title, unit, contenders, self.rounds, self.device, advance, profiled=not self.quick)

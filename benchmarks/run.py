@@ -46,7 +46,7 @@ class Arguments:
     only: list[str] | None = arg(None, f"comparisons to run: {', '.join(NAMES)} (default: all)", metavar="NAME")
     device: str = arg("cpu", "cpu or cuda")
     rounds: int = arg(5, "turns of each contender; the median counts")
-    quick: bool = arg(False, "2 rounds, fewer photos and batch sizes, no peak memory of each task")
+    quick: bool = arg(False, "2 rounds, fewer photos and batch sizes, no profiles, no peak memory of each task")
     tiny: bool = arg(False, "tiny models, only to see that the benchmark runs")
     photos: str | None = arg(None, "measure on the photos in this folder (default: noise with their spectrum)")
     add: bool = arg(False, "keep what the page holds already, measured on this machine")

@@ -73,8 +73,13 @@ def alternate(
     rounds: int,
     device: torch.device,
     advance: Callable[[str], object] = lambda name: None,
+    profiled: bool = True,
 ) -> Measurement:
-    """Run the contenders by turns, in opposite order every other round; `advance` is told after each turn."""
+    """Run the contenders by turns, in opposite order every other round; `advance` is told after each turn.
+
+    Args:
+        profiled: whether those of which the work is known get a further turn, with a profile.
+    """
     for contender in contenders:
         contender.run(contender.items if device.type == "cuda" else min(contender.warm_up, contender.items))
         advance(contender.name)
@@ -88,7 +93,7 @@ def alternate(
     for contender in contenders:
         if contender.work:
             found.work[contender.name] = contender.work
-            if device.type == "cpu":
+            if profiled and device.type == "cpu":
                 found.products[contender.name] = share_of_products(contender)
     return found
 
