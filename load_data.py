@@ -54,7 +54,7 @@ class DatasetArguments:
     precision: str = arg("auto", "of CLIP's weights; auto: bf16 or fp16 where it is fast", choices=list(PRECISIONS))
     batch_size: int = arg(128, "images in one pass of CLIP")
     workers: int | None = arg(None, f"processes that decode images (default: one per CPU core, at most {MOST_WORKERS})")
-    decode_on_device: bool = arg(False, "let a GPU decode JPEGs, as predict.py does: no GPU has tried it yet")
+    decode_on_device: bool = arg(False, "let a GPU decode JPEGs, as predict.py's option does: no GPU has tried it yet")
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; the embeddings are the same")
     keep_shards: bool = arg(False, "leave the dataset in shards: no second copy of it on the disk at the end")
     canaries: int = arg(0, "plant N sentences with a secret each: evaluate.py then says what a model has memorised")
@@ -102,7 +102,7 @@ def make(
         "source": source.info,
         "clip": clip,
         "precision": str(encoder.dtype) if encoder else None,
-        "decode on device": out.decode_on_device,
+        "JPEG decoder": "device" if out.decode_on_device else None,
         "cleaning": asdict(cleaning),
         "number of canaries": len(canaries),
         **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},

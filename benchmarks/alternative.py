@@ -1,7 +1,8 @@
 """What a careful user would assemble instead of this project: open_clip, and Hugging Face's `generate` with its cache.
 
 In batches as large as ours and in the same precision; photos are decoded at a reduced size (`draft`) by two workers
-of a `DataLoader`. It is the well-known libraries used well, without a line of one's own code in the inner loop.
+of a `DataLoader`, in CLIP's batches. It is the well-known libraries used well, without a line of one's own code in the
+inner loop.
 
 Shapes: B batch, H x W pixels, C CLIP width, P prefix length, D GPT-2 width.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2LMHeadModel
 
+from clipcap.captioning.captioner import CLIP_BATCH
 from clipcap.clip.formats import open_picture
 
 WORKERS = 2
@@ -65,11 +67,12 @@ class Alternative:
         self.dtype, self.device = gpt.dtype, gpt.device
 
     @torch.inference_mode()
-    def embed(self, photos: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
-        """(B, C), batch after batch."""
-        side = max(self.clip.visual.image_size)
-        for pixels in DataLoader(Photos(photos, self.transform, side), batch_size, num_workers=WORKERS):
-            yield self.clip.encode_image(pixels.to(self.device, self.dtype))
+    def embed(self, photos: Sequence[Path], clip_batch: int = CLIP_BATCH) -> Tensor:
+        """(B, C)."""
+        read = Photos(photos, self.transform, max(self.clip.visual.image_size))
+        batch = min(clip_batch, -(-len(photos) // WORKERS))  # a worker makes whole batches
+        loader = DataLoader(read, batch, num_workers=WORKERS)
+        return torch.cat([self.clip.encode_image(pixels.to(self.device, self.dtype)) for pixels in loader])
 
     @torch.inference_mode()
     def generate(self, clip_embedding: Tensor, method: str, max_tokens: int, stop_token: int | None) -> Tensor:
@@ -87,6 +90,6 @@ class Alternative:
     def caption(
         self, photos: Sequence[Path], method: str, max_tokens: int, stop_token: int | None, batch_size: int
     ) -> Iterator[list[int]]:
-        """Ids for each photo, batch after batch."""
-        for embeddings in self.embed(photos, batch_size):
+        """Ids for each photo; captions are decoded in these batches."""
+        for embeddings in self.embed(photos, min(batch_size, CLIP_BATCH)).split(batch_size):
             yield from self.generate(embeddings, method, max_tokens, stop_token).tolist()

@@ -43,14 +43,14 @@ def decoding(method: str, tokens: int) -> Decoding:
 
 def folder_greedy(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """Ours in each precision, its peers, the published loop, and the stages of ours."""
-    folder, search = setting.photos(plan.photos(512)), decoding("greedy", 20)
+    folder, search = setting.photos(plan.photos(256)), decoding("greedy", 20)
     captioners = {name: setting.captioner(precision) for name, precision in setting.precisions.items()}
     contenders = [_ours(setting, name, captioner, folder, search) for name, captioner in captioners.items()]
     pipeline, loop = setting.alternative(setting.model(setting.fast)), setting.published(setting.model())
     contenders += [_assembled(pipeline, folder, search), _assembled(pipeline, folder, search, SMALL_BATCH)]
     contenders.append(_published(plan, loop, folder, search, photos=4))
     with absent("llama.cpp") as notes:
-        contenders.append(_llama(setting, pipeline, folder, search))
+        contenders += _llama(setting, pipeline, folder, search)
     contenders += _stages_of_folder(captioners[OURS], folder, search)
     found = plan.alternate(END_TO_END, "folder", "images/s", contenders)
     found.notes += notes + _identical(setting.captioner("fp32"), loop, folder[: plan.baseline(8)], search)
@@ -64,7 +64,7 @@ def folder_long(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
 def folder_beam(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """The same with beam search."""
-    yield _folder(setting, plan, "folder beam 5", decoding("beam", 20), photos=128, baseline=2)
+    yield _folder(setting, plan, "folder beam 5", decoding("beam", 20), photos=51, baseline=1)
 
 
 def folder_nucleus(setting: Setting, plan: Plan) -> Iterator[Measurement]:
@@ -100,7 +100,7 @@ def _assembled(pipeline: Alternative, folder: Sequence[Path], search: Decoding, 
     size = min(batch // search.width, len(folder))
     run = partial(in_batches, pipeline, folder, search.method, search.max_tokens, size)
     name = "alternative" if batch == SEQUENCES else f"alternative, batch {batch}"
-    return Contender(name, run, size if size > SMALL_BATCH else min(2 * size, len(folder)), warm_up=8)
+    return Contender(name, run, min(2 * size, len(folder)), warm_up=8)
 
 
 def _published(plan: Plan, loop: PublishedClipCap, folder: Sequence[Path], search: Decoding, photos: int) -> Contender:
@@ -108,18 +108,19 @@ def _published(plan: Plan, loop: PublishedClipCap, folder: Sequence[Path], searc
     return Contender("published", run, plan.baseline(photos))
 
 
-def _llama(setting: Setting, pipeline: Alternative, folder: Sequence[Path], search: Decoding) -> Contender:
-    """Open_clip and the mapping network in batches, then llama.cpp."""
-    batch, tokens = min(SEQUENCES, len(folder)), search.max_tokens
-    length = setting.sizes.prefix_length + tokens
-    engine = Llama(setting.model().gpt, setting.folder / "gpt2.gguf", batch, length)
+def _llama(setting: Setting, pipeline: Alternative, folder: Sequence[Path], search: Decoding) -> list[Contender]:
+    """On a CPU: open_clip and the mapping network in batches, then llama.cpp."""
+    if setting.device.type != "cpu":
+        return []
+    count, tokens = min(SEQUENCES, len(folder)), search.max_tokens
+    engine = Llama(setting.model().gpt, setting.folder / "gpt2.gguf", count, setting.sizes.prefix_length + tokens)
 
     @torch.inference_mode()
     def run(count: int) -> None:
-        for embeddings in pipeline.embed(folder[:count], batch):
-            engine.generate(pipeline.clip_project(embeddings).float().numpy(), tokens)
+        prefix = pipeline.clip_project(pipeline.embed(folder[:count]))
+        engine.generate(prefix.float().numpy(), tokens)
 
-    return Contender("llama.cpp", run, batch, warm_up=8)
+    return [Contender("llama.cpp", run, count, warm_up=8)]
 
 
 @contextmanager
@@ -218,7 +219,7 @@ def singly(captioner: Captioner, folder: Sequence[Path], search: Decoding, count
 
 def embedding(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """Photos -> embeddings, as load_data.py makes them: up to the rows that it writes."""
-    folder = setting.photos(plan.photos(512))
+    folder = setting.photos(plan.photos(256))
     encoder = setting.encoder()
     model = setting.model()
     loop, pipeline = setting.published(model), setting.alternative(model.to(setting.fast))
@@ -234,12 +235,12 @@ def embedding(setting: Setting, plan: Plan) -> Iterator[Measurement]:
             loop.embed(photo)
 
     def batched(count: int) -> None:
-        list(pipeline.embed(folder[:count], SEQUENCES))
+        pipeline.embed(folder[:count])
 
     contenders = [
         Contender("ours", ours, len(folder), floors.clip_image(setting.sizes, CLIP_BATCH, setting.fast), warm_up=40),
         Contender("published", one_at_a_time, plan.baseline(16)),
-        Contender("alternative", batched, min(SEQUENCES, len(folder)), warm_up=8),
+        Contender("alternative", batched, len(folder), warm_up=8),
     ]
     yield plan.alternate(STAGES, "embedding", "images/s", contenders)
 

@@ -1,7 +1,7 @@
 """Inference engines outside PyTorch, given the same GPT-2: CTranslate2, and llama.cpp by its Python binding.
 
 Neither is needed: a comparison leaves out what is not installed, and says so. `make setup` installs CTranslate2;
-llama.cpp is compiled when `pip install llama-cpp-python gguf` installs it.
+llama.cpp is compiled when `pip install -e .[llama]` installs it.
 
 Shapes: B rows, P prefix length, T tokens, D GPT-2 width, V vocabulary.
 """
@@ -71,7 +71,7 @@ class Llama:
         length: P + T at most.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: it is not installed, or takes no model or no batch of this size.
     """
 
     def __init__(self, gpt: GPT2LMHeadModel, file: Path, rows: int, length: int) -> None:
@@ -86,7 +86,9 @@ class Llama:
         options.n_ctx, options.n_batch, options.n_seq_max = rows * length, rows * length, rows
         options.kv_unified = False
         options.n_threads = options.n_threads_batch = torch.get_num_threads()
-        self.context = llama_cpp.llama_init_from_model(self.model, options)
+        self.context = self.model and llama_cpp.llama_init_from_model(self.model, options)
+        if not self.context:
+            raise ImportError(f"it cannot load GPT-2 for {rows} texts of {length} tokens")
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def generate(self, prefix: np.ndarray, tokens: int) -> list[list[int]]:

@@ -70,6 +70,11 @@ TASKS: dict[str, tuple[Callable[..., Callable[[], object]], object]] = {
 }
 
 
+def tasks(device: torch.device) -> list[str]:
+    """The names of those that can be done on a device."""
+    return [name for name, (_, precision) in TASKS.items() if precision != "int8" or device.type == "cpu"]
+
+
 def peak(task: str, setting: Setting) -> int:
     """Bytes that a task takes at most: on the GPU, or resident on the CPU, libraries included."""
     setting.photos(PHOTOS)

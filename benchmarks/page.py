@@ -30,7 +30,7 @@ REFERENCES = {  # contender that ours is compared with: what it is called on the
     "published with CLIP": "published loop",
     "published": "published loop",
 }
-ENGINES = {INT8: "CTranslate2, int8", OURS: "CTranslate2, float32"}  # of ours: what comes closest in CTranslate2
+ENGINES = ("CTranslate2, int8", "CTranslate2, float32")
 
 
 def write(results: Results, page: Path) -> None:
@@ -84,6 +84,7 @@ def _folder(results: Results) -> Iterator[str]:
     rows = []
     for name in sorted(names, key=found.rate, reverse=True):
         called = REFERENCES.get(name, f"**{name}**" if name in ours else name)
+        called += f", batch {results.batches['sequences decoded']}" if name in ("alternative", "llama.cpp") else ""
         ratios = [f"{figure(found.ratio(mine, name))}x" if mine != name else "–" for mine in ours]
         rows.append([called, _precision_in(found, name), figure(found.rate(name)), *ratios])
     yield f"## {COMPARED[FOLDER].capitalize()}\n"
@@ -153,10 +154,11 @@ def _stages(results: Results) -> Iterator[str]:
             ("per second", OURS, INT8, REFERENCES["alternative"], "ratio of ours", "of int8"), map(_stage, alone)
         )
         yield ""
-    beside = [found for found in alone if not found.rates.keys().isdisjoint(ENGINES.values())]
+    beside = [found for found in alone if not found.rates.keys().isdisjoint(ENGINES)]
     if beside:
         yield "Greedy decoding beside CTranslate2, which takes tokens only, and so cannot caption:\n"
-        columns = [(mine, name) for mine, name in ENGINES.items()]
+        fp32 = f"{OURS}, fp32" if f"{OURS}, fp32" in beside[0].rates else OURS
+        columns = list(zip((INT8, fp32), ENGINES, strict=True))
         header = ["captions/s", *(title for mine, name in columns for title in (mine, name, "ratio"))]
         yield from _table(
             header,
@@ -221,8 +223,8 @@ def _explained(results: Results) -> Iterator[str]:
     yield "## How it was measured\n"
     yield (
         f"- **{REFERENCES['alternative']}** is what a careful user would assemble instead, from open_clip and Hugging "
-        "Face `generate`: the same precision and batches as large as ours, photos decoded at a reduced size by two "
-        "workers (`alternative.py`)."
+        "Face `generate`: the precision that ours chooses, batches as large as ours or of the whole folder, photos "
+        "decoded at a reduced size by two workers (`alternative.py`)."
     )
     yield (
         f"- **{REFERENCES['published']}** is the published algorithm (`published.py`): fp32, one image at a time, no "

@@ -26,6 +26,7 @@ from benchmarks.published import PublishedClipCap
 from clipcap.captioning.captioner import Captioner
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import find_images
+from clipcap.clip.tensors import convert
 from clipcap.devices import pick_dtype
 from clipcap.fast.exchange import speed_up
 from clipcap.model.clipcap import ClipCap
@@ -163,9 +164,9 @@ class Setting:
 
     def decoder(self, precision: str = "auto") -> ClipCap:
         """A model as `Captioner.load` leaves it: nothing in it trains."""
-        model = self.model(pick_dtype(precision, self.device)).requires_grad_(False)
+        model = self.model().requires_grad_(False)
         speed_up(model, int8=precision == "int8")
-        return model
+        return convert(model, pick_dtype(precision, self.device), self.device)
 
     def published(self, model: ClipCap) -> PublishedClipCap:
         """The baseline, on the weights of a float32 model and with its GPT-2."""

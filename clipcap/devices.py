@@ -47,7 +47,9 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device(chosen)
     gpu = own if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if reason := _fails(gpu):
-        _tell(f"the GPU {gpu} cannot be used ({reason}), so the CPU is; install a PyTorch that is made for this GPU")
+        tell_once(
+            f"the GPU {gpu} cannot be used ({reason}), so the CPU is; install a PyTorch that is made for this GPU"
+        )
         return torch.device("cpu")
     return torch.device(gpu)
 
@@ -64,7 +66,7 @@ def _fails(device: str | torch.device) -> str | None:
 
 
 @cache
-def _tell(sentence: str) -> None:
+def tell_once(sentence: str) -> None:
     """Say something on stderr, once."""
     print(sentence, file=sys.stderr)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from clipcap.cli.status import run
+from clipcap.devices import DTYPES
 from clipcap.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,20 +148,30 @@ def table(folder: Path) -> str:
 
 
 def speed(results: dict) -> str:
-    """What ours does in a second, in both precisions, beside the strongest peer and the published code."""
+    """What ours does in a second, in each precision, beside the strongest peer and the published code."""
     measured = results["measurements"]
-    precision = "bf16" if "bfloat16" in measured["folder"]["work"][OURS]["dtype"] else "fp32"
+    own, chosen = measured["folder"]["rates"], measured["folder"]["work"][OURS]["dtype"].removeprefix("torch.")
+    precision = next(name for name, dtype in DTYPES.items() if dtype == chosen)
+    ours = {name: name.removeprefix(f"{OURS}, ") for name in (OURS, f"{OURS}, fp32", INT8) if name in own}
+    head = [
+        "",
+        f"this project, {precision}",
+        *list(ours.values())[1:],
+        "open_clip and `generate`",
+        "the published code",
+    ]
     rows = [
         f"Photos a second on {results['machine']['CPU']}, medians of {results['rounds']} rounds. In brackets: how many "
         "times as fast this project is, in int8 where the row has it.\n",
-        f"| | this project, {precision} | int8 | open_clip and `generate` | the published code |\n"
-        "|---|---:|---:|---:|---:|",
+        f"| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}",
     ]
     for what, title in SPEED.items():
+        if title not in measured:
+            continue
         rates = measured[title]["rates"]
         best = INT8 if INT8 in rates else OURS
         published = "published with CLIP" if "published with CLIP" in rates else "published"
-        cells = [f"{median(rates[name]):.3g}" if name in rates else "" for name in (OURS, INT8)]
+        cells = [f"{median(rates[name]):.3g}" if name in rates else "" for name in ours]
         cells += [_beside(rates, best, name) if name in rates else "" for name in ("alternative", published)]
         rows.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join([*rows, "", *peers(measured)])
@@ -174,7 +185,7 @@ def peers(measured: dict) -> Iterator[str]:
     rates = {title.rpartition(" ")[2]: found["rates"] for title, found in measured.items() if ENGINE in found["rates"]}
     if rates:
         ratios = ", ".join(f"{_ratio(found, INT8, ENGINE)} at batch {batch}" for batch, found in rates.items())
-        yield f"Beside {ENGINE}, which only decodes, decoding in int8 is {ratios}."
+        yield f"Beside CTranslate2 in int8, which only decodes, decoding in int8 is {ratios}."
 
 
 def _beside(rates: dict, ours: str, theirs: str) -> str:

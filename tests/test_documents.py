@@ -265,6 +265,26 @@ def test_the_readme_is_filled_from_what_was_made(
         fill_readme.fill("text", "results", results)
 
 
+def test_the_table_of_speed_says_what_was_measured(fill_readme: ModuleType) -> None:
+    """Guards against another precision's name, a ratio upside down, and a row or a peer that nobody measured."""
+    rates = {"ours": [4.0, 5, 4], "ours, int8": [8.0, 8, 10], "alternative": [2.0, 2, 2], "llama.cpp": [4.0, 4, 5]}
+    folder = {"rates": rates | {"published": [0.5, 1, 1]}, "work": {"ours": {"dtype": "torch.float16"}}}
+    decoded = {"rates": {"ours, int8": [6.0, 6, 6], "CTranslate2, int8": [4.0, 4, 3]}}
+    measured = {"folder": folder, "embedding": {"rates": {"ours": [9.0], "alternative": [6.0]}}}
+    results = {"machine": {"CPU": "one"}, "rounds": 3, "measurements": measured | {"decoding greedy, batch 8": decoded}}
+    lines = fill_readme.speed(results).splitlines()
+    assert [line for line in lines if line.startswith("|")] == [
+        "|  | this project, fp16 | int8 | open_clip and `generate` | the published code |",
+        "|---|---:|---:|---:|---:|",
+        "| a folder of photos, captions of 20 tokens | 4 | 8 | 2 (4x) | 1 (10x) |",
+        "| embedding a folder | 9 |  | 6 (1.5x) |  |",
+    ]
+    assert lines[-2:] == [
+        "open_clip and llama.cpp (Q8_0) caption such a folder at 4 (2x).",
+        "Beside CTranslate2 in int8, which only decodes, decoding in int8 is 1.5x at batch 8.",
+    ]
+
+
 def test_the_results_leave_out_what_says_nothing() -> None:
     """Guards against a process's size that is read as the memory of training, and against a table without its scale."""
     section = (ROOT / "README.md").read_text().partition("## Results")[2].partition("\n## ")[0]

@@ -249,7 +249,7 @@ def test_a_dataset_is_decoded_in_one_way(tmp_path):
     brought = SimpleNamespace(examples=[SimpleNamespace(clip_embedding=[0.0])])
     with pytest.raises(UserError, match="this source brings its embeddings; leave it out"):
         load_data.load_clip(brought, load_data.DatasetArguments(decode_on_device=True))
-    with pytest.raises(UserError, match="made with another decode on device"):
+    with pytest.raises(UserError, match="made with another JPEG decoder"):
         load_data.main([*command, "--output", str(tmp_path / "usual"), "--decode-on-device"])
     [[(_, (pixels, thumbnail))]] = pixel_batches([PLAIN], WithThumbnail(DEVICE), 1)
     assert pixels.shape == (64, 64, 3) and Image.open(io.BytesIO(thumbnail)).size == (200, 150)

@@ -32,6 +32,7 @@ import lora_finetuning
 import prompt_finetuning
 from clipcap.cli.status import run
 from clipcap.errors import Interrupted, UserError
+from clipcap.training import losses
 from clipcap.training.journal import Journal
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -131,6 +132,9 @@ def main(argv: Sequence[str]) -> None:
             lambda name=strategy: train(name, folder, f"two/{name}"),
             lambda trainer, name=strategy: trainer.objective.register_comm_hook(name, count),
         )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "BACKEND", "eager")  # any other takes a minute
+        train("head", folder, "compiled", "--compile")
     train("head", folder, "one_then_two", "--resume")
     interrupted(lambda: train("head", folder, "two_then_one"))
     draw(folder, "drawn")
@@ -185,10 +189,16 @@ def test_two_processes_have_the_losses_of_one(world: Path, trained: Any, strateg
     assert {p.name for p in two.rglob("*")} - new == {p.name for p in one.rglob("*")}
 
 
+def test_two_processes_compile_the_same_losses(world: Path, trained: Any) -> None:  # noqa: F811
+    """Guards against a wrapper for several processes that cannot be traced, or that exchanges other gradients."""
+    close(trained[0] / "compiled", world / "one" / "head")
+
+
 def test_files_and_captions_are_computed_and_written_once(world: Path, trained: Any) -> None:  # noqa: F811
     """Guards against a line of output, a progress bar and literal captions for every process."""
     folder, done = trained
     names = [f"two/{name}" for name in STRATEGIES] + [
+        "compiled",
         "one_then_two",
         "drawn",
         "interrupted",
@@ -196,7 +206,7 @@ def test_files_and_captions_are_computed_and_written_once(world: Path, trained: 
         "sharded_again",
     ]
     files = [weights for _, _, weights in STRATEGIES.values()]
-    files += ["frozen_model_weights.pt", *["lora_4_weights.pt"] * 2, *["prompted_weights.pt"] * 2]
+    files += [*["frozen_model_weights.pt"] * 2, *["lora_4_weights.pt"] * 2, *["prompted_weights.pt"] * 2]
     printed = [
         line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")
     ]  # torch 2.8 prints such lines

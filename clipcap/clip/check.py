@@ -23,8 +23,9 @@ from torch import Tensor
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
 from clipcap.clip.encoder import ClipEncoder
-from clipcap.clip.images import ImageSource, UnreadableImage, find_images, open_image
+from clipcap.clip.images import ImageSource, UnreadableImage, find_images, load_or_leave, open_image
 from clipcap.clip.jpegs import check_device
+from clipcap.clip.preprocessing import Jpeg
 from clipcap.devices import pick_device
 from clipcap.errors import UserError, at_least, first_line
 from clipcap.world.scenes import scenes
@@ -123,7 +124,10 @@ def ways(name: str, photos: list[ImageSource], device: torch.device) -> Iterator
     try:
         check_device(str(device))
         plain.preprocessing = replace(plain.preprocessing, jpeg_device=str(device))
-        yield "JPEG on device", cosines(plain.encode_images(photos))
+        left = sum(isinstance(load_or_leave(photo, plain.preprocessing), Jpeg) for photo in photos)
+        if not left:
+            raise UserError("Pillow decodes all of these pictures, see docs/troubleshooting.md")
+        yield f"JPEG on device ({left} of {len(photos)})", cosines(plain.encode_images(photos))
     except UserError as error:
         print(f"JPEG on device is left out: {error}", file=sys.stderr)
     for label, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):

@@ -135,7 +135,10 @@ def load_or_leave(source: ImageSource, preprocessing: PixelMaker[Any]) -> Any:
             jpeg = None if isinstance(source, Image.Image) else _jpeg(source, preprocessing.plain)
         if jpeg:
             content = jpeg.content
-            return preprocessing.left(jpeg, lambda min_side: open_image(content, min_side))
+            try:
+                return preprocessing.left(jpeg, lambda min_side: open_image(content, min_side))
+            except (ValueError, MemoryError) as error:
+                raise UnreadableImage(_reason(error)) from error
     return load_pixels(source, preprocessing)
 
 

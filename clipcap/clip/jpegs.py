@@ -26,6 +26,7 @@ from torch.nn.functional import interpolate, pad
 
 from clipcap.clip.images import ImageSource, UnreadableImage, load_pixels
 from clipcap.clip.preprocessing import Jpeg, Preprocessing
+from clipcap.devices import tell_once
 from clipcap.errors import UserError, first_line
 
 AT_ONCE = 8  # pictures that are decoded together: at most 0.4 GB, and 0.2 GB to resize one of them
@@ -40,6 +41,8 @@ def check_device(device: str) -> None:
         if torch.device(device).type not in ("cpu", "cuda"):
             raise RuntimeError("torchvision has no decoder for it")
         _decode([Jpeg(file.getvalue(), (64, 64), 1, Preprocessing(jpeg_device=device))])
+        if torch.device(device).type == "cpu":
+            tell_once("--decode-on-device is for GPUs: on a CPU it takes 2 to 4 times as long as without it")
     except (ImportError, AttributeError, *FAILURES) as error:
         raise UserError(
             f"JPEGs cannot be decoded on the device {device} here ({first_line(error)}): "
@@ -64,9 +67,10 @@ def _decoded(jpegs: list[Jpeg]) -> list[np.ndarray | UnreadableImage]:
     """By the device; where it fails at one, all are decoded one by one, and that one by Pillow."""
     try:
         return [*_decode(jpegs)]
-    except FAILURES:
+    except FAILURES as error:
         if len(jpegs) > 1:
             return [pixels for jpeg in jpegs for pixels in _decoded([jpeg])]
+        tell_once(f"the device fails at some JPEGs ({first_line(error)}), which Pillow decodes, more slowly")
     [jpeg] = jpegs
     try:
         return [load_pixels(jpeg.content, jpeg.preprocessing)]
