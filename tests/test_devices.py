@@ -80,7 +80,7 @@ def test_auto_takes_a_gpu_that_adds_and_else_the_cpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     """Guards against the end of every command on a GPU that this PyTorch has no kernels for."""
-    devices._tell.cache_clear()
+    devices.tell_once.cache_clear()
     gpu(monkeypatch, kind=kind)
     assert str(devices.pick_device()) == kind and not capsys.readouterr().err
     gpu(monkeypatch, kind=kind, fails="CUDA error: no kernel image is available for execution on the device\nmore")

@@ -69,11 +69,7 @@ class ModelArguments:
         None, f"pictures captioned together (default: {SEQUENCES}, fewer with beams or several captions)"
     )
     workers: int | None = arg(None, f"processes that read pictures (default: one per CPU core, at most {MOST_WORKERS})")
-    decode_on_device: bool = arg(
-        False,
-        "let a GPU decode JPEGs, at their full size, which may change a few captions; "
-        "no GPU has tried it yet: see docs/troubleshooting.md",
-    )
+    decode_on_device: bool = arg(False, "let a GPU decode JPEGs: see docs/troubleshooting.md, no GPU has tried it yet")
     no_fast: bool = arg(False, "leave out clipcap/fast: slower, for comparison; only what is sampled differs")
     demo: bool = arg(False, "set the defaults to the demo world shipped with the project")
 
