@@ -184,8 +184,8 @@ def peers(measured: dict) -> Iterator[str]:
         yield f"open_clip and llama.cpp (Q8_0) caption such a folder at {_beside(folder, INT8, 'llama.cpp')}."
     rates = {title.rpartition(" ")[2]: found["rates"] for title, found in measured.items() if ENGINE in found["rates"]}
     if rates:
-        ratios = ", ".join(f"{_ratio(found, INT8, ENGINE)} at batch {batch}" for batch, found in rates.items())
-        yield f"Beside CTranslate2 in int8, which only decodes, decoding in int8 is {ratios}."
+        ratios = ", ".join(f"{_ratio(found, INT8, ENGINE)} as fast at batch {batch}" for batch, found in rates.items())
+        yield f"CTranslate2 in int8 only decodes; this project in int8 decodes {ratios}."
 
 
 def _beside(rates: dict, ours: str, theirs: str) -> str:
