@@ -12,7 +12,7 @@ help:
 	@echo "make test         check the style, the types and the layout, and run the tests"
 	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, on Python 3.11"
 	@echo "make compare      fine-tune in all four ways on the drawn pictures and write one table"
-	@echo "make bench        measure the speed beside the published algorithm, and write benchmarks/RESULTS.md"
+	@echo "make bench        measure the speed beside other captioners, and write benchmarks/RESULTS.md"
 	@echo "make readme       put the pictures and the table of the last \`make compare\` into the README"
 	@echo "make setup        only create .venv and install the packages; PYTHON=python3.12 chooses the Python"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from clipcap.devices import pick_dtype, precision_of
-from clipcap.fast.int8 import emulated, operators_work, packed, quantize
+from clipcap.fast.int8 import Int8Linear
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "numpy", "pillow", "accelerate", "peft")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
@@ -66,7 +66,7 @@ def measure_limits(device: torch.device, patience: float = 1.0) -> Limits:
     size, megabytes = (8192, 2048) if device.type == "cuda" else (2048, 256)
     dtypes = dict.fromkeys((torch.float32, torch.bfloat16, pick_dtype("auto", device)))
     if device.type == "cpu":
-        dtypes |= {torch.int8: None}
+        dtypes[torch.int8] = None
     operations = {dtype: _product_rate(dtype, size, device, patience) for dtype in dtypes}
     source = torch.ones(megabytes << 18, device=device)
     target = torch.empty_like(source)
@@ -83,12 +83,11 @@ def _product_rate(dtype: torch.dtype, size: int, device: torch.device, patience:
     rate, side, seconds = 0.0, min(SMALLEST, size), 0.0
     while side <= size and 8 * seconds < patience:
         a, b = torch.rand(2, side, side, device=device)
-        product = (
-            (packed if operators_work() else emulated)(*quantize(b))
-            if dtype == torch.int8
-            else partial(torch.matmul, b.to(dtype))
-        )
-        seconds = _best(partial(product, a if dtype == torch.int8 else a.to(dtype)), device, patience)
+        if dtype == torch.int8:
+            product = partial(Int8Linear(b, None).product, a)
+        else:
+            product = partial(torch.matmul, a.to(dtype), b.to(dtype))
+        seconds = _best(product, device, patience)
         rate = max(rate, 2 * side**3 / seconds)
         side *= 2
     return rate

@@ -4,8 +4,8 @@
     python -m benchmarks --page
 
 The first writes benchmarks/RESULTS.json and RESULTS.md; the second measures nothing and writes RESULTS.md from the
-RESULTS.json that is there. On two CPU cores the first takes about 45 minutes, with --quick five. Nothing else should
-run on the machine meanwhile.
+RESULTS.json that is there. On two CPU cores with AVX2 the first takes more than an hour; --only and --add divide it.
+Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations

@@ -121,10 +121,8 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
 def load_pixels(source: ImageSource, preprocessing: PixelMaker[Pixels]) -> Pixels:
     """Any source of a picture -> what `preprocessing` makes of it: uint8 (H, W, 3). Raises UnreadableImage."""
     image, box = _decode(source, preprocessing.plain.min_side)
-    try:
+    with _too_large():
         return preprocessing.pixels(image, box, lambda min_side: open_image(source, min_side))
-    except (ValueError, MemoryError) as error:
-        raise UnreadableImage(_reason(error)) from error
 
 
 def load_or_leave(source: ImageSource, preprocessing: PixelMaker[Any]) -> Any:
@@ -135,10 +133,8 @@ def load_or_leave(source: ImageSource, preprocessing: PixelMaker[Any]) -> Any:
             jpeg = None if isinstance(source, Image.Image) else _jpeg(source, preprocessing.plain)
         if jpeg:
             content = jpeg.content
-            try:
+            with _too_large():
                 return preprocessing.left(jpeg, lambda min_side: open_image(content, min_side))
-            except (ValueError, MemoryError) as error:
-                raise UnreadableImage(_reason(error)) from error
     return load_pixels(source, preprocessing)
 
 
@@ -184,6 +180,15 @@ def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box
             _, box = (min_side and image.draft("RGB", (min_side, min_side))) or (None, None)
             orientation, size = orientation_of(image), image.size
             return upright(rgb(image), orientation), box and upright_box(box, size, orientation)
+
+
+@contextmanager
+def _too_large() -> Iterator[None]:
+    """A picture of which nothing can be made, since it is too long and thin or too large, becomes UnreadableImage."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        raise UnreadableImage(_reason(error)) from error
 
 
 @contextmanager
