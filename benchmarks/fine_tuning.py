@@ -34,10 +34,13 @@ MOST_TOKENS = 67
 
 
 class Loop(Trainer):
-    """The training loop without what it does at an evaluation: validation, samples, weights and state on disk."""
+    """The training loop without what it does besides: validation, samples, weights and state on disk."""
+
+    def look_before(self) -> None:
+        """Nothing: validation is not what is timed."""
 
     def evaluate(self) -> None:
-        """Nothing: an evaluation is not what is timed."""
+        """Nothing, for the same reason."""
 
 
 class Sample(list):

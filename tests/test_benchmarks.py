@@ -14,9 +14,10 @@ from tiny import STOP, tiny_model
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
-from benchmarks import captioning, engines, machine, page, published, results, run
+from benchmarks import captioning, engines, fine_tuning, machine, page, published, results, run
 from benchmarks.alternative import Alternative, Photos
 from benchmarks.machine import Limits, Work
+from benchmarks.plan import Plan
 from benchmarks.results import Results
 from benchmarks.setting import TINY, Setting, noise_photo
 from benchmarks.timing import Contender, Measurement, alternate, share_of_products
@@ -320,6 +321,17 @@ def test_a_run_adds_to_what_another_measured(tmp_path: Path) -> None:
     output.with_suffix(".json").write_text(json.dumps(both | {"machine": {"CPU": "another"}}))
     with pytest.raises(UserError, match="other machine"):
         run.main([*command, "mapping_batches", "--add"])
+
+
+def test_a_turn_of_fine_tuning_computes_its_batches_and_no_more(tmp_path: Path) -> None:
+    """Guards against validation, which took most of a turn and made the strategies look alike."""
+    setting = Setting(tmp_path, CPU, TINY)
+    model, seen = setting.model(), []
+    setting.model = lambda *_: model
+    turn = fine_tuning.ours(setting, Plan(1, quick=True, device=CPU), "full", fine_tuning.full)
+    model.gpt.transformer.h[0].register_forward_hook(lambda *_: seen.append(1))
+    turn.run(turn.items)
+    assert len(seen) == 4 and turn.items == 4 * fine_tuning.BATCH
 
 
 def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
