@@ -1,14 +1,15 @@
 """What a careful user would assemble instead of this project: open_clip, and Hugging Face's `generate` with its cache.
 
-In batches as large as ours and in the same precision; photos are decoded at a reduced size (`draft`) by two workers
-of a `DataLoader`, in CLIP's batches. It is the well-known libraries used well, without a line of one's own code in the
-inner loop.
+In batches as large as ours and in the same precision; photos are decoded at a reduced size (`draft`) by as many workers
+of a `DataLoader` as ours has, in CLIP's batches. It is the well-known libraries used well, without a line of one's own
+code in the inner loop.
 
 Shapes: B batch, H x W pixels, C CLIP width, P prefix length, D GPT-2 width.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers import GPT2LMHeadModel
 from clipcap.captioning.captioner import CLIP_BATCH
 from clipcap.clip.formats import open_picture
 
-WORKERS = 2
+WORKERS = min(16, os.cpu_count() or 1)
 METHODS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "nucleus": {"do_sample": True, "top_p": 0.9, "top_k": 0},
@@ -71,7 +72,7 @@ class Alternative:
         """(B, C)."""
         read = Photos(photos, self.transform, max(self.clip.visual.image_size))
         batch = min(clip_batch, -(-len(photos) // WORKERS))  # a worker makes whole batches
-        loader = DataLoader(read, batch, num_workers=WORKERS)
+        loader = DataLoader(read, batch, num_workers=WORKERS if len(photos) > 1 else 0)
         return torch.cat([self.clip.encode_image(pixels.to(self.device, self.dtype)) for pixels in loader])
 
     @torch.inference_mode()

@@ -33,7 +33,7 @@ from clipcap.decoding.options import SEQUENCES, Decoding
 END_TO_END, STAGES = "Captioning, end to end", "Stages alone"
 NO_STOP = -1  # no caption ends early: all contenders decode the same number of tokens
 SMALL_BATCH = 32
-BATCHES = {"CLIP": CLIP_BATCH, "sequences decoded": SEQUENCES}
+BATCHES = {"CLIP": CLIP_BATCH, "sequences decoded": SEQUENCES}  # at most: ours decodes fewer at first
 
 
 def decoding(method: str, tokens: int) -> Decoding:
@@ -95,17 +95,23 @@ def _ours(setting: Setting, name: str, captioner: Captioner, folder: Sequence[Pa
     return Contender(name, partial(rows, captioner, folder, search), len(folder), work, warm_up=40)
 
 
-def _assembled(pipeline: Alternative, folder: Sequence[Path], search: Decoding, batch: int = SEQUENCES) -> Contender:
-    """The pipeline that one would assemble, in batches as large as ours or in those of most examples."""
+def _assembled(
+    pipeline: Alternative, folder: Sequence[Path], search: Decoding, batch: int = SEQUENCES, count: int | None = None
+) -> Contender:
+    """The pipeline that one would assemble, in batches as large as ours, in those of most examples, or photo by photo.
+
+    Args:
+        count: of photos in a round; two batches if nothing is said.
+    """
     size = min(batch // search.width, len(folder))
     run = partial(in_batches, pipeline, folder, search.method, search.max_tokens, size)
-    name = "alternative" if batch == SEQUENCES else f"alternative, batch {batch}"
-    return Contender(name, run, min(2 * size, len(folder)), warm_up=8)
+    name = f"alternative, batch {batch}" if batch == SMALL_BATCH else "alternative"
+    return Contender(name, run, count or min(2 * size, len(folder)), warm_up=8)
 
 
 def _published(plan: Plan, loop: PublishedClipCap, folder: Sequence[Path], search: Decoding, photos: int) -> Contender:
     run = partial(one_by_one, loop, folder, search.max_tokens, search.width)
-    return Contender("published", run, plan.baseline(photos))
+    return Contender("published", run, min(plan.baseline(photos), len(folder)))
 
 
 def _llama(setting: Setting, pipeline: Alternative, folder: Sequence[Path], search: Decoding) -> list[Contender]:
@@ -170,7 +176,7 @@ def in_batches(
 
 
 def _stages_of_folder(captioner: Captioner, folder: Sequence[Path], search: Decoding) -> list[Contender]:
-    """The stages of `rows`, each alone and in the batches that it gets there."""
+    """The stages of `rows`, each alone and in full batches."""
     encoder = captioner.encoder
     pixels = _pixels(encoder, folder, CLIP_BATCH)
     embeddings = encoder.encode_pixels(pixels).repeat(SEQUENCES // len(pixels) + 1, 1)[:SEQUENCES]
@@ -201,12 +207,15 @@ def _pixels(encoder: ClipEncoder, folder: Sequence[Path], count: int) -> np.ndar
 
 def single_photo(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """One photo at a time, everything loaded: what a user waits for in a notebook."""
-    folder, search = setting.photos(plan.photos(16)), decoding("greedy", 20)
-    contenders = []
+    folder, search = setting.photos(16), decoding("greedy", 20)
+    count, contenders = min(plan.baseline(8), len(folder)), []
     for name, precision in setting.precisions.items():
         captioner, dtype = setting.captioner(precision), setting.dtype(precision)
         work = floors.clip_image(setting.sizes, 1, dtype) + floors.caption(captioner.model, 20, 1, dtype)
-        contenders.append(Contender(name, partial(singly, captioner, folder, search), plan.baseline(8), work))
+        contenders.append(Contender(name, partial(singly, captioner, folder, search), count, work))
+    contenders.append(
+        _assembled(setting.alternative(setting.model(setting.fast)), folder, search, batch=1, count=count)
+    )
     contenders.append(_published(plan, setting.published(setting.model()), folder, search, photos=4))
     yield plan.alternate(END_TO_END, "single photo", "images/s", contenders)
 
@@ -239,7 +248,7 @@ def embedding(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
     contenders = [
         Contender("ours", ours, len(folder), floors.clip_image(setting.sizes, CLIP_BATCH, setting.fast), warm_up=40),
-        Contender("published", one_at_a_time, plan.baseline(16)),
+        Contender("published", one_at_a_time, min(plan.baseline(16), len(folder))),
         Contender("alternative", batched, len(folder), warm_up=8),
     ]
     yield plan.alternate(STAGES, "embedding", "images/s", contenders)
@@ -310,8 +319,9 @@ def _ctranslate2(setting: Setting) -> dict[str, CTranslate2]:
     }
 
 
-def _repeated(name: str, run: Callable[[], object], batch: int, least: int = 8) -> Contender:
-    """A contender that does whole batches, at least `least` items a round."""
+def _repeated(name: str, run: Callable[[], object], batch: int, least: int = 32) -> Contender:
+    """A contender that does whole batches, at least `least` items a round, but no more than eight batches for that."""
+    least = min(least, 8 * batch)
 
     def repeat(count: int) -> None:
         for _ in range(0, count, batch):

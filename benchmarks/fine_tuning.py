@@ -54,6 +54,11 @@ class Sample(list):
         ordered = sorted(sampler, key=lambda rows: sampler.lengths[rows].max())
         return cls(ordered[len(ordered) // batches // 2 :: len(ordered) // batches][:batches])
 
+    @classmethod
+    def longest(cls, sampler: BucketSampler) -> Sample:
+        """The batch with the longest caption alone, which takes the most memory."""
+        return cls([max(sampler, key=lambda rows: sampler.lengths[rows].max())])
+
 
 def captions(vocabulary: int, count: int = CAPTIONS) -> list[list[int]]:
     """Random tokens, as many as people write."""
@@ -113,8 +118,10 @@ def strategies(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     yield plan.alternate("Fine-tuning", "strategies", "captions/s", contenders)
 
 
-def ours(setting: Setting, plan: Plan, name: str, choose: Callable[[ClipCap], None]) -> Contender:
-    """The loop over batches of all lengths, in the precision that it chooses itself."""
+def ours(
+    setting: Setting, plan: Plan, name: str, choose: Callable[[ClipCap], None], longest: bool = False
+) -> Contender:
+    """The loop over batches of all lengths, or the longest alone, in the precision that it chooses itself."""
     model = setting.model()
     choose(model)
     tokens = captions(setting.sizes.vocabulary)
@@ -124,7 +131,7 @@ def ours(setting: Setting, plan: Plan, name: str, choose: Callable[[ClipCap], No
         output_dir=str(setting.folder), epochs=1, batch_size=BATCH, evals_per_epoch=1, device=str(setting.device)
     )
     loop = Loop(model, dataset, dataset, args, strategy=name, weights="", record={})
-    sample = Sample.of(loop.sampler, 4 if plan.quick else 8)
+    sample = Sample.longest(loop.sampler) if longest else Sample.of(loop.sampler, 4 if plan.quick else 8)
     loop.sampler = cast(BucketSampler, sample)  # the loop reads its length, its batches, `epoch` and `skip`, no more
     count = sum(len(rows) for rows in sample)
     mean = sum(len(tokens[row]) for rows in sample for row in rows) / count

@@ -52,7 +52,8 @@ def training_caption(model: ClipCap, tokens: float, batch: int, dtype: torch.dty
     below_head = any(not name.startswith(("gpt.lm_head.", "gpt.transformer.ln_f.")) for name in trained)
     in_blocks = sum(p.numel() for p in model.gpt.transformer.h.parameters() if p.requires_grad and p.ndim > 1) / blocks
     in_mapping = all(weight.requires_grad for weight in model.clip_project.parameters())
-    products = blocks * (model.config.prefix_length + tokens) * (1 + below_head + in_blocks)
+    read = model.config.prefix_length + tokens - 1  # the last token is only predicted
+    products = blocks * read * (1 + below_head + in_blocks)
     products += head * tokens * (1 + below_head + in_head) + mapping * (1 + 2 * in_mapping)
     moved = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Work(2 * products, OPTIMIZER_BYTES * moved / batch, dtype)

@@ -24,12 +24,14 @@ import torch
 from benchmarks import captioning, fine_tuning
 from benchmarks.plan import Plan
 from benchmarks.setting import TINY, Setting, Sizes
-from clipcap.devices import CAPTIONING
+from clipcap.captioning.options import FIRST
+from clipcap.decoding.options import SEQUENCES
+from clipcap.devices import CAPTIONING, pick_dtype
 from clipcap.model.clipcap import ClipCap
 from clipcap.weights.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-PHOTOS, TOKENS = 64, 20
+PHOTOS, TOKENS = FIRST + SEQUENCES, 20  # ours decodes the first 32, and then a whole batch
 FEW, MANY = 500, 10_000
 RESET = Path("/proc/self/clear_refs")  # Linux forgets a process's peak when 5 is written here
 
@@ -41,13 +43,13 @@ def _captioning(setting: Setting, name: str) -> Callable[[], object]:
         return partial(captioning.rows, setting.captioner(name), folder, search, PHOTOS)
     if name == "alternative":
         pipeline = setting.alternative(setting.model(setting.fast))
-        return partial(captioning.in_batches, pipeline, folder, "greedy", TOKENS, PHOTOS, PHOTOS)
+        return partial(captioning.in_batches, pipeline, folder, "greedy", TOKENS, SEQUENCES, PHOTOS)
     return partial(captioning.one_by_one, setting.published(setting.model()), folder, TOKENS, 1, 2)
 
 
 def _training(setting: Setting, choose: Callable[[ClipCap], None]) -> Callable[[], object]:
     plan = Plan(rounds=1, quick=True, device=setting.device)
-    contender = fine_tuning.ours(setting, plan, "ours", choose)
+    contender = fine_tuning.ours(setting, plan, "ours", choose, longest=True)
     return partial(contender.run, contender.items)
 
 
@@ -72,7 +74,8 @@ TASKS: dict[str, tuple[Callable[..., Callable[[], object]], object]] = {
 
 def tasks(device: torch.device) -> list[str]:
     """The names of those that can be done on a device."""
-    return [name for name, (_, precision) in TASKS.items() if precision != "int8" or device.type == "cpu"]
+    left_out = {"int8"} if device.type != "cpu" else {"fp32"} if pick_dtype("auto", device) == torch.float32 else set()
+    return [name for name, (_, precision) in TASKS.items() if precision not in left_out]
 
 
 def peak(task: str, setting: Setting) -> int:

@@ -9,6 +9,7 @@ from benchmarks.machine import name_of
 from benchmarks.results import Results, json_of
 from benchmarks.setting import OURS
 from benchmarks.timing import Measurement
+from clipcap.captioning.options import FIRST
 
 STAGE = "stage: "  # begins the name of a contender that does one stage of a folder alone
 STRATEGIES = "strategies"  # the comparison of our own strategies with each other
@@ -224,7 +225,7 @@ def _explained(results: Results) -> Iterator[str]:
     yield (
         f"- **{REFERENCES['alternative']}** is what a careful user would assemble instead, from open_clip and Hugging "
         "Face `generate`: the precision that ours chooses, batches as large as ours or of the whole folder, photos "
-        "decoded at a reduced size by two workers (`alternative.py`)."
+        "decoded at a reduced size by as many workers (`alternative.py`)."
     )
     yield (
         f"- **{REFERENCES['published']}** is the published algorithm (`published.py`): fp32, one image at a time, no "
@@ -234,7 +235,10 @@ def _explained(results: Results) -> Iterator[str]:
         "- **llama.cpp** gets embeddings from open_clip, in the precision of ours, and **CTranslate2** gets random "
         "tokens in the place of a prefix (`engines.py`)."
     )
-    yield f"- **Batch sizes**, where a row names no other: {batches}."
+    yield (
+        f"- **Batch sizes**, at most, where a row names no other: {batches}. Of a folder ours decodes {FIRST} at "
+        "first, so that captions come soon."
+    )
     yield (
         "- **Rounds**: the contenders took turns in one process. A rate is the median of "
         f"{results.rounds} rounds, and a ratio is the median of each round's ratio. A slow contender did fewer items "
@@ -248,7 +252,7 @@ def _explained(results: Results) -> Iterator[str]:
 
 def _machine(results: Results) -> Iterator[str]:
     peaks = ", ".join(
-        f"{name_of(dtype)} {rate / 1e12:.2f} Tflop/s" for dtype, rate in results.limits.operations.items()
+        f"{name_of(dtype)} {figure(rate / 1e12)} Tflop/s" for dtype, rate in results.limits.operations.items()
     )
     measured = {
         "matrix products, measured": peaks,

@@ -170,9 +170,8 @@ def speed(results: dict) -> str:
             continue
         rates = measured[title]["rates"]
         best = INT8 if INT8 in rates else OURS
-        published = "published with CLIP" if "published with CLIP" in rates else "published"
         cells = [f"{median(rates[name]):.3g}" if name in rates else "" for name in ours]
-        cells += [_beside(rates, best, name) if name in rates else "" for name in ("alternative", published)]
+        cells += [_beside(rates, best, name) if name in rates else "" for name in ("alternative", "published")]
         rows.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join([*rows, "", *peers(measured)])
 
