@@ -192,7 +192,7 @@ def _beside(rates: dict, ours: str, theirs: str) -> str:
 
 
 def _ratio(rates: dict, ours: str, theirs: str) -> str:
-    return f"{median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True)):.3g}x"
+    return f"{median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True)):.2g}x"
 
 
 def pictures(weights: Path, folder: Path) -> str:

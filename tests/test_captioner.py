@@ -162,6 +162,14 @@ def test_a_word_that_cannot_be_had_is_named(captioner, pictures):
         assert row.missing == ["xylophonist"] and row.captions and "xylophonist" in row.note
 
 
+def test_prompted_weights_take_embeddings_that_numpy_cannot_read(tmp_path):
+    """Guards against a traceback for embeddings on a GPU; NumPy does not read those that remember gradients either."""
+    captioner = Captioner.load(save_tiny_weights(tmp_path, literal=True, prompt=" it is {literal}: "))
+    embeddings = torch.randn(2, captioner.encoder.dim)
+    expected = captioner.caption_embeddings(embeddings, **SHORT)
+    assert captioner.caption_embeddings(embeddings.requires_grad_(), **SHORT) == expected
+
+
 def test_prompted_weights_start_from_their_literal_caption(tmp_path, pictures):
     captioner = Captioner.load(save_tiny_weights(tmp_path, literal=True, prompt=" it is {literal}: "))
     captioner.model.config.prompt = " it is {literal}: "

@@ -75,6 +75,16 @@ def test_a_captured_step_decodes_what_the_plain_one_does(decoding, prompts, capt
     assert captured
 
 
+def test_numbers_that_overflowed_do_not_reach_the_next_batch(captured):
+    """Guards against one picture that fp16 cannot compute, after which no other gets a caption."""
+    model, decoding = tiny_model(), Decoding(max_tokens=12, stop_token=-1)
+    expected = model.generate(embeddings(), decoding)
+    with torch.inference_mode():
+        for state in model.decoder().captured.values():
+            state.cache.fill_(float("nan"))
+    assert model.generate(embeddings(), decoding) == expected and len(captured) == 1
+
+
 def test_a_shape_is_captured_once(captured):
     model, decoding = tiny_model(), Decoding(max_tokens=12, stop_token=-1)
     for batch in (embeddings(), embeddings() + 1, embeddings(3)):
@@ -207,12 +217,13 @@ def test_captures_share_a_stream_and_leave_other_threads_alone(monkeypatch):
 def test_a_failed_capture_leaves_its_stream_and_is_the_last(monkeypatch):
     """Guards against a stream that stays current, and against a failure, with its warning, for every batch."""
     cuda = FakeCuda(monkeypatch, at_end="operation failed due to a previous error during capture")
-    monkeypatch.setattr(cuda_graph, "captures", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "captures", lambda device: device not in cuda_graph.FAILED)
+    monkeypatch.setattr(cuda_graph, "FAILED", set())
     model, decoding = tiny_model(), Decoding(max_tokens=40)
     with pytest.warns(UserWarning, match="cannot be captured as a CUDA graph .operation failed"):
         found = model.generate(embeddings(), decoding)
     assert cuda.current == "own"
-    again = [model.generate(embeddings(rows), decoding) for rows in (6, 3)]
+    again = [model.generate(embeddings(6), decoding), tiny_model().generate(embeddings(3), decoding)]
     assert cuda.modes == ["thread_local"] and not kept(model)
     monkeypatch.setattr(cuda_graph, "captures", lambda device: False)
     assert [found, found[:3]] == again == [tiny_model().generate(embeddings(rows), decoding) for rows in (6, 3)]

@@ -80,17 +80,18 @@ def test_what_these_tests_count_on(fake):
         bool(x.all())
 
 
+@pytest.mark.parametrize("captured", [True, False], ids=["captured", "plain"])
 @pytest.mark.parametrize("name", SEARCHES)
 @torch.no_grad()
-def test_a_search_stays_on_the_device_and_asks_nothing(fake, name):
+def test_a_search_stays_on_the_device_and_asks_nothing(fake, name, captured):
     decoding, steps, dtype = SEARCHES[name], 3, torch.float16
     assert steps < ASKED
     with on_cuda(dtype):
         model = tiny_model()
     prompts = None if name == "greedy" else [[1, 2, 3], [4]] * (BATCH // 2)
     prefix = model.prefix(torch.randn(BATCH, 16))
-    session = CachedGPT2(model.gpt).begin(prefix, prompts, decoding.width, steps)
-    assert session.gpt.captures and session.state.replay and session.state.cache.dtype == dtype
+    session = CachedGPT2(model.gpt, capture=captured).begin(prefix, prompts, decoding.width, steps)
+    assert session.gpt.captures == bool(session.state.replay) == captured and session.state.cache.dtype == dtype
     rules = Forbidden(RULED, STOP, VOCABULARY, CUDA).behind(prompts or [[]] * BATCH)
     with Operators() as operators:
         rules(

@@ -1,5 +1,10 @@
 """From captions to batches: nothing is lost, nothing is padded into the loss, and the order can be repeated."""
 
+import multiprocessing
+import os
+import signal
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +12,9 @@ from tiny import byte_tokenizer, tiny_model
 from tokenizers import Tokenizer
 
 from clipcap.errors import UserError
-from clipcap.model.batches import IGNORED, collate, encode_captions, fit_captions
+from clipcap.model.batches import IGNORED, Batch, collate, encode_captions, fit_captions
 from clipcap.model.prompts import encode_prompts
-from clipcap.training.loader import BucketSampler, CaptionDataset, in_order, share
+from clipcap.training.loader import BucketSampler, CaptionDataset, in_order, loader, share
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +131,22 @@ def test_processes_share_the_rows_of_a_batch(count):
 
 def test_in_order_takes_every_row_once():
     assert in_order(dataset(), 3) == [[2, 0, 3], [1]]
+
+
+@pytest.mark.parametrize(("device", "beside"), [("cuda:1", True), ("mps", False), ("cpu", False)])
+def test_only_cuda_copies_beside_the_computation(device, beside):
+    """Guards against Apple's GPUs, which read a batch that is gone already."""
+    asked = []
+    part = SimpleNamespace(to=lambda device, non_blocking: asked.append((str(device), non_blocking)))
+    Batch(*[part] * 6).to(torch.device(device))
+    assert asked == [(device, beside)] * 6
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator")
+def test_batches_go_on_while_the_process_group_is_asked_to_end():
+    """Guards against a run that torchrun ends without its state, because the workers of its batches ended first."""
+    found = iter(loader(dataset([3] * 200), [[row] for row in range(200)], torch.device("cuda")))
+    next(found)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(found)) == 199

@@ -121,7 +121,7 @@ def test_the_thread_count_stays_as_it_is(folder):
 
 @pytest.mark.parametrize("suffix", ["bin", "pt"])
 def test_a_folder_with_other_names(folder, tmp_path, suffix):
-    model = ClipEncoder.load(folder).model
+    model = ClipEncoder.load(folder, fast=False).model
     torch.save(model.state_dict(), tmp_path / f"weights.{suffix}")
     (tmp_path / "config.json").write_text((folder / "open_clip_config.json").read_text())
     encoder = ClipEncoder.load(tmp_path)
@@ -129,9 +129,17 @@ def test_a_folder_with_other_names(folder, tmp_path, suffix):
     assert encoder.encode_texts(["a dog"]).shape == (1, 16)
 
 
+def test_the_image_tower_is_there_once(folder):
+    """Guards against CLIP's largest part twice on a GPU: as it was loaded, and prepared."""
+    fast, plain = (ClipEncoder.load(folder, fast=fast) for fast in (True, False))
+    assert fast.vit and not hasattr(fast.model, "visual") and hasattr(plain.model, "visual")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    torch.testing.assert_close(fast.encode_pixels(pixels), plain.encode_pixels(pixels), atol=1e-5, rtol=1e-4)
+
+
 def test_openais_own_archive(folder, tiny_registry, tmp_path):
     """What OpenAI publishes is a TorchScript archive, in fp16, with three tensors that are no weights."""
-    model = ClipEncoder.load(folder).model
+    model = ClipEncoder.load(folder, fast=False).model
     archive = torch.nn.Module()
     for name, parameter in model.state_dict().items():
         *path, leaf = name.split(".")
@@ -144,7 +152,7 @@ def test_openais_own_archive(folder, tiny_registry, tmp_path):
     archive.register_buffer("input_resolution", torch.tensor(32))
     file = tmp_path / "ViT-B-32.pt"
     torch.jit.script(archive).save(file)
-    encoder = ClipEncoder.load(file)
+    encoder = ClipEncoder.load(file, fast=False)
     assert encoder.model_name == "ViT-B/32" and activations(encoder) == {QuickGELU}
     # Guards against plain GELU for OpenAI's weights, without a word, under open_clip's spelling of a name.
     for name, weights in ((f"ViT-B-32:{file}", "openai"), ("ViT-B-32", str(file)), (f"ViT-B/32:{file}", None)):
@@ -155,7 +163,7 @@ def test_openais_own_archive(folder, tiny_registry, tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused(folder, tmp_path):
-    state = ClipEncoder.load(folder).model.state_dict()
+    state = ClipEncoder.load(folder, fast=False).model.state_dict()
     (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
     for broken in ({**state, "extra": torch.ones(1)}, {k: v for k, v in state.items() if k != "ln_final.weight"}):
         torch.save(broken, tmp_path / "weights.pt")

@@ -1,5 +1,8 @@
 """The model against figures of the published code, and the published defects it must not have."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -161,3 +164,15 @@ def test_literal_captioner_belongs_to_nobody_who_trains():
 def test_impossible_sizes_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         ClipCap(tiny_config(**changes))
+
+
+def test_a_model_is_gone_with_its_last_user():
+    """Guards against replaced models whose captured steps keep gigabytes of a GPU until Python looks for circles."""
+    model = tiny_model()
+    model.generate(torch.randn(2, 16))
+    gone, _ = weakref.ref(model), gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()

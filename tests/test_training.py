@@ -1,10 +1,12 @@
 """The loop learns, keeps the best weights, and goes on after an interruption to the very same weights."""
 
 import json
+import math
 import os
 import signal
 import sys
 import warnings
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -20,6 +22,7 @@ from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
 from clipcap.training import setup
 from clipcap.training.arguments import LoopArguments
+from clipcap.training.journal import Journal
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.losses import validation_loss
 from clipcap.training.setup import make_accelerator, parameter_groups
@@ -220,6 +223,13 @@ def test_a_loss_that_becomes_no_number_says_what_to_change(tmp_path):
     at_step(run, 3, spoil)
     with pytest.raises(UserError, match="at step 6: lower --learning-rate"):
         run.run()
+
+
+def test_a_loss_beyond_the_range_of_fp16_says_so(tmp_path):
+    accelerator = SimpleNamespace(mixed_precision="fp16")
+    journal = Journal(accelerator, tmp_path, "full", SimpleNamespace(step=3))
+    with pytest.raises(UserError, match="at step 3: take --precision fp32"):
+        journal.log({"train_loss": math.inf}, 0.5)
 
 
 @pytest.mark.parametrize("options", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}])

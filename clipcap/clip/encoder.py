@@ -39,7 +39,7 @@ class ClipEncoder:
         device: where the model is.
         dtype: of its weights.
         vit: computes the same as `model.encode_image`, only sooner; None where the model is not one that it supports.
-            In int8 it stands in place of `model.visual`, which is let go.
+            It stands in place of `model.visual`, which is let go.
     """
 
     model_name: str
@@ -95,11 +95,13 @@ class ClipEncoder:
         # Before the model is converted: what scales weights should round them only once.
         vit = FastViT(model.visual, partial(Tensor.to, device=device, dtype=dtype), int8) if plain else None
         resnet = is_resnet(model.visual)
-        if vit and int8:
+        if vit and int8:  # whose weights need not fit into `dtype`
             del model.visual
         if fast and resnet:
             fold_batch_norms(model.visual)
         model = convert(model, dtype, device)
+        if vit and not int8:
+            del model.visual
         if int8:
             give_back()
         return cls(

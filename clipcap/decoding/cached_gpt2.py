@@ -114,7 +114,10 @@ class CachedGPT2:
     def state(self, batch: int, width: int, length: int, mask_rows: int) -> DecodingState:
         """A state whose mask hides the whole cache; on CUDA there is one for each shape, with its step captured."""
         shape = (batch, width, length, mask_rows)
-        state = self.captured.pop(shape, None) or self._new_state(*shape)
+        if state := self.captured.pop(shape, None):
+            state.cache.zero_()  # the mask hides the numbers of an earlier batch, but no NaN among them
+        else:
+            state = self._new_state(*shape)
         if state.replay:
             self.captured[shape] = state
         state.mask.fill_(float("-inf"))
@@ -135,7 +138,6 @@ class CachedGPT2:
         )
         if self.captures:
             state.replay = cuda_graph.capture(partial(self.advance, state), like.device)
-            self.capture = state.replay is not None  # what has failed once would fail again
         return state
 
     def slots(self, count: int) -> Tensor:

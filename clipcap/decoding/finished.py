@@ -11,15 +11,15 @@ from torch import Tensor
 from clipcap.decoding.cached_gpt2 import Session
 from clipcap.decoding.cached_transformer import TransformerSession
 
-ASKED = 16  # steps between two questions to a CUDA device
+ASKED = 16  # steps between two questions to a GPU
 
 
 class Finished:
     """Removes finished images from the batch and knows which rows of the whole batch remain.
 
-    Removing them copies the cache, so finished images stay until they are a quarter of the batch. Asking a CUDA device
-    which images are finished means waiting for it, so it is asked only every 16 tokens, and its batch is only ever
-    halved: the fewer shapes there are, the fewer steps have to be captured.
+    Removing them copies the cache, so finished images stay until they are a quarter of the batch. Asking a GPU which
+    images are finished means waiting for it, so it is asked only every 16 tokens. Where steps are captured the batch is
+    only ever halved: the fewer shapes there are, the fewer steps have to be captured.
 
     Attributes:
         rows: (B',), indices into the whole batch of the rows that the session still decodes.
@@ -29,6 +29,7 @@ class Finished:
         self.session = session
         self.rows = torch.arange(batch, device=device)
         self.halves = session.gpt.captures
+        self.asked = ASKED if device.type != "cpu" else 1
 
     def leave(self, step: int, done: Tensor) -> Tensor | None:
         """Decide after a step which rows of the session to go on with; the others are removed from it.
@@ -40,7 +41,7 @@ class Finished:
         Returns:
             Indices of the rows to go on with, empty when all are done; None when every row stays.
         """
-        if self.halves and (step + 1) % ASKED:
+        if (step + 1) % self.asked:
             return None
         going = (~done).nonzero()[:, 0]
         if len(going) and self.halves:

@@ -98,6 +98,7 @@ def evaluate_model(
         captions = caption_embeddings(model, embeddings, decoding, prompts, batch_size, progress="captions")
         seconds = time.perf_counter() - started
         if int8 or dtype != torch.float32:  # the loss of rounded weights would not be comparable
+            del model  # two would not fit where one just does
             model = _load(file, held_out, base, normalize)
         return captions, seconds, *_loss(model, tokenizer, own, embeddings, prompts, batch_size)
 

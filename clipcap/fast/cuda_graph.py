@@ -16,10 +16,12 @@ from torch import Tensor
 
 from clipcap.errors import first_line, is_out_of_memory
 
+FAILED: set[torch.device] = set()  # where a capture has failed: another one fails too, and may crash in the allocator
+
 
 def captures(device: torch.device) -> bool:
     """Whether steps are captured on this device."""
-    return device.type == "cuda"
+    return device.type == "cuda" and device not in FAILED
 
 
 def capture(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor] | None:
@@ -27,7 +29,7 @@ def capture(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Ten
 
     The tensors that `run` reads and writes must stay where they are, and nothing in it may depend on values that Python
     holds. `run` is called here once, so whatever it changes must be set again afterwards. Where it cannot be captured,
-    a warning says so and None comes back.
+    a warning says so, None comes back, and `captures` says no from then on.
 
     Raises:
         RuntimeError: the device's memory does not suffice (`is_out_of_memory`).
@@ -46,6 +48,7 @@ def capture(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Ten
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
+        FAILED.add(device)
         reason = first_line(error)
         warnings.warn(f"the decoding step cannot be captured as a CUDA graph ({reason}); it runs slower", stacklevel=2)
         return None

@@ -53,8 +53,12 @@ class Batch:
         return cls(clip_embedding, tokens, labels, positions, flat[positions])
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device; from pinned memory the copy runs beside the computation."""
-        return Batch(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
+        """The batch on another device; from pinned memory to CUDA the copy runs beside the computation.
+
+        Other devices do not keep the memory that they still copy from: https://github.com/pytorch/pytorch/issues/139550
+        """
+        beside = device.type == "cuda"
+        return Batch(*(getattr(self, part.name).to(device, non_blocking=beside) for part in fields(self)))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; `DataLoader` calls this when it is asked to pin memory."""

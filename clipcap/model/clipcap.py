@@ -61,7 +61,8 @@ class ClipCap(nn.Module):
         self.record: dict[str, Any] = {}
         self.fast = True
         self._prepared: tuple[list[tuple[int, int]], CachedGPT2 | CachedTransformer] | None = None
-        self.register_load_state_dict_post_hook(self._drop_prepared)
+        # The function of the class: a model that held its own method would outlive its last user, with captured steps.
+        self.register_load_state_dict_post_hook(type(self)._drop_prepared)
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clipcap.cli.progress import ProgressBar
 from clipcap.decoding.options import Decoding
@@ -97,7 +98,8 @@ def caption_embeddings(
     with ProgressBar(total=len(embeddings), desc=progress, unit="captions", leave=False, disable=hidden) as bar:
         for start in range(0, len(embeddings), batch_size):
             part = slice(start, start + batch_size)
-            batch = torch.tensor(np.asarray(embeddings[part]), device=model.device)
+            rows = embeddings[part]  # NumPy has none of a GPU's memory
+            batch = torch.as_tensor(rows if isinstance(rows, Tensor) else np.array(rows)).to(model.device)
             found = model.generate_all(batch, decoding, prompts and prompts[part])
             captions += [tokenizer.decode(best).strip() for best, *_ in found]
             bar.update(len(found))

@@ -47,9 +47,10 @@ class Journal:
         """Write a row of metrics, by name, at `epoch` epochs. Raises UserError when one of them is not finite."""
         step = self.progress.step
         if not all(math.isfinite(value) for value in values.values()):
-            remedy = (
-                "lower --learning-rate; weights saved before are kept" if step else "check the weights and the data"
-            )
+            lower = "lower --learning-rate; weights saved before are kept"
+            if self.accelerator.mixed_precision == "fp16":
+                lower = f"take --precision fp32, since the range of fp16 is small, or {lower}"
+            remedy = lower if step else "check the weights and the data"
             raise UserError(f"the loss became {values} at step {step}: {remedy}")
         row = {"step": step, "epoch": round(epoch, 4), **values}
         self.progress.rows.append(row)

@@ -5,6 +5,7 @@ Shapes: C CLIP width.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -136,9 +137,15 @@ def loader(
         batch_sampler=sampler,
         collate_fn=partial(share, rank=processes.rank, world=processes.world),
         num_workers=2 if ahead else 0,
+        worker_init_fn=_outlive_requests_to_end,
         pin_memory=ahead,
         generator=torch.Generator(),  # so that iterating does not draw from the global one, which is resumed exactly
     )
+
+
+def _outlive_requests_to_end(worker: int) -> None:
+    """Go on when torchrun asks the whole process group to end: the process that trains still has to save its state."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def in_order(dataset: CaptionDataset, batch_size: int) -> list[list[int]]:
