@@ -27,7 +27,7 @@ setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing the packages into .venv: a few minutes and a few GB, the first time only ..." >&2
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@echo "Installed. To use the scripts directly: source .venv/bin/activate" >&2
 	@touch $@
 

@@ -101,7 +101,7 @@ def predict_folders(setting: Setting, few: int = FEW, many: int = MANY) -> dict[
     weights = setting.folder / "weights.pt"
     save_checkpoint(setting.model(), weights)
     found = {}
-    for count in (few, many):
+    for count in sorted({few, many}):
         setting.photos(count)
         command = [sys.executable, "predict.py", "--weights", str(weights), str(setting.folder / f"photos_{count}")]
         command += ["--device", str(setting.device), "--max-tokens", "20"]

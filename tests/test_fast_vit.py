@@ -105,10 +105,11 @@ def test_a_changed_block_is_left_alone():
 @pytest.mark.parametrize("vision", [{}, {"pool_type": "avg"}])
 def test_the_encoder_takes_the_fast_way_only_where_it_is_open_clips(tmp_path, monkeypatch, vision):
     """Parts of a batch are encoded alone, so that their activations stay in the caches: in order, none lost."""
-    encoder = ClipEncoder.load(save_tiny_clip(tmp_path, vision_cfg=VISION | vision))
+    folder = save_tiny_clip(tmp_path, vision_cfg=VISION | vision)
+    encoder, plain = ClipEncoder.load(folder), ClipEncoder.load(folder, fast=False)
     assert (encoder.vit is None) == bool(vision)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     if encoder.vit:
         monkeypatch.setattr(encoder.vit, "at_once", 3)
     images = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
-    assert relative_error(encoder.encode_pixels(pixels), encoder.model.encode_image(images)) < 1e-5
+    assert relative_error(encoder.encode_pixels(pixels), plain.model.encode_image(images)) < 1e-5
