@@ -23,8 +23,9 @@ from transformers import GPT2LMHeadModel
 
 from clipcap.captioning.captioner import CLIP_BATCH
 from clipcap.clip.formats import open_picture
+from clipcap.clip.workers import MOST_WORKERS
 
-WORKERS = min(16, os.cpu_count() or 1)
+WORKERS = min(MOST_WORKERS, os.cpu_count() or 1)
 METHODS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "nucleus": {"do_sample": True, "top_p": 0.9, "top_k": 0},

@@ -53,7 +53,7 @@ def folder_greedy(setting: Setting, plan: Plan) -> Iterator[Measurement]:
         contenders += _llama(setting, pipeline, folder, search)
     contenders += _stages_of_folder(captioners[OURS], folder, search)
     found = plan.alternate(END_TO_END, "folder", "images/s", contenders)
-    found.notes += notes + _identical(setting.captioner("fp32"), loop, folder[: plan.baseline(8)], search)
+    found.notes += notes + _identical(setting.captioner("fp32"), loop, folder[: plan.baseline(8, folder)], search)
     yield found
 
 
@@ -111,7 +111,7 @@ def _assembled(
 
 def _published(plan: Plan, loop: PublishedClipCap, folder: Sequence[Path], search: Decoding, photos: int) -> Contender:
     run = partial(one_by_one, loop, folder, search.max_tokens, search.width)
-    return Contender("published", run, min(plan.baseline(photos), len(folder)))
+    return Contender("published", run, plan.baseline(photos, folder))
 
 
 def _llama(setting: Setting, pipeline: Alternative, folder: Sequence[Path], search: Decoding) -> list[Contender]:
@@ -208,7 +208,7 @@ def _pixels(encoder: ClipEncoder, folder: Sequence[Path], count: int) -> np.ndar
 def single_photo(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """One photo at a time, everything loaded: what a user waits for in a notebook."""
     folder, search = setting.photos(16), decoding("greedy", 20)
-    count, contenders = min(plan.baseline(8), len(folder)), []
+    count, contenders = plan.baseline(8, folder), []
     for name, precision in setting.precisions.items():
         captioner, dtype = setting.captioner(precision), setting.dtype(precision)
         work = floors.clip_image(setting.sizes, 1, dtype) + floors.caption(captioner.model, 20, 1, dtype)
@@ -248,7 +248,7 @@ def embedding(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
     contenders = [
         Contender("ours", ours, len(folder), floors.clip_image(setting.sizes, CLIP_BATCH, setting.fast), warm_up=40),
-        Contender("published", one_at_a_time, min(plan.baseline(16), len(folder))),
+        Contender("published", one_at_a_time, plan.baseline(16, folder)),
         Contender("alternative", batched, len(folder), warm_up=8),
     ]
     yield plan.alternate(STAGES, "embedding", "images/s", contenders)

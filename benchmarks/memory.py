@@ -26,7 +26,7 @@ from benchmarks.plan import Plan
 from benchmarks.setting import TINY, Setting, Sizes
 from clipcap.captioning.options import FIRST
 from clipcap.decoding.options import SEQUENCES
-from clipcap.devices import CAPTIONING, pick_dtype
+from clipcap.devices import CAPTIONING
 from clipcap.model.clipcap import ClipCap
 from clipcap.weights.checkpoint import save_checkpoint
 
@@ -72,10 +72,10 @@ TASKS: dict[str, tuple[Callable[..., Callable[[], object]], object]] = {
 }
 
 
-def tasks(device: torch.device) -> list[str]:
-    """The names of those that can be done on a device."""
-    left_out = {"int8"} if device.type != "cpu" else {"fp32"} if pick_dtype("auto", device) == torch.float32 else set()
-    return [name for name, (_, precision) in TASKS.items() if precision not in left_out]
+def tasks(setting: Setting) -> list[str]:
+    """The names of those that a setting's device can do, in each of its precisions once."""
+    left_out = set(CAPTIONING) - set(setting.precisions.values())
+    return [name for name, (_, argument) in TASKS.items() if argument not in left_out]
 
 
 def peak(task: str, setting: Setting) -> int:
@@ -101,7 +101,7 @@ def predict_folders(setting: Setting, few: int = FEW, many: int = MANY) -> dict[
     weights = setting.folder / "weights.pt"
     save_checkpoint(setting.model(), weights)
     found = {}
-    for count in sorted({few, many}):
+    for count in (few, many):
         setting.photos(count)
         command = [sys.executable, "predict.py", "--weights", str(weights), str(setting.folder / f"photos_{count}")]
         command += ["--device", str(setting.device), "--max-tokens", "20"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -39,9 +40,9 @@ class Plan:
         """How many photos a folder holds that would hold `count`."""
         return max(16, count // 8) if self.quick else count
 
-    def baseline(self, count: int) -> int:
-        """Items of a slow contender; a GPU gets more of them, which would otherwise take too little time to measure."""
-        return count * (8 if self.device.type == "cuda" else 1)
+    def baseline(self, count: int, folder: Sequence[Path]) -> int:
+        """How many photos of a folder a slow contender gets; more on a GPU, where few take too little time."""
+        return min(count * (8 if self.device.type == "cuda" else 1), len(folder))
 
     def alternate(self, group: str, title: str, unit: str, contenders: Sequence[Contender]) -> Measurement:
         """`timing.alternate` with this plan's rounds and device."""

@@ -122,7 +122,7 @@ def measure(args: Arguments, folder: Path) -> None:
         plan = Plan(rounds, args.quick, device, bar.set_postfix_str)
         for name in bar:
             if name == "memory":
-                results.memory = {task: memory.peak(task, setting) for task in memory.tasks(device)}
+                results.memory = {task: memory.peak(task, setting) for task in memory.tasks(setting)}
             elif name == "predict_memory":
                 counts = (50, 500) if args.quick else (memory.FEW, memory.MANY)
                 results.predict_memory = memory.predict_folders(memory.tiny(setting), *counts)

@@ -99,7 +99,7 @@ def caption_embeddings(
         for start in range(0, len(embeddings), batch_size):
             part = slice(start, start + batch_size)
             rows = embeddings[part]  # NumPy has none of a GPU's memory
-            batch = torch.as_tensor(rows if isinstance(rows, Tensor) else np.array(rows)).to(model.device)
+            batch = torch.as_tensor(rows if isinstance(rows, Tensor) else np.array(rows), device=model.device)
             found = model.generate_all(batch, decoding, prompts and prompts[part])
             captions += [tokenizer.decode(best).strip() for best, *_ in found]
             bar.update(len(found))
