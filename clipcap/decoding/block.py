@@ -25,18 +25,19 @@ class Block:
         self.up = prepare_linear(block.mlp.c_fc, activation=block.mlp.act, fast=fast)
         self.down = prepare_linear(block.mlp.c_proj, fast=fast)
 
-    def __call__(self, x: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, cache: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
         """The block's output (B, K, D) for its input x (B, K, D).
 
-        It writes the positions `slots` (K,) of keys and values (B, H, L, D / H). Without a mask, x is the whole text so
-        far and attention is causal.
+        It writes the positions `slots` (K,) of its cache, keys and values (2, B, H, L, D / H). Without a mask, x is the
+        whole text so far and attention is causal.
         """
-        query, key, value = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        keys.index_copy_(2, slots, key)
-        values.index_copy_(2, slots, value)
+        qkv = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        cache.index_copy_(3, slots, qkv[1:])
         if mask is None:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scaling)
+            query, keys, values = qkv
+            mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=self.scaling)
         else:
+            query, (keys, values) = qkv[0], cache
             mixed = attend(query, keys, values, mask, self.scaling, self.fast)
         x = x + self.attention_output(mixed.transpose(1, 2).flatten(2))
         return x + self.down(self.up(self.norm_2(x)))

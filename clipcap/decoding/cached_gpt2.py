@@ -146,8 +146,8 @@ class CachedGPT2:
 
     def run(self, x: Tensor, cache: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
         """Run all blocks on x (B, K, D), see `Block`; returns (B, K, D)."""
-        for block, (keys, values) in zip(self.blocks, cache, strict=True):
-            x = block(x, keys, values, slots, mask)
+        for block, layer in zip(self.blocks, cache, strict=True):
+            x = block(x, layer, slots, mask)
         return x
 
     def advance(self, state: DecodingState) -> Tensor:
