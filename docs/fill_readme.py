@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+from clipcap.cli.options import parse
 from clipcap.cli.status import run
 from clipcap.devices import DTYPES
 from clipcap.errors import UserError
@@ -52,6 +53,7 @@ OURS, INT8, ENGINE = "ours", "ours, int8", "CTranslate2, int8"  # contenders
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fill the README and CONTRIBUTING.md, and the first cells of the notebooks."""
+    parse(argv, description=(__doc__ or "").partition("\n")[0], example="python docs/fill_readme.py")
     fill_address(ROOT, address(ROOT))
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -173,11 +175,11 @@ def speed(results: dict) -> str:
         cells = [f"{median(rates[name]):.3g}" if name in rates else "" for name in ours]
         cells += [_beside(rates, best, name) if name in rates else "" for name in ("alternative", "published")]
         rows.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join([*rows, "", *peers(measured)])
+    return "\n".join([*rows, "", " ".join(peers(measured))])
 
 
 def peers(measured: dict) -> Iterator[str]:
-    """A line on each of the peers that have no column, as far as they were measured."""
+    """A sentence on each of the peers that have no column, as far as they were measured."""
     folder = measured["folder"]["rates"]
     if "llama.cpp" in folder:
         yield f"open_clip and llama.cpp (Q8_0) caption such a folder at {_beside(folder, INT8, 'llama.cpp')}."
@@ -192,7 +194,8 @@ def _beside(rates: dict, ours: str, theirs: str) -> str:
 
 
 def _ratio(rates: dict, ours: str, theirs: str) -> str:
-    return f"{median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True)):.2g}x"
+    ratio = median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True))
+    return f"{ratio:.{2 if ratio < 0.95 else 1 if ratio < 10 else 0}f}x"
 
 
 def pictures(weights: Path, folder: Path) -> str:
