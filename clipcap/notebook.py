@@ -41,13 +41,15 @@ def sample_photos() -> list[Image]:
 
 
 def uploaded_images(upload: FileUpload) -> list[Image]:
-    """The pictures chosen in an ipywidgets `FileUpload` (version 7 gives a dict, version 8 a tuple), upright."""
-    from PIL import ImageOps
+    """The pictures chosen in an ipywidgets `FileUpload` (version 7 gives a dict, version 8 a tuple), upright.
 
-    from clipcap.clip.formats import open_picture
+    Raises:
+        UnreadableImage: one of them cannot be used.
+    """
+    from clipcap.clip.images import open_image
 
     files = upload.value.values() if isinstance(upload.value, dict) else upload.value
-    return [ImageOps.exif_transpose(open_picture(bytes(file["content"]))) for file in files]
+    return [open_image(bytes(file["content"])) for file in files]
 
 
 def side_by_side(images: Sequence[str | Path | Image], captions: Mapping[str, Sequence[str | Sequence[str]]]) -> HTML:

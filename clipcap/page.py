@@ -60,13 +60,14 @@ def page(title: str, body: str, style: str = "", script: str = "") -> str:
 
 
 def picture_uri(image: str | Path | bytes | Image.Image, longest: int = 320) -> str:
-    """A picture (path, encoded bytes or PIL image) as a JPEG data URI, its longest side at most `longest` pixels."""
-    from PIL import Image, ImageOps
+    """A picture (path, encoded bytes or PIL image) as a JPEG data URI, its longest side at most `longest` pixels.
 
-    from clipcap.clip.formats import open_picture
+    Raises:
+        UnreadableImage: it cannot be used.
+    """
+    from clipcap.clip.images import open_image
 
-    image = image if isinstance(image, Image.Image) else open_picture(image)
-    return f"data:image/jpeg;base64,{base64.b64encode(small_jpeg(ImageOps.exif_transpose(image), longest)).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(small_jpeg(open_image(image, longest), longest)).decode()}"
 
 
 def small_jpeg(image: Image.Image, longest: int) -> bytes:
@@ -74,7 +75,7 @@ def small_jpeg(image: Image.Image, longest: int) -> bytes:
     image = image.convert("RGB")
     image.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85, exif=b"")
+    image.save(buffer, "JPEG", quality=85, exif=b"", comment=b"")
     return buffer.getvalue()
 
 

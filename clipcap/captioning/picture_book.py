@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from clipcap.captioning.rows import Row, Writer, read_name, written_name
-from clipcap.clip.images import UnreadableImage, open_image
+from clipcap.clip.images import UnreadableImage
 from clipcap.errors import UserError
 from clipcap.page import escape, page, picture_uri
 
@@ -100,7 +100,7 @@ class PictureBook(Writer):
         reason = row.error
         if reason is None:
             try:
-                return f'<img alt="" loading="lazy" src="{picture_uri(open_image(row.image, min_side=400), 400)}">'
+                return f'<img alt="" loading="lazy" src="{picture_uri(row.image, 400)}">'
             except UnreadableImage as error:  # the file has disappeared since it was captioned: keep the caption
                 reason = error.reason
         return f'<div class="none">{escape(reason)}</div>'

@@ -19,7 +19,7 @@ import regex
 from PIL.ImageFile import ImageFile
 from PIL.IptcImagePlugin import getiptcinfo
 
-from clipcap.clip.formats import open_picture
+from clipcap.clip.images import open_file
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 DC = "http://purl.org/dc/elements/1.1/"
@@ -65,7 +65,7 @@ def described(content: bytes, text: str) -> bytes:
 def embedded_description(picture: Path) -> str:
     """The description inside a picture, in XMP or as IPTC's caption of before XMP; "" if there is none to be read."""
     try:
-        with open_picture(picture) as image:
+        with open_file(picture) as image:
             packet = image.info.get("xmp") or b""
             older = (getiptcinfo(cast(ImageFile, image)) or {}).get(IPTC_CAPTION) or b""
         found = description_of(packet.strip(b"\0"))

@@ -142,7 +142,7 @@ def _jpeg(source: str | Path | bytes, preprocessing: Preprocessing) -> Jpeg | No
     """A file, or a file's bytes -> the JPEG to leave, or None if Pillow should decode it."""
     if not isinstance(source, bytes):
         _expect_file(source)
-    with _open(source) as image:
+    with open_file(source) as image:
         content = plain_jpeg(image, source)
         return Jpeg(content, image.size, orientation_of(image), preprocessing) if content else None
 
@@ -156,7 +156,7 @@ def date_taken(source: ImageSource) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             source = source() if callable(source) else source
-            with nullcontext(source) if isinstance(source, Image.Image) else _open(source) as image:
+            with nullcontext(source) if isinstance(source, Image.Image) else open_file(source) as image:
                 taken = str(image.getexif().get_ifd(EXIF)[DATE_TIME_ORIGINAL])
         return datetime.strptime(taken[:10], "%Y:%m:%d").date().isoformat()
     except Exception:  # a picture with broken metadata is still a picture
@@ -176,7 +176,7 @@ def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box
             return upright(rgb(source), orientation_of(source)), None
         if not isinstance(source, bytes):
             _expect_file(source)
-        with _open(source) as image:
+        with open_file(source) as image:
             _, box = (min_side and image.draft("RGB", (min_side, min_side))) or (None, None)
             orientation, size = orientation_of(image), image.size
             return upright(rgb(image), orientation), box and upright_box(box, size, orientation)
@@ -215,8 +215,8 @@ def _expect_file(path: str | Path) -> None:
         raise UnreadableImage("empty file")
 
 
-def _open(source: str | Path | bytes) -> Image.Image:
-    """Open with Pillow; HEIC through pillow-heif, which is imported only when a HEIC file turns up."""
+def open_file(source: str | Path | bytes) -> Image.Image:
+    """Open with Pillow; HEIC through pillow-heif, which is imported only when a HEIC file turns up. Raises anything."""
     try:
         return open_picture(source)
     except UnidentifiedImageError:

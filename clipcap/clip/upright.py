@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION = 0x0112  # the EXIF tag
+METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,8 +29,13 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as it was seen when it was taken."""
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    """The picture as it was seen when it was taken, with nothing left in it that would have it turned once more."""
+    if orientation not in UPRIGHT:
+        return image
+    turned = image.transpose(UPRIGHT[orientation])
+    for name in METADATA:
+        turned.info.pop(name, None)
+    return turned
 
 
 def upright_box(box: Box, size: tuple[int, int], orientation: int) -> Box:

@@ -63,7 +63,7 @@ class WithThumbnail:
 def _thumbnail(picture: Image.Image) -> bytes:
     file = BytesIO()
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    picture.save(file, "JPEG", quality=80)
+    picture.save(file, "JPEG", quality=80, comment=b"")  # a comment may name its owner
     return file.getvalue()
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipcap.clip.images import UnreadableImage, open_image
+from clipcap.clip.images import UnreadableImage
 from clipcap.errors import UserError, first_line
 from clipcap.evaluation import measures
 from clipcap.files import write_whole
@@ -57,7 +57,7 @@ def write_report(report: dict[str, Any], folder: Path, pictures: Sequence[bytes 
 def _uri(picture: bytes | str) -> str | None:
     """A picture for the page; None for one that cannot be read, since the data may come from anybody."""
     try:
-        return picture_uri(open_image(picture, min_side=SIDE), SIDE)
+        return picture_uri(picture, SIDE)
     except UnreadableImage:
         return None
 
