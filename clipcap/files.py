@@ -93,7 +93,9 @@ def only_writer(path: Path) -> Iterator[None]:
         OSError: nothing can be written there.
     """
     file = path / ".lock" if path.is_dir() else _beside(path, "lock")
-    holder = file.read_text(errors="replace").strip() if file.is_file() else ""  # before an attempt empties it
+    holder = ""
+    with suppress(OSError):  # Windows lets nobody read a locked file, nor even its holder write to it
+        holder = file.read_text(errors="replace").strip() if file.is_file() else ""  # before an attempt empties it
     lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
@@ -108,7 +110,9 @@ def only_writer(path: Path) -> Iterator[None]:
             raise
     try:
         if lock.is_locked:
-            file.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            since = f"{platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            with suppress(OSError):
+                file.write_text(f"process {os.getpid()} on {since}")
         yield
     finally:
         with suppress(OSError):

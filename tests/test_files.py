@@ -93,6 +93,21 @@ def test_second_writer_is_told_who_holds_the_output_and_leaves(tmp_path: Path, k
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_system_that_lets_nobody_touch_a_locked_file_has_one_writer_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows neither the holder of a lock nor another process may read or write the file: no output was written."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    (tmp_path / ".a.lock").touch()  # of a run that was killed
+    with only_writer(tmp_path / "a"), pytest.raises(UserError, match="by another process"), only_writer(tmp_path / "a"):
+        raise AssertionError("two writers at once")
+
+
 def test_lock_is_released_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), only_writer(tmp_path / "a"):
         1 / 0  # noqa: B018

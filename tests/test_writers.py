@@ -117,6 +117,20 @@ def test_the_same_picture_by_another_name_is_known(tmp_path, rows, monkeypatch):
     assert not open_writer("out.jsonl").wants('./a "b" <c>.png')
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_pictures_of_another_folder_with_the_same_names_are_others(tmp_path, monkeypatch, ending):
+    """Cameras repeat IMG_0001.JPG: those of a second folder were taken for captioned."""
+    for folder in ("2023", "2024"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (40, 30)).save(tmp_path / folder / "1.png")
+        monkeypatch.chdir(tmp_path / folder)
+        with closing(open_writer(tmp_path / f"out.{ending}")) as writer:
+            assert writer.wants("1.png")
+            writer.write(Row("1.png", ["x"]))
+    names = [name for name, _ in read(tmp_path / f"out.{ending}")]
+    assert names == [str(tmp_path / folder / "1.png") for folder in ("2023", "2024")]
+
+
 def test_json_rows():
     assert Row("a", ["x"]).as_dict() == {"image": "a", "caption": "x"}
     assert Row("a", ["x", "y"], asked=2).as_dict() == {"image": "a", "caption": "x", "captions": ["x", "y"]}
@@ -125,8 +139,9 @@ def test_json_rows():
     assert Row("a", ["x"], missing=["dog"]).as_dict()["missing"] == ["dog"]
 
 
-def test_no_csv_cell_begins_a_formula(tmp_path):
+def test_no_csv_cell_begins_a_formula(tmp_path, monkeypatch):
     """A spreadsheet runs what begins with these signs, and captions begin with @ and - all the time."""
+    monkeypatch.chdir(tmp_path)
     bad = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "＝1"]
     write(tmp_path / "out.csv", [Row(f"{text}.png", [text, "@b"], asked=2) for text in bad])
     with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
@@ -175,8 +190,9 @@ def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_names_that_are_not_utf8(tmp_path, ending):
+def test_names_that_are_not_utf8(tmp_path, ending, monkeypatch):
     """The file was not UTF-8 either, so that nothing could read it but ourselves."""
+    monkeypatch.chdir(tmp_path)
     names = [os.fsdecode(b"\xff\xe9.png"), "\\udcff\\udce9.png", "\\u005cudcff.png", "C:\\users\\udo.png"]
     path = tmp_path / f"out.{ending}"
     write(path, [Row(name, ["x"]) for name in names[:2]])
@@ -419,6 +435,10 @@ def test_a_pipe_and_a_device_are_outputs_too(tmp_path, rows):
         write(tmp_path / "pipe", rows[:1])
         assert json.loads(reader.read(10_000))["image"] == rows[0].image
     write("/dev/null", rows[:1])
+    reading, writing = os.pipe()  # as a shell's >(gzip > captions.gz) is
+    write(f"/dev/fd/{writing}", rows[:1])
+    assert json.loads(os.read(reading, 10_000))["image"] == rows[0].image
+    os.close(reading), os.close(writing)
 
 
 # A .txt beside each picture
@@ -431,8 +451,9 @@ def test_sidecars(tmp_path):
     Sidecars().write(row)
     assert text.read_text() == "new\n"
     assert not Sidecars("skip").wants(row.image)
-    Sidecars("append").write(Row(row.image, ["more", "two\nlines"], asked=2))
-    assert text.read_text() == "new\nmore\ntwo lines\n"
+    for _ in range(2):  # who was interrupted runs the same command again
+        Sidecars("append").write(Row(row.image, ["more", "two\nlines"], asked=2))
+        assert text.read_text() == "new\nmore\ntwo lines\n"
     Sidecars("overwrite").write(row)
     assert text.read_text() == "new\n"
     Sidecars("overwrite").write(Row(row.image, error="broken"))
@@ -619,6 +640,15 @@ def test_a_description_is_respected(tmp_path):
     path.unlink()
     Image.new("RGB", (8, 8)).save(row.image, xmp=OTHERS.format(NEW.format(GERMAN)).encode())
     assert not Sidecars("skip", [XMP]).wants(row.image) and Sidecars("overwrite", [XMP]).wants(row.image)
+
+
+def test_a_description_in_a_heic_is_respected(tmp_path, monkeypatch):
+    """Guards against an opener that only the processes have which decode pictures for CLIP."""
+    heif = pytest.importorskip("pillow_heif")
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    packet = OTHERS.format(NEW.format(DEFAULT.format("old"))).encode()
+    heif.from_pillow(Image.new("RGB", (64, 64))).save(tmp_path / "a.heic", xmp=packet)
+    assert xmp.embedded_description(tmp_path / "a.heic") == "old"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,11 +63,14 @@ class Writer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.written = Path(os.path.realpath(path)), 0  # one lock, whichever links lead to the file
+        self.path, self.written = Path(path), 0
         self.done: set[str] = set()
-        self.failed, self.end = False, 0
+        self.failed, self.end, self.elsewhere = False, 0, False
         try:
             self.created = not self.path.exists()
+            if self.created or self.path.is_file():  # what a shell names /dev/fd/63 has no other name
+                self.path = Path(os.path.realpath(path))  # one lock, whichever links lead to the file
+                self.elsewhere = not self.path.is_relative_to(os.path.realpath(os.curdir))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 if self.created or self.path.is_file():  # a pipe or a device needs no lock, nor is it continued
@@ -87,8 +90,12 @@ class Writer:
         return os.path.abspath(image) not in self.done
 
     def write(self, row: Row) -> None:
-        """Write a row. Raises UserError when the disk is full or no longer there."""
-        self._put_or_say(self.format(row))
+        """Write a row. Raises UserError when the disk is full or no longer there.
+
+        A file outside the working folder may be continued from another one, where a relative path would lead elsewhere.
+        """
+        image = os.path.abspath(row.image) if self.elsewhere else row.image
+        self._put_or_say(self.format(replace(row, image=image)))
         self.written += 1
 
     def close(self) -> None:

@@ -51,8 +51,9 @@ class Sidecars:
 
     Args:
         existing: what to do where there are captions already: "skip" the picture, "overwrite" them, or "append" or
-            "prepend" the new ones. These are not put in front of a text that begins with them, so that a second run
-            changes nothing. An .xmp is also skipped where the picture itself holds a description.
+            "prepend" the new ones. These are not put behind a text that ends with them, nor in front of one that begins
+            with them, so that a second run changes nothing. An .xmp is also skipped where the picture itself holds a
+            description.
         kinds: which files.
     """
 
@@ -161,7 +162,8 @@ def _content(file: Path) -> bytes:
 
 def _together(before: str, text: str, existing: str) -> str:
     """The text that is there and the new one, with a line end between."""
+    new = text.rstrip("\n")
     if existing == "append":
-        return before + "\n" * (not before.endswith("\n")) + text
-    text = text.rstrip("\n")
-    return before if f"{before}\n".startswith(f"{text}\n") else f"{text}\n{before}"
+        there = f"\n{before}".rstrip("\n").endswith(f"\n{new}")
+        return before if there else before + "\n" * (not before.endswith("\n")) + text
+    return before if f"{before}\n".startswith(f"{new}\n") else f"{new}\n{before}"

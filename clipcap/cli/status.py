@@ -15,6 +15,7 @@ from clipcap.files import NO_ROOM
 
 # Packages that captioning does without, which the extra [train] installs.
 TRAIN = frozenset({"accelerate", "datasets", "matplotlib", "peft", "pyarrow"})
+BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not have
 FAULT = 70  # exit status of an error that no code foresaw: EX_SOFTWARE of sysexits.h
 
 
@@ -40,7 +41,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         )
     except BrokenPipeError:  # the program that reads our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
+        status = BROKEN_PIPE
     except OSError as error:
         if not error.errno:
             raise
