@@ -12,10 +12,11 @@ import torch
 from huggingface_hub import constants
 from local_hub import local_hub, put
 from test_language_models import tiny_network
-from tiny import tiny_captioner_model, tiny_model
+from tiny import save_tiny_clip, tiny_captioner_model, tiny_model
 
 import predict
 from clipcap import offline
+from clipcap.clip.encoder import ClipEncoder
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import load_tokenizer
@@ -89,6 +90,7 @@ def test_what_is_pushed_comes_back_bit_by_bit(hub, tmp_path, capsys, strategy):
     assert "| data | my_posts |" in card and "| training captions | 1,234 |" in card and "| 1.25 |" in card
     assert 'Captioner.load("hf:jane/voice")' in card and "clipcap photos/ --weights hf:jane/voice" in card
     assert ("merged" in card) == strategy.startswith("LoRA")
+    assert ("the mapping network" in card.partition("| data")[0]) == (strategy != "head-only")
 
 
 def test_scores_licence_and_data_stand_on_the_card(hub, tmp_path):
@@ -208,6 +210,40 @@ def test_what_cannot_be_had_from_the_hub_is_one_sentence(hub, monkeypatch, name,
     with pytest.raises(UserError, match=told) as caught:
         load_checkpoint(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_clip_of_the_hub_is_checked_before_it_is_built(hub, tmp_path, monkeypatch):
+    """Guards against a config that fills the memory or brings code, and weights that hold NaN."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    folder = save_tiny_clip(tmp_path / "clip")
+    config, tensors = (folder / name for name in ("open_clip_config.json", "open_clip_model.safetensors"))
+    plain = json.loads(config.read_text())
+
+    def refusal(content, weights=b""):
+        weights = weights or tensors.read_bytes()
+        put(hub, "jane/clip", {config.name: json.dumps(content).encode(), tensors.name: weights})
+        with pytest.raises(UserError) as caught:
+            ClipEncoder.load("hf-hub:jane/clip")
+        assert "\n" not in str(caught.value) and not asked
+        return str(caught.value)
+
+    assert "check its spelling" in str(pytest.raises(UserError, ClipEncoder.load, "hf-hub:jane/none").value)
+    put(hub, "jane/code", {"config.json": json.dumps({"model_type": "x", "auto_map": {"AutoConfig": "x.X"}}).encode()})
+    model = plain["model_cfg"]
+    assert "wants 1000000000 layers" in refusal(
+        plain | {"model_cfg": model | {"vision_cfg": model["vision_cfg"] | {"layers": 10**9}}}
+    )
+    code = {"hf_model_name": "jane/code"}
+    assert "execute" in refusal(plain | {"model_cfg": model | {"text_cfg": model["text_cfg"] | code}})
+    assert "three numbers" in refusal(plain | {"preprocess_cfg": {"std": [0, 0, 0]}})
+    from safetensors.torch import load, save
+
+    assert "NaN" in refusal(plain, save(load(tensors.read_bytes()) | {"visual.proj": torch.full((32, 16), torch.nan)}))
+    put(hub, "jane/clip", {config.name: config.read_bytes(), tensors.name: tensors.read_bytes()})
+    picture = next(iter(scenes("test", 1))).draw()
+    theirs, same = (ClipEncoder.load(name).encode_images([picture]) for name in ("hf-hub:jane/clip", folder))
+    assert torch.equal(theirs, same)
 
 
 @pytest.mark.parametrize("command", [publish, fetch, export], ids=lambda module: module.__name__)

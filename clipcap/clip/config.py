@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from clipcap.errors import UserError
@@ -49,6 +51,19 @@ def _numbers(config: dict[str, Any]) -> list[tuple[str, int]]:
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     listed = [(name, value if isinstance(value, list) else [value]) for part in parts for name, value in part.items()]
     return [(name, value) for name, values in listed for value in values if type(value) is int]
+
+
+@contextmanager
+def no_code() -> Iterator[None]:
+    """Inside, a config that brings code is refused: open_clip lets transformers ask whether to run it."""
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
 def check_preprocessing(config: Any, where: str) -> None:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import open_clip
 import torch
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
 from clipcap.clip.archive import is_archive, read_archive
-from clipcap.clip.config import check_config, check_preprocessing
+from clipcap.clip.config import check_config, check_preprocessing, no_code
 from clipcap.clip.names import WIDTHS, file_name, model_and_weights, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.clip.tensors import check_finite, check_room
@@ -159,19 +160,18 @@ def _download(name: str, pretrained: str, tag: dict[str, Any]) -> Path:
 
 
 def _from_hub(name: str) -> Parts:
+    """Config and weights, which the hub's client puts into one folder. The tokenizer stays where the config says."""
     offline_if_unreachable()
+    repository = name.removeprefix("hf-hub:")
     try:
-        model, config = open_clip.create_model(name, require_pretrained=True), open_clip.get_model_config(name)
+        _, folder = (Path(download_pretrained_from_hf(repository, file)).parent for file in (None, CONFIGS[0]))
     except Exception as error:
-        raise UserError(f"CLIP {name!r} could not be loaded ({type(error).__name__}); go online once") from error
-    check_config(config, name)
-    preprocessing = _preprocessing(model, model.visual.preprocess_cfg)
-    # Only a tokenizer of transformers takes the option, and only such a one could bring code.
-    safe = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
-    return Parts(model, config["embed_dim"], preprocessing, partial(open_clip.get_tokenizer, name, **safe))
+        told = f"({_first_lines(error)}); check its spelling, and go online once"
+        raise UserError(f"CLIP {name!r} could not be loaded {told}") from error
+    return _from_folder(folder, has_tokenizer=False)
 
 
-def _from_folder(folder: Path) -> Parts:
+def _from_folder(folder: Path, has_tokenizer: bool = True) -> Parts:
     """A folder as open_clip saves it: {"model_cfg": ..., "preprocess_cfg": ...}, weights, and perhaps a tokenizer."""
     file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
     weights = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
@@ -188,16 +188,16 @@ def _from_folder(folder: Path) -> Parts:
     check_config(config, str(file))
     check_preprocessing(preprocessing, str(file))
     model = _build(config, next((file for file in weights if file.name in PREFERRED), weights[0]))
-    return Parts(model, dim, _preprocessing(model, preprocessing), partial(_folder_tokenizer, folder, text))
+    tokenizer = partial(_tokenizer, text, folder if has_tokenizer else None)
+    return Parts(model, dim, _preprocessing(model, preprocessing), tokenizer)
 
 
-def _folder_tokenizer(folder: Path, text: dict[str, Any]) -> Tokenize:
-    # The config names the tokenizer's original home; as open_clip does, read it from the folder instead.
+def _tokenizer(text: dict[str, Any], folder: Path | None) -> Tokenize:
+    # The config names the tokenizer's original home; as open_clip does, a folder's is read from the folder instead.
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
-    if text.get("hf_tokenizer_name"):
-        mode = text.get("tokenizer_mode")
-        options = options | {"trust_remote_code": False}
-        return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
+    if home := text.get("hf_tokenizer_name"):
+        options = options | {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
+        return HFTokenizer(str(folder or home), context_length=length, **options)
     return open_clip.SimpleTokenizer(context_length=length, **options)
 
 
@@ -221,7 +221,7 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
         state = read_archive(weights) if is_archive(weights) else None
         if state is not None:
             config["quick_gelu"] = True  # OpenAI alone publishes archives, and trained all of its models with it
-        with torch.device("meta"):
+        with no_code(), torch.device("meta"):
             check_room(kind(**copy.deepcopy(config)), weights)
         model = kind(**config)
         if state is not None:
