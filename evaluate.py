@@ -3,7 +3,8 @@
     python evaluate.py --data instagram_data --split test runs/*/*_weights.pt coco --output report/
 
 Prints the table and writes report.md, report.json and report.html. On that page people can rate the captions blind and
-save ratings.json; `python evaluate.py --ratings ratings.json --output report/` adds their ratings to the report.
+save ratings.json; `python evaluate.py --ratings anna.json ben.json --output report/` puts the ratings of all of these
+into the report, in the place of earlier ones.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class EvaluationArguments:
     clip_prompt: str = arg("A photo depicts", "what CLIPScore puts before a caption", metavar="TEXT")
     base: str | None = arg(None, "what the LoRA weights among them were trained on, if it has moved", metavar="FILE")
     normalize: bool | None = arg(None, "of published weights: divide CLIP's embeddings by their norm", action=OnOff)
-    ratings: list[str] = arg([], "ratings.json files: add them to the report in --output", metavar="FILE")
+    ratings: list[str] = arg([], "all files ratings.json: put them into the report in --output", metavar="FILE")
     batch_size: int | None = arg(None, f"images captioned together (default: {SEQUENCES}, fewer with beams)")
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "of captioning; the loss is computed in fp32", choices=list(CAPTIONING))

@@ -10,6 +10,7 @@ from benchmarks.results import Results, json_of
 from benchmarks.setting import OURS
 from benchmarks.timing import Measurement
 from clipcap.captioning.options import FIRST
+from clipcap.files import write_whole
 
 STAGE = "stage: "  # begins the name of a contender that does one stage of a folder alone
 STRATEGIES = "strategies"  # the comparison of our own strategies with each other
@@ -36,13 +37,13 @@ ENGINES = ("CTranslate2, int8", "CTranslate2, float32")
 
 def write(results: Results, page: Path) -> None:
     """Write the results as JSON and, beside them, the page."""
-    json_of(page).write_text(results.as_json(), encoding="utf-8")
+    write_whole(json_of(page), results.as_json().encode())
     write_page(results, page)
 
 
 def write_page(results: Results, page: Path) -> None:
     """Write the page alone, from results that were measured earlier."""
-    page.write_text("\n".join(_page(results)), encoding="utf-8")
+    write_whole(page, "\n".join(_page(results)).encode())
 
 
 def figure(value: float) -> str:

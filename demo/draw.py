@@ -22,7 +22,10 @@ def photo(folder: str | Path, scene: Scene) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the pictures into the folder that is named, or into that of the demo. Raises UserError."""
-    folder = Path(argv[0] if argv else PHOTOS)
+    words = [*(argv or ())]
+    if len(words) > 1 or any(word.startswith("-") for word in words):
+        raise UserError("give a folder or nothing: python -m demo.draw photos")
+    folder = Path(words[0] if words else PHOTOS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for scene in ProgressBar(scenes("test"), "drawing", SPLITS["test"], unit="picture"):

@@ -291,6 +291,8 @@ def test_show_prints_captions_figures_and_places(tmp_path, monkeypatch, capsys, 
     from demo import draw, show
 
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="give a folder or nothing"):
+        draw.main(["--help"])
     draw.main([])
     rows = [{"image": str(draw.photo(PHOTOS, scene)), "caption": scene.post()} for scene in held_out[:20]]
     (tmp_path / CAPTIONS).write_text(

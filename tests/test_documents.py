@@ -280,8 +280,8 @@ def test_the_table_of_speed_says_what_was_measured(fill_readme: ModuleType) -> N
         "| embedding a folder | 9 |  | 6 (1.5x) |  |",
     ]
     assert lines[-1] == (
-        "open_clip and llama.cpp (Q8_0) caption such a folder at 4 (2.0x). CTranslate2 in int8 only decodes; this project "
-        "in int8 decodes 1.5x as fast at batch 8."
+        "open_clip and llama.cpp (Q8_0) caption such a folder at 4 (2.0x). CTranslate2 in int8 only decodes; this "
+        "project in int8 decodes 1.5x as fast at batch 8."
     )
 
 

@@ -160,6 +160,10 @@ def test_no_two_models_share_a_name():
     versions = ["hf:jane/voice@v1.0", "hf:jane/voice@v1.1", "hf:joe/voice@v1.1", "a/voice.pt", "b/voice_weights.pt"]
     names = [name for name, _ in places.short_names(versions)]
     assert names == ["voice@v1.0", *versions[1:]]
+    assert list(places.short_names(["coco", "runs/base/base_weights.pt", "coco"])) == [
+        ("coco", "coco"),
+        ("base", "runs/base/base_weights.pt"),
+    ]
     assert dict(places.short_names(["hf:jane/my.voice", "coco", "runs/base/base_weights.pt"])) == {
         "my.voice": "hf:jane/my.voice",
         "coco": "coco",

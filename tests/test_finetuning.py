@@ -1,6 +1,7 @@
 """The four scripts as a user drives them, on a tiny world: what each trains, what it writes, what it refuses."""
 
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -240,6 +241,17 @@ def test_a_lora_file_is_never_half_loaded(world, tmp_path):
         load_checkpoint(path)
 
 
+def test_data_in_a_folder_whose_name_is_not_utf_8(world, tmp_path):
+    """Guards against weights that nobody can open, since the record in them holds such a name."""
+    folder = tmp_path / os.fsdecode(b"donn\xe9es")
+    try:
+        shutil.copytree(world / "data", folder)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    output = train(frozen_finetuning, world, tmp_path / "out", "--data", str(folder), "--limit-train", "8")
+    assert load_checkpoint(output / "frozen_model_weights.pt").record["data"]["path"].endswith("donn?es")
+
+
 def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
     from clipcap.weights.lora import save_adapters
     from clipcap.weights.places import Base
@@ -255,6 +267,11 @@ def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
     save_checkpoint(load_checkpoint(world / "literal.pt", prefix_length=4, stop_token=1), tmp_path / "other.pt")
     with pytest.raises(UserError, match="has SHA-256"):
         load_checkpoint(tmp_path / "lora.pt", base=str(tmp_path / "other.pt"))
+    copy.write_bytes((world / "literal.pt").read_bytes())
+    load_checkpoint(tmp_path / "lora.pt", base=str(tmp_path / "other.pt"))  # that of others in the same comparison
+    (content := torch.load(tmp_path / "lora.pt", weights_only=True))["base"]["weights"] = r"C:\runs\base.pt"
+    torch.save(content, tmp_path / "lora.pt")
+    load_checkpoint(tmp_path / "lora.pt")
     with pytest.raises(UserError, match="holds no adapters and so has no base: leave out .*moved.pt"):
         load_checkpoint(tmp_path / "other.pt", base=str(tmp_path / "moved.pt"))
 

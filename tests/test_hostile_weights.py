@@ -17,9 +17,11 @@ from clipcap.model.config import ClipCapConfig
 from clipcap.model.language_model import load_tokenizer, tokenizer_from_json, tokenizer_of
 from clipcap.model.prompts import PROMPTS, check_template
 from clipcap.model.settings import GPT2_FIELDS
+from clipcap.weights import places
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import inject, save_adapters
 from clipcap.weights.places import Base
+from clipcap.weights.published import resolve_weights
 
 HUGE = 10**9
 
@@ -380,10 +382,17 @@ def test_the_base_of_lora_weights_is_looked_for_in_their_own_folder_only(tmp_pat
     (inside / "link").symlink_to(outside)
     for place in ("base.pt", str(outside / "base.pt"), "../outside/base.pt", str(inside / "link" / "base.pt")):
         content = contents["lora"] | {"base": {"weights": place, "sha256": sha}}
-        assert "give that file with --base" in refused(inside / "lora.pt", content)
+        assert "give it with --base" in refused(inside / "lora.pt", content)
     load_checkpoint(inside / "lora.pt", base=str(outside / "base.pt"))
     (inside / "base.pt").write_bytes((outside / "base.pt").read_bytes())
     load_checkpoint(inside / "lora.pt")
+    monkeypatch.chdir(inside)  # where hf:jane/voice is a path into the file's own folder
+    content = contents["lora"] | {"base": {"weights": "hf:jane/voice", "sha256": sha}}
+    resolve: list[Path | str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "resolve_weights", lambda place: resolve.append(place) or resolve_weights(place))
+        assert "give it with --base" in refused(inside / "lora.pt", content)
+    assert "hf:jane/voice" not in resolve
 
 
 def test_a_clip_outside_the_folder_of_the_weights_is_for_the_user_to_name(tmp_path):

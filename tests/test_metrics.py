@@ -1,6 +1,7 @@
 """Caption metrics against pycocoevalcap, and the tokenizer that Instagram needs."""
 
 import io
+import os
 import pickle
 import random
 import shutil
@@ -126,6 +127,16 @@ def test_java_metrics_say_what_they_need(monkeypatch):
     """Without Java pycocoevalcap dies with a FileNotFoundError from deep inside a subprocess."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="meteor runs on Java"):
+        java_scorer("meteor")
+
+
+def test_a_java_that_does_not_work_says_so_at_once(tmp_path, monkeypatch):
+    """METEOR keeps its lock after an error: the second caption, or the end of the program, waited for it for ever."""
+    pytest.importorskip("pycocoevalcap")
+    (tmp_path / "java").write_text("#!/bin/sh\necho no runtime >&2\nexit 1\n")  # as a Mac without one has it
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UserError, match="meteor failed"):
         java_scorer("meteor")
 
 

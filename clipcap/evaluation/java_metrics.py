@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 
 from clipcap.errors import UserError
@@ -17,8 +18,8 @@ def java_scorer(name: str) -> Callable[[Sequence[Tokens], References], float]:
         A function from candidates and references to the score of the corpus.
 
     Raises:
-        UserError: there is no Java or no pycocoevalcap, or, when SPICE runs for the first time, its models cannot be
-            downloaded.
+        UserError: there is no Java that works or no pycocoevalcap, or, when SPICE runs for the first time, its models
+            cannot be downloaded.
     """
     if not shutil.which("java"):
         raise UserError(f"{name} runs on Java and there is no `java` on the PATH: install one or leave {name} out")
@@ -31,6 +32,7 @@ def java_scorer(name: str) -> Callable[[Sequence[Tokens], References], float]:
     failed = f"{name} failed ({{}}): see the messages above, or leave it out"
     try:
         scorer = {"meteor": Meteor, "spice": Spice}[name]()
+        scorer.lock = threading.RLock()  # METEOR's own stays locked after an error: the next call would wait for ever
     except failures as error:
         raise UserError(failed.format(error)) from None
 
@@ -42,4 +44,5 @@ def java_scorer(name: str) -> Callable[[Sequence[Tokens], References], float]:
         except failures as error:
             raise UserError(failed.format(error)) from None
 
+    score([["a", "cat"]], [[["a", "cat"]]])  # a Java that is not there, or has no memory, shows before any captioning
     return score

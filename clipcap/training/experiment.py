@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -160,6 +161,8 @@ class Experiment:
             "data": {"path": str(self.data_args.data), "identity": self.store.identity, "rows": len(train)},
             "arguments": {name: value for group in groups for name, value in asdict(group).items()},
         }
+        # A file's name need not be UTF-8, and whoever reads the weights refuses a record that is not.
+        record = json.loads(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
         shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
         references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
         with self.processes.watched():

@@ -52,8 +52,9 @@ It says what looks likely, not what is so: subjects, places and names in caption
 STRATEGIES = {
     "full": "the mapping network and all of GPT-2 were trained",
     "mapping": "the mapping network was trained",
-    "prompted": "the mapping network and all of GPT-2 were trained, with a text between picture and caption",
-    "LoRA": "low-rank adapters in GPT-2 were trained; they are merged into its weights here, so that no base is needed",
+    "prompted": "the mapping network and all of GPT-2 were trained",
+    "LoRA": "the mapping network and low-rank adapters in GPT-2 were trained; these are merged into its weights here, "
+    "so that no base is needed",
     "head-only": "GPT-2's head and final norm were trained",
 }
 
@@ -94,8 +95,11 @@ def model_card(
 
 def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
     record, strategy = model.record, str(model.record.get("strategy") or "")
+    parts = map(record.get, ("data", "losses", "arguments"))
+    source, losses, arguments = (part if isinstance(part, dict) else {} for part in parts)
     kind = STRATEGIES.get(strategy.split(" ")[0], "").replace("GPT-2", _writer(model))
-    source, losses = (part if isinstance(part, dict) else {} for part in map(record.get, ("data", "losses")))
+    if arguments.get("freeze_mapping"):
+        kind = kind.replace("the mapping network and ", "")
     rows = {
         "strategy": f"{strategy}: {kind}" if kind else strategy,
         "data": data or PurePath(str(source.get("path", ""))).name or "not recorded",

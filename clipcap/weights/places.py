@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from clipcap.errors import UserError
@@ -94,32 +94,33 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
     shown = f"{base.weights[:200]!r} with SHA-256 {base.sha256[:12]!r}..."
     published = base.weights in names()
     # A path in the file is followed only into its own folder, since the file may be a stranger's.
-    beside = (base.weights, file.parent / base.weights, file.parent / Path(base.weights).name)
-    places = [given] if given else [base.weights] if published else [p for p in beside if is_inside(p, file)]
-    for place in places:
+    name = PureWindowsPath(base.weights).name  # of a path that either system wrote
+    beside = () if base.weights.startswith(PREFIX) else (base.weights, file.parent / base.weights, file.parent / name)
+    known = [base.weights] if published else [place for place in beside if is_inside(place, file)]
+    refusal = f"its base {shown} was not found beside it: put that file there, or give it with --base (base= in Python)"
+    for place in [given, *known] if given else known:  # of several files with adapters, the given base may be another's
         try:
             path = resolve_weights(place)
         except UserError:
-            if given or published:  # the error already says what to do
+            if place == given or (published and not given):  # the error already says what to do
                 raise
             continue
         found = sha256(path)
         if found == base.sha256:
             return path
-        if given:
-            raise UserError(
+        if place == given:
+            refusal = (
                 f"the base {given} has SHA-256 {found[:12]}..., and its adapters belong to {shown}: give that file"
             )
-    raise UserError(
-        f"its base {shown} was not found beside it: give that file with --base (base= in Python), or put it there"
-    )
+    raise UserError(refusal)
 
 
 def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(Short name, weights) per model: "base" for runs/base/base_weights.pt, "voice" for hf:jane/voice.
 
-    Where two would have the same name, both are called what they were given as.
+    Where two would have the same name, both are called what they were given as; what is given twice comes once.
     """
+    models = list(dict.fromkeys(models))
     short = [
         Path(weights).name if weights.startswith(PREFIX) else Path(weights).stem.removesuffix("_weights")
         for weights in models
