@@ -20,7 +20,7 @@ import prompt_finetuning
 from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.prompts import LITERAL
+from clipcap.model.prompts import LITERAL, caption_embeddings
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import inject
 
@@ -52,6 +52,12 @@ def train(script, world: Path, output: Path, *options: str) -> Path:
     start = [] if "--language-model" in options else ["--init", str(world / "literal.pt")]
     script.main(["--data", str(world / "data"), *start, "--output-dir", str(output), *FAST, *options])
     return output
+
+
+@pytest.fixture(scope="module")
+def prompted(world, tmp_path_factory) -> Path:
+    """Prompted weights, whose literal captioner is `literal.pt`."""
+    return train(prompt_finetuning, world, tmp_path_factory.mktemp("prompted")) / "prompted_weights.pt"
 
 
 def changed(before: ClipCap, after: ClipCap) -> set[str]:
@@ -283,9 +289,19 @@ def test_lora_refuses_what_it_cannot_do(world, tmp_path):
             train(lora_finetuning, world, tmp_path, *options)
 
 
-def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, tmp_path):
-    output = train(prompt_finetuning, world, tmp_path)
-    model, literal = load_checkpoint(output / "prompted_weights.pt"), load_checkpoint(world / "literal.pt")
+def test_adapters_on_prompted_weights_caption(world, prompted, tmp_path):
+    """Guards against the literal captioner of the base: adapters that were trained on it could never be opened."""
+    output = train(lora_finetuning, world, tmp_path, "--init", str(prompted), "--merged")
+    model = load_checkpoint(output / "lora_4_weights.pt", base=str(prompted))
+    assert model.literal_captioner is model.config.prompt is None
+    embeddings = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
+    captions = caption_embeddings(model, embeddings, LITERAL)
+    assert captions == caption_embeddings(load_checkpoint(output / "lora_4_merged_weights.pt"), embeddings, LITERAL)
+    assert any(captions)
+
+
+def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, prompted):
+    model, literal = load_checkpoint(prompted), load_checkpoint(world / "literal.pt")
     assert model.config.prompt == " is a picture of {literal} and a social media post would caption it"
     assert not changed(literal, model.literal_captioner)
     assert model.literal_captioner.config.stop_token == literal.config.stop_token != model.config.stop_token
