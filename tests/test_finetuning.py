@@ -17,11 +17,13 @@ import frozen_finetuning
 import load_data
 import lora_finetuning
 import prompt_finetuning
+from clipcap.data.store import EmbeddingStore
 from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import LITERAL, caption_embeddings
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.format import sha256
 from clipcap.weights.lora import inject
 
 FAST = ["--epochs", "1", "--batch-size", "8", "--evals-per-epoch", "1", "--device", "cpu", "--learning-rate", "1e-3"]
@@ -309,8 +311,6 @@ def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, prom
 
 
 def test_literal_captions_are_written_once(world, tmp_path, monkeypatch):
-    from clipcap.data.store import EmbeddingStore
-
     train(prompt_finetuning, world, tmp_path / "first", "--prompt", "literal")
     monkeypatch.setattr("clipcap.training.literals.caption_embeddings", None)  # the second run must not call it
     train(prompt_finetuning, world, tmp_path / "second")
@@ -319,6 +319,25 @@ def test_literal_captions_are_written_once(world, tmp_path, monkeypatch):
     model = load_checkpoint(world / "literal.pt")
     [ids] = model.generate(torch.tensor(store.embeddings("train")[:1]), LITERAL)
     assert store.literal_captions("train", identity)[0] == byte_tokenizer().decode(ids).strip()
+
+
+def test_prompted_weights_bring_the_literal_captioner_of_the_next_ones(world, prompted, tmp_path):
+    """Guards against prompts that a prompted model fills without its own prompt, and against such stored ones."""
+    store = EmbeddingStore.open(shutil.copytree(world / "data", tmp_path / "data"))
+    store.save_literal_captions("train", sha256(prompted), ["wrong"] * store.info["splits"]["train"])
+    options = ["--data", str(store.path), "--init", str(prompted), "--limit-train", "16"]
+    second = load_checkpoint(train(prompt_finetuning, world, tmp_path, *options) / "prompted_weights.pt")
+    assert not changed(load_checkpoint(world / "literal.pt"), second.literal_captioner)
+    right = store.literal_captions("train", sha256(world / "literal.pt"))
+    assert store.literal_captions("train", f"{sha256(prompted)}.literal_captioner") == right[:16]
+
+
+def test_a_literal_captioner_that_needs_a_prompt_is_refused(world, tmp_path):
+    model = load_checkpoint(world / "literal.pt")
+    model.config.prompt = "they say"
+    save_checkpoint(model, tmp_path / "say.pt")
+    with pytest.raises(UserError, match="behind the prompt 'they say', .* without it: give one .* --literal-weights"):
+        train(prompt_finetuning, world, tmp_path, "--init", str(tmp_path / "say.pt"))
 
 
 def test_the_prompt_is_data_and_the_loss_never_sees_it(world, tmp_path, monkeypatch):

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 FILES = {"init", "literal_weights"}  # options that name weights, which are known by their content when a run is resumed
 SAMPLES = 8  # validation images whose captions are shown at each evaluation
-Prompts = Callable[[str], list[list[int]] | None]  # name of a split -> token ids of the prompt of each of its rows
+# Name of a split, and how many of its rows -> token ids of their prompts.
+Prompts = Callable[[str, int], list[list[int]] | None]
 Save = Callable[[ClipCap, Path], None]  # writes the model's weights to a file
 
 
@@ -96,13 +97,13 @@ class Experiment:
         return cls(*known, processes)
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
-        """The training data and the validation data; `prompts` gives the prompt of every row of a split."""
+        """The training data and the validation data; `prompts` gives the prompts of the first rows of a split."""
         train = self._dataset("train", prompts, self.data_args.limit_train)
         train.rows = [*train.rows] * self.loop_args.repeats(len(train))
         return train, self._dataset("validation", prompts)
 
     def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
-        texts = self.store.captions(split)
+        texts = self.store.captions(split)[:limit]
         config = self.model.config
         captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens, config.end_of_text, config.blank)
         if all(caption == [self.model.config.stop_token] for caption in captions):
@@ -110,20 +111,19 @@ class Experiment:
                 f"no caption of the split {split!r} in {str(self.data_args.data)!r} has a token: check the captions, "
                 "and the tokenizer of the weights"
             )
-        prompted = (prompts(split) if prompts else None) or [[]] * len(captions)
+        prompted = (prompts(split, len(captions)) if prompts else None) or [[]] * len(captions)
         # Validation states no controls, as predict.py does unless asked: its loss compares with other strategies'.
         controls = controls_of(self.tokenizer, self.model.config.controls if split == "train" else {}, texts)
         longest = [[*prompt, *chain(*stated)] for prompt, stated in zip(prompted, controls, strict=True)]
         captions = fit_captions(captions, longest, self.model.room)
-        rows = range(min(len(captions), limit or len(captions)))
         embeddings = self.store.embeddings(split)
-        if (row := embeddings.unfit(len(rows))) is not None:
+        if (row := embeddings.unfit(len(captions))) is not None:
             raise UserError(
                 f"row {row + 1} of the split {split!r} in {str(self.data_args.data)!r}, image "
                 f"{self.store.column(split, 'image_id')[row]!r}, has NaN or infinity in its embedding: "
                 "make the dataset again"
             )
-        return CaptionDataset(embeddings, captions, prompted, rows, controls, self.loop_args.seed)
+        return CaptionDataset(embeddings, captions, prompted, None, controls, self.loop_args.seed)
 
     def train(
         self,
@@ -138,7 +138,7 @@ class Experiment:
         Args:
             strategy: its name, for messages, plots and the record.
             weights: file name of the weights in the output folder.
-            prompts: gives the prompt of every row of a split; None for no prompts.
+            prompts: gives the prompts of the first rows of a split; None for no prompts.
             save: writes the weights.
             folders: what `save` writes into besides the output folder.
 
