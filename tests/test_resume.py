@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import importlib
 import json
 import math
@@ -219,6 +220,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     trainer(folder, epochs=1).run()
     return folder
+
+
+def test_a_state_is_flushed_through_files_that_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against what Windows refuses: os.fsync of a file that is open for reading."""
+    modes = []
+    flush = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE), flush(file))
+    )
+    trainer(tmp_path).state.save()
+    assert len(modes) > 3 and os.O_RDONLY not in modes
 
 
 @pytest.fixture
