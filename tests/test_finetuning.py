@@ -6,10 +6,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_config
 
 import basic_finetuning
@@ -23,7 +25,7 @@ from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import LITERAL, caption_embeddings
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
-from clipcap.weights.format import sha256
+from clipcap.weights.format import read, sha256
 from clipcap.weights.lora import inject
 
 FAST = ["--epochs", "1", "--batch-size", "8", "--evals-per-epoch", "1", "--device", "cpu", "--learning-rate", "1e-3"]
@@ -300,6 +302,24 @@ def test_adapters_on_prompted_weights_caption(world, prompted, tmp_path):
     captions = caption_embeddings(model, embeddings, LITERAL)
     assert captions == caption_embeddings(load_checkpoint(output / "lora_4_merged_weights.pt"), embeddings, LITERAL)
     assert any(captions)
+
+
+def test_a_finished_run_is_resumed_for_the_files_it_lacks(world, tmp_path, monkeypatch):
+    """Guards against `--resume --merged` that ends well and writes nothing: it did only where weights got better."""
+    monkeypatch.setattr("clipcap.training.trainer.validation_loss", Mock(side_effect=[9.0, 1.0, 2.0]))
+    output = train(lora_finetuning, world, tmp_path / "run", "--evals-per-epoch", "2")
+    best = read(output / "lora_4_weights.pt")
+    extra = ["--merged", "--export-peft", str(tmp_path / "peft")]
+    train(lora_finetuning, world, output, "--evals-per-epoch", "2", "--resume", *extra)
+    again, exported = read(output / "lora_4_weights.pt"), load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    for name, tensor in best["tensors"].items():
+        assert torch.equal(tensor, again["tensors"][name])
+        if ".lora_" in name:
+            peft = f"base_model.model.{name.removeprefix('gpt.').replace('.default.', '.')}"
+            assert torch.equal(tensor, exported[peft])
+    merged = load_checkpoint(output / "lora_4_merged_weights.pt")
+    assert not changed(merged, load_checkpoint(output / "lora_4_weights.pt", base=str(world / "literal.pt")))
+    assert merged.record == best["record"] == again["record"]
 
 
 def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, prompted):

@@ -173,7 +173,8 @@ def test_each_rank_is_resumed_alone_or_among_others(world: Path, tmp_path: Path)
     import lora_finetuning
 
     line = ["--data", str(world / "data"), "--init", str(world / "literal.pt"), *FAST, "--limit-train", "16"]
-    lora_finetuning.main([*line, "--output-dir", str(tmp_path / "run"), "--rank", "2", "4"])
+    lora_finetuning.main([*line, "--output-dir", f"{tmp_path}/run/", "--rank", "2", "4"])
+    assert {path.name for path in tmp_path.iterdir()} == {"run_2", "run_4"}  # a slash at the end changes nothing
     lora_finetuning.main([*line, "--output-dir", str(tmp_path / "run_4"), "--rank", "4", "--resume"])
     with pytest.raises(UserError, match=r"other --rank \(\[4\], not \[2\]\)"):
         lora_finetuning.main([*line, "--output-dir", str(tmp_path / "run_4"), "--rank", "2", "--resume"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from clipcap.training.arguments import DataArguments, LoopArguments, StartArgume
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.start import content_of, meet_on, start_model
 from clipcap.weights.checkpoint import save_checkpoint
-from clipcap.weights.format import sha256
+from clipcap.weights.format import read, sha256
 from clipcap.weights.published import resolve_weights
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Experiment:
         prompts: Prompts | None = None,
         save: Save = save_checkpoint,
         folders: Sequence[Path] = (),
+        save_again: bool = False,
     ) -> Path:
         """Train the parameters that the strategy has chosen, and print what they are and where the weights are.
 
@@ -141,11 +143,14 @@ class Experiment:
             prompts: gives the prompts of the first rows of a split; None for no prompts.
             save: writes the weights.
             folders: what `save` writes into besides the output folder.
+            save_again: whether a resumed run ends with a `save` of the best weights. It may write more than the
+                weights, which an earlier run was perhaps not asked for.
 
         Returns:
             The file of the weights with the best validation loss.
         """
-        from clipcap.training.trainer import Trainer  # here, since accelerate takes seconds to import
+        from clipcap.training.setup import only_run  # here, since accelerate takes seconds to import
+        from clipcap.training.trainer import Trainer
 
         for folder in folders:
             make_folder(folder)
@@ -162,6 +167,7 @@ class Experiment:
         }
         shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
         references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
+        best = deepcopy(self.model) if save_again and self.loop_args.resume else None  # before anything shards it
         with self.processes.watched():
             trainer = Trainer(
                 self.model,
@@ -180,9 +186,21 @@ class Experiment:
             if self.processes.main:
                 print(describe(self.model), file=sys.stderr)
             path = trainer.run()
+            if best is not None:
+                with only_run(trainer.folders, self.processes):
+                    if self.processes.main:
+                        _restore(best, path)
+                        save(best, path)
         if self.processes.main:
             print(path)
         return path
+
+
+def _restore(model: ClipCap, weights: Path) -> None:
+    """Give a model the tensors of a file that its run wrote, which may be those that trained alone, and the record."""
+    content = read(weights)
+    model.load_state_dict(content["tensors"], strict=False)
+    model.record = content["record"]
 
 
 def describe(model: ClipCap) -> str:
