@@ -62,7 +62,7 @@ def train_rank(
 ) -> None:
     """Train the model of one rank: a run that can be resumed alone, of several with an output folder of its own."""
     output, several = loop_args.output_dir, len(args.rank) > 1
-    loop_args = replace(loop_args, output_dir=f"{output}_{rank}" if output and several else output)
+    loop_args = replace(loop_args, output_dir=f"{Path(output)}_{rank}" if output and several else output)
     experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args, replace(args, rank=[rank]))
     adapters = build(experiment, args, rank)
 
@@ -74,7 +74,8 @@ def train_rank(
             export_peft(model, adapters["settings"], Path(args.export_peft, f"lora_{rank}" if several else ""))
 
     folders = [Path(args.export_peft)] if args.export_peft else []
-    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=folders)
+    more = args.merged or bool(folders)
+    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=folders, save_again=more)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,17 +14,14 @@ from typing import Any
 
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
-from clipcap.data.store import check_clip
 from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.controls import OPTIONS, find_bounds
 from clipcap.model.prompts import PROMPTS, check_template, needs_literal, prompts_for
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
-from clipcap.training.literals import stored_literal_captions
-from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
-from clipcap.weights.format import sha256
-from clipcap.weights.published import resolve_weights
+from clipcap.training.literals import load_literal_captioner, stored_literal_captions
+from clipcap.weights.checkpoint import save_checkpoint
 from clipcap.world.shipped import FINE_TUNING
 
 
@@ -49,16 +46,13 @@ def build(experiment: Experiment, template: str | None, literal_weights: str | N
     if needs_literal(template):
         if not literal_weights:
             raise UserError("the prompt holds a literal caption: give its captioner with --literal-weights or --init")
-        literal = load_checkpoint(literal_weights).requires_grad_(False)
-        literal.use_fast(not experiment.loop_args.no_fast)
-        check_clip(experiment.store, literal.config)
-        identity = sha256(resolve_weights(literal_weights))
+        literal, identity = load_literal_captioner(experiment, literal_weights)
 
-    def prompts(split: str) -> list[list[int]] | None:
+    def prompts(split: str, rows: int) -> list[list[int]] | None:
         literals = None
         if literal is not None:
-            literals = stored_literal_captions(experiment.store, split, literal, identity, experiment.processes)
-        return prompts_for(model, experiment.tokenizer, experiment.store.info["splits"][split], literals)
+            literals = stored_literal_captions(experiment, split, rows, literal, identity)
+        return prompts_for(model, experiment.tokenizer, rows, literals)
 
     def save(model: ClipCap, path: Path) -> None:
         model.literal_captioner = literal

@@ -143,10 +143,13 @@ def test_only_cuda_copies_beside_the_computation(device, beside):
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator")
-def test_batches_go_on_while_the_process_group_is_asked_to_end():
-    """Guards against a run that torchrun ends without its state, because the workers of its batches ended first."""
-    found = iter(loader(dataset([3] * 200), [[row] for row in range(200)], torch.device("cuda")))
-    next(found)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_batches_go_on_while_the_process_group_is_asked_to_end(number):
+    """Guards against a run that torchrun or Ctrl-C ends without its state: the workers of its batches ended first."""
+    batches = loader(dataset([3] * 200), [[row] for row in range(200)], torch.device("cuda"))
+    assert batches.multiprocessing_context.get_start_method() == "fork"  # any other copies the dataset
+    found = iter(batches)
+    next(found), next(found)  # one of each worker
     for worker in multiprocessing.active_children():
-        os.kill(worker.pid, signal.SIGTERM)
-    assert len(list(found)) == 199
+        os.kill(worker.pid, number)
+    assert len(list(found)) == 198

@@ -363,6 +363,13 @@ def test_weights_that_may_train_are_not_prepared_again_in_evaluation_mode():
     assert model._prepared is None
 
 
+def test_weights_that_move_leave_nothing_prepared_behind():
+    """Guards against a GPU that keeps the packed weights and captured steps of a model that has left it."""
+    model = tiny_model()
+    model.generate(embeddings(), METHODS[0])
+    assert model.to("cpu")._prepared is None
+
+
 def test_a_long_prompt_leaves_room_or_is_refused():
     model = tiny_model()
     [caption] = model.generate(embeddings(1), Decoding(stop_token=-1), [[1] * 100])

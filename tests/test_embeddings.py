@@ -442,20 +442,21 @@ def test_an_unknown_split_lists_those_that_exist(tmp_path: Path) -> None:
 def test_literal_captions_are_kept_by_weights_and_split(tmp_path: Path) -> None:
     """Guards against prompts from another captioner, or from another split."""
     store = build(tmp_path, examples())
-    assert store.literal_captions("validation", "a" * 64) is None
-    store.save_literal_captions("validation", "a" * 64, ["one", "two 🔥", "three\nlines"])
-    assert EmbeddingStore.open(tmp_path).literal_captions("validation", "a" * 64) == ["one", "two 🔥", "three\nlines"]
-    assert store.literal_captions("validation", "b" * 64) is store.literal_captions("train", "a" * 64) is None
-    with pytest.raises(ValueError, match="1 literal captions for the 3 rows"):
-        store.save_literal_captions("validation", "a" * 64, ["one"])
+    assert store.literal_captions("validation", "a" * 64) == []
+    for captions in (["one"], ["one", "two 🔥", "three\nlines"]):
+        store.save_literal_captions("validation", "a" * 64, captions)
+        assert EmbeddingStore.open(tmp_path).literal_captions("validation", "a" * 64) == captions
+    assert store.literal_captions("validation", "b" * 64) == store.literal_captions("train", "a" * 64) == []
+    with pytest.raises(ValueError, match="4 literal captions for the 3 rows"):
+        store.save_literal_captions("validation", "a" * 64, ["x"] * 4)
 
 
-@pytest.mark.parametrize("captions", [[1, 2, 3], ["a", None, "c"], ["a", "b", "\ud800"], ["a", "b"]])
+@pytest.mark.parametrize("captions", [[1, 2, 3], ["a", None, "c"], ["a", "b", "\ud800"], ["a", "b", "c", "d"]])
 def test_literal_captions_that_are_no_texts_count_as_not_saved(tmp_path: Path, captions: list) -> None:
     store = build(tmp_path, examples())
     store.save_literal_captions("validation", "a", ["x"] * 3)
     (tmp_path / "literal_captions" / "a" / "validation.json").write_text(json.dumps(captions))
-    assert store.literal_captions("validation", "a") is None
+    assert store.literal_captions("validation", "a") == []
 
 
 @pytest.mark.parametrize("link", ["literal_captions", "literal_captions/a"])
@@ -517,7 +518,7 @@ def test_rows_are_read_like_those_of_an_array(tmp_path: Path) -> None:
     for rows in (slice(3, 9), slice(None, None, 5), [11, 0, 7, 7], np.array([4]), [], -1):
         np.testing.assert_array_equal(embeddings[rows], whole[rows])
     for rank in range(3):
-        share = embeddings.share(rank, 3)
+        share = embeddings.take(range(12)[rank::3])
         assert share.shape == whole[rank::3].shape
         np.testing.assert_array_equal(share[1:3], whole[rank::3][1:3])
     with pytest.raises(IndexError):

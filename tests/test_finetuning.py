@@ -7,10 +7,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import byte_tokenizer, tiny_config
 
 import basic_finetuning
@@ -18,11 +20,13 @@ import frozen_finetuning
 import load_data
 import lora_finetuning
 import prompt_finetuning
+from clipcap.data.store import EmbeddingStore
 from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.prompts import LITERAL
+from clipcap.model.prompts import LITERAL, caption_embeddings
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.format import read, sha256
 from clipcap.weights.lora import inject
 
 FAST = ["--epochs", "1", "--batch-size", "8", "--evals-per-epoch", "1", "--device", "cpu", "--learning-rate", "1e-3"]
@@ -53,6 +57,12 @@ def train(script, world: Path, output: Path, *options: str) -> Path:
     start = [] if "--language-model" in options else ["--init", str(world / "literal.pt")]
     script.main(["--data", str(world / "data"), *start, "--output-dir", str(output), *FAST, *options])
     return output
+
+
+@pytest.fixture(scope="module")
+def prompted(world, tmp_path_factory) -> Path:
+    """Prompted weights, whose literal captioner is `literal.pt`."""
+    return train(prompt_finetuning, world, tmp_path_factory.mktemp("prompted")) / "prompted_weights.pt"
 
 
 def changed(before: ClipCap, after: ClipCap) -> set[str]:
@@ -300,9 +310,37 @@ def test_lora_refuses_what_it_cannot_do(world, tmp_path):
             train(lora_finetuning, world, tmp_path, *options)
 
 
-def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, tmp_path):
-    output = train(prompt_finetuning, world, tmp_path)
-    model, literal = load_checkpoint(output / "prompted_weights.pt"), load_checkpoint(world / "literal.pt")
+def test_adapters_on_prompted_weights_caption(world, prompted, tmp_path):
+    """Guards against the literal captioner of the base: adapters that were trained on it could never be opened."""
+    output = train(lora_finetuning, world, tmp_path, "--init", str(prompted), "--merged")
+    model = load_checkpoint(output / "lora_4_weights.pt", base=str(prompted))
+    assert model.literal_captioner is model.config.prompt is None
+    embeddings = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
+    captions = caption_embeddings(model, embeddings, LITERAL)
+    assert captions == caption_embeddings(load_checkpoint(output / "lora_4_merged_weights.pt"), embeddings, LITERAL)
+    assert any(captions)
+
+
+def test_a_finished_run_is_resumed_for_the_files_it_lacks(world, tmp_path, monkeypatch):
+    """Guards against `--resume --merged` that ends well and writes nothing: it did only where weights got better."""
+    monkeypatch.setattr("clipcap.training.trainer.validation_loss", Mock(side_effect=[9.0, 1.0, 2.0]))
+    output = train(lora_finetuning, world, tmp_path / "run", "--evals-per-epoch", "2")
+    best = read(output / "lora_4_weights.pt")
+    extra = ["--merged", "--export-peft", str(tmp_path / "peft")]
+    train(lora_finetuning, world, output, "--evals-per-epoch", "2", "--resume", *extra)
+    again, exported = read(output / "lora_4_weights.pt"), load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    for name, tensor in best["tensors"].items():
+        assert torch.equal(tensor, again["tensors"][name])
+        if ".lora_" in name:
+            peft = f"base_model.model.{name.removeprefix('gpt.').replace('.default.', '.')}"
+            assert torch.equal(tensor, exported[peft])
+    merged = load_checkpoint(output / "lora_4_merged_weights.pt")
+    assert not changed(merged, load_checkpoint(output / "lora_4_weights.pt", base=str(world / "literal.pt")))
+    assert merged.record == best["record"] == again["record"]
+
+
+def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, prompted):
+    model, literal = load_checkpoint(prompted), load_checkpoint(world / "literal.pt")
     assert model.config.prompt == " is a picture of {literal} and a social media post would caption it"
     assert not changed(literal, model.literal_captioner)
     assert model.literal_captioner.config.stop_token == literal.config.stop_token != model.config.stop_token
@@ -310,8 +348,6 @@ def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, tmp_
 
 
 def test_literal_captions_are_written_once(world, tmp_path, monkeypatch):
-    from clipcap.data.store import EmbeddingStore
-
     train(prompt_finetuning, world, tmp_path / "first", "--prompt", "literal")
     monkeypatch.setattr("clipcap.training.literals.caption_embeddings", None)  # the second run must not call it
     train(prompt_finetuning, world, tmp_path / "second")
@@ -320,6 +356,25 @@ def test_literal_captions_are_written_once(world, tmp_path, monkeypatch):
     model = load_checkpoint(world / "literal.pt")
     [ids] = model.generate(torch.tensor(store.embeddings("train")[:1]), LITERAL)
     assert store.literal_captions("train", identity)[0] == byte_tokenizer().decode(ids).strip()
+
+
+def test_prompted_weights_bring_the_literal_captioner_of_the_next_ones(world, prompted, tmp_path):
+    """Guards against prompts that a prompted model fills without its own prompt, and against such stored ones."""
+    store = EmbeddingStore.open(shutil.copytree(world / "data", tmp_path / "data"))
+    store.save_literal_captions("train", sha256(prompted), ["wrong"] * store.info["splits"]["train"])
+    options = ["--data", str(store.path), "--init", str(prompted), "--limit-train", "16"]
+    second = load_checkpoint(train(prompt_finetuning, world, tmp_path, *options) / "prompted_weights.pt")
+    assert not changed(load_checkpoint(world / "literal.pt"), second.literal_captioner)
+    right = store.literal_captions("train", sha256(world / "literal.pt"))
+    assert store.literal_captions("train", f"{sha256(prompted)}.literal_captioner") == right[:16]
+
+
+def test_a_literal_captioner_that_needs_a_prompt_is_refused(world, tmp_path):
+    model = load_checkpoint(world / "literal.pt")
+    model.config.prompt = "they say"
+    save_checkpoint(model, tmp_path / "say.pt")
+    with pytest.raises(UserError, match="behind the prompt 'they say', .* without it: give one .* --literal-weights"):
+        train(prompt_finetuning, world, tmp_path, "--init", str(tmp_path / "say.pt"))
 
 
 def test_the_prompt_is_data_and_the_loss_never_sees_it(world, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import importlib
 import json
 import math
@@ -172,7 +173,8 @@ def test_each_rank_is_resumed_alone_or_among_others(world: Path, tmp_path: Path)
     import lora_finetuning
 
     line = ["--data", str(world / "data"), "--init", str(world / "literal.pt"), *FAST, "--limit-train", "16"]
-    lora_finetuning.main([*line, "--output-dir", str(tmp_path / "run"), "--rank", "2", "4"])
+    lora_finetuning.main([*line, "--output-dir", f"{tmp_path}/run/", "--rank", "2", "4"])
+    assert {path.name for path in tmp_path.iterdir()} == {"run_2", "run_4"}  # a slash at the end changes nothing
     lora_finetuning.main([*line, "--output-dir", str(tmp_path / "run_4"), "--rank", "4", "--resume"])
     with pytest.raises(UserError, match=r"other --rank \(\[4\], not \[2\]\)"):
         lora_finetuning.main([*line, "--output-dir", str(tmp_path / "run_4"), "--rank", "2", "--resume"])
@@ -219,6 +221,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     trainer(folder, epochs=1).run()
     return folder
+
+
+def test_a_state_is_flushed_through_files_that_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against what Windows refuses: os.fsync of a file that is open for reading."""
+    modes = []
+    flush = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE), flush(file))
+    )
+    trainer(tmp_path).state.save()
+    assert len(modes) > 3 and os.O_RDONLY not in modes
 
 
 @pytest.fixture

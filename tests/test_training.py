@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import runpy
 import signal
 import sys
 import warnings
@@ -20,11 +21,12 @@ from tiny import byte_tokenizer, tiny_config, tiny_model
 from clipcap.errors import Interrupted, UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
-from clipcap.training import setup
+from clipcap.training import record, setup
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.journal import Journal
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.losses import validation_loss
+from clipcap.training.progress import Progress
 from clipcap.training.setup import make_accelerator, parameter_groups
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint
@@ -105,6 +107,13 @@ def test_the_weights_remember_how_they_were_trained(finished):
     assert record["seconds"] > 0 and record["peak_memory_bytes"] > 1e6 and record["versions"]["torch"]
     _, _, validation = model_and_data()
     assert validation_loss(model, validation, 4) == pytest.approx(record["losses"]["validation"], abs=1e-5)
+
+
+def test_where_nothing_tells_the_peak_memory_the_record_has_none(monkeypatch):
+    """Guards against a module that Windows has not, without which no training began there."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    run_record = runpy.run_path(record.__file__)["run_record"]
+    assert run_record(tiny_model(), "full", Progress(), 1.0, 2.0)["peak_memory_bytes"] is None
 
 
 @pytest.mark.parametrize("moment", [1, 6, 9, 13, 23])

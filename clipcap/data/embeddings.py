@@ -82,12 +82,12 @@ class Embeddings:
             raise ValueError("embeddings lie in several parts on the disk: an array of all of them is a copy")
         return self[:].astype(dtype or self.dtype, copy=False)
 
-    def share(self, rank: int, world: int) -> Embeddings:
-        """Every `world`-th row from row `rank` on, still on the disk."""
-        share = copy(self)
-        share.numbers = self.numbers[rank::world]
-        share.shape = (len(share.numbers), self.shape[1])
-        return share
+    def take(self, rows: Sequence[int]) -> Embeddings:
+        """These rows, still on the disk."""
+        taken = copy(self)
+        taken.numbers = self.numbers[np.asarray(rows, np.int64)]
+        taken.shape = (len(taken.numbers), self.shape[1])
+        return taken
 
     def _count(self, rows: int) -> None:
         """Let go of the pages that were read, once enough have come together."""

@@ -7,7 +7,7 @@ Shapes: N captions of a split, C CLIP width. Embeddings are float32 and not norm
     folder/shards/             in place of these, with `--keep-shards`: <split>-<number>.arrow
     folder/skipped.jsonl       {"image", "error"} for every image that could not be read
     folder/pictures.arrow      size, time and SHA-256 of every picture, to notice that it has changed
-    folder/literal_captions/   what a literal captioner said about each row, by the identity of its weights
+    folder/literal_captions/   what a literal captioner said about the first rows, by the identity of its weights
 """
 
 from __future__ import annotations
@@ -97,20 +97,24 @@ class EmbeddingStore:
             values = values.take(rows) if len(rows) else values[:0]  # Arrow would take no rows for rows of no type
         return values.to_pylist()
 
-    def literal_captions(self, split: str, weights_sha256: str) -> list[str] | None:
-        """What the literal captioner with these weights said about each row; None if nothing was saved yet."""
-        file = self._literal_file(split, weights_sha256)
-        captions = read_json(file, list) if file.is_file() else None
-        if captions is not None and not all(isinstance(caption, str) and _is_text(caption) for caption in captions):
-            return None
-        return captions if captions is not None and len(captions) == self.info["splits"][split] else None
+    def literal_captions(self, split: str, captioner: str) -> list[str]:
+        """What this literal captioner said about the first rows of the split; none if nothing was saved yet."""
+        file = self._literal_file(split, captioner)
+        captions = read_json(file, list) if file.is_file() else []
+        if not all(isinstance(caption, str) and _is_text(caption) for caption in captions):
+            return []
+        return captions if len(captions) <= self.info["splits"][split] else []
 
-    def save_literal_captions(self, split: str, weights_sha256: str, captions: list[str]) -> None:
-        """Save one literal caption per row of the split. Raises UserError when the folder cannot be written."""
+    def save_literal_captions(self, split: str, captioner: str, captions: list[str]) -> None:
+        """Save the literal captions of the first rows of the split, in place of those that were saved.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         rows = self.info["splits"][split]
-        if len(captions) != rows:
+        if len(captions) > rows:
             raise ValueError(f"{len(captions)} literal captions for the {rows} rows of split {split!r}")
-        file = self._literal_file(split, weights_sha256)
+        file = self._literal_file(split, captioner)
         if not Home(self.path).holds(file.parent / "x"):
             raise UserError(f"{str(file.parent)!r} is a link out of the dataset; remove it, to keep literal captions")
         try:
@@ -119,9 +123,9 @@ class EmbeddingStore:
         except OSError as error:
             raise UserError(f"cannot keep literal captions in {str(self.path)!r} ({error.strerror})") from None
 
-    def _literal_file(self, split: str, weights_sha256: str) -> Path:
+    def _literal_file(self, split: str, captioner: str) -> Path:
         self._check_split(split)
-        return self.path / "literal_captions" / weights_sha256 / f"{split}.json"
+        return self.path / "literal_captions" / captioner / f"{split}.json"
 
     def _check_split(self, name: str) -> None:
         if name not in self.splits:

@@ -233,6 +233,7 @@ class ClipCap(nn.Module):
         """What `to` and its like call. The frequencies of rotary positions stay in float32."""
         super()._apply(*args, **options)
         compute_frequencies(self.gpt)
+        self._prepared = None  # which holds memory of the device that the weights have left
         return self
 
     def _drop_prepared(self, *_: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from clipcap.training.arguments import DataArguments, LoopArguments, StartArgume
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.start import content_of, meet_on, start_model
 from clipcap.weights.checkpoint import save_checkpoint
-from clipcap.weights.format import sha256
+from clipcap.weights.format import read, sha256
 from clipcap.weights.published import resolve_weights
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 FILES = {"init", "literal_weights"}  # options that name weights, which are known by their content when a run is resumed
 SAMPLES = 8  # validation images whose captions are shown at each evaluation
-Prompts = Callable[[str], list[list[int]] | None]  # name of a split -> token ids of the prompt of each of its rows
+# Name of a split, and how many of its rows -> token ids of their prompts.
+Prompts = Callable[[str, int], list[list[int]] | None]
 Save = Callable[[ClipCap, Path], None]  # writes the model's weights to a file
 
 
@@ -97,13 +99,13 @@ class Experiment:
         return cls(*known, processes)
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
-        """The training data and the validation data; `prompts` gives the prompt of every row of a split."""
+        """The training data and the validation data; `prompts` gives the prompts of the first rows of a split."""
         train = self._dataset("train", prompts, self.data_args.limit_train)
         train.rows = [*train.rows] * self.loop_args.repeats(len(train))
         return train, self._dataset("validation", prompts)
 
     def _dataset(self, split: str, prompts: Prompts | None, limit: int | None = None) -> CaptionDataset:
-        texts = self.store.captions(split)
+        texts = self.store.captions(split)[:limit]
         config = self.model.config
         captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens, config.end_of_text, config.blank)
         if all(caption == [self.model.config.stop_token] for caption in captions):
@@ -111,20 +113,19 @@ class Experiment:
                 f"no caption of the split {split!r} in {str(self.data_args.data)!r} has a token: check the captions, "
                 "and the tokenizer of the weights"
             )
-        prompted = (prompts(split) if prompts else None) or [[]] * len(captions)
+        prompted = (prompts(split, len(captions)) if prompts else None) or [[]] * len(captions)
         # Validation states no controls, as predict.py does unless asked: its loss compares with other strategies'.
         controls = controls_of(self.tokenizer, self.model.config.controls if split == "train" else {}, texts)
         longest = [[*prompt, *chain(*stated)] for prompt, stated in zip(prompted, controls, strict=True)]
         captions = fit_captions(captions, longest, self.model.room)
-        rows = range(min(len(captions), limit or len(captions)))
         embeddings = self.store.embeddings(split)
-        if (row := embeddings.unfit(len(rows))) is not None:
+        if (row := embeddings.unfit(len(captions))) is not None:
             raise UserError(
                 f"row {row + 1} of the split {split!r} in {str(self.data_args.data)!r}, image "
                 f"{self.store.column(split, 'image_id')[row]!r}, has NaN or infinity in its embedding: "
                 "make the dataset again"
             )
-        return CaptionDataset(embeddings, captions, prompted, rows, controls, self.loop_args.seed)
+        return CaptionDataset(embeddings, captions, prompted, None, controls, self.loop_args.seed)
 
     def train(
         self,
@@ -133,20 +134,24 @@ class Experiment:
         prompts: Prompts | None = None,
         save: Save = save_checkpoint,
         folders: Sequence[Path] = (),
+        save_again: bool = False,
     ) -> Path:
         """Train the parameters that the strategy has chosen, and print what they are and where the weights are.
 
         Args:
             strategy: its name, for messages, plots and the record.
             weights: file name of the weights in the output folder.
-            prompts: gives the prompt of every row of a split; None for no prompts.
+            prompts: gives the prompts of the first rows of a split; None for no prompts.
             save: writes the weights.
             folders: what `save` writes into besides the output folder.
+            save_again: whether a resumed run ends with a `save` of the best weights. It may write more than the
+                weights, which an earlier run was perhaps not asked for.
 
         Returns:
             The file of the weights with the best validation loss.
         """
-        from clipcap.training.trainer import Trainer  # here, since accelerate takes seconds to import
+        from clipcap.training.setup import only_run  # here, since accelerate takes seconds to import
+        from clipcap.training.trainer import Trainer
 
         for folder in folders:
             make_folder(folder)
@@ -165,6 +170,7 @@ class Experiment:
         record = json.loads(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
         shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
         references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
+        best = deepcopy(self.model) if save_again and self.loop_args.resume else None  # before anything shards it
         with self.processes.watched():
             trainer = Trainer(
                 self.model,
@@ -183,9 +189,21 @@ class Experiment:
             if self.processes.main:
                 print(describe(self.model), file=sys.stderr)
             path = trainer.run()
+            if best is not None:
+                with only_run(trainer.folders, self.processes):
+                    if self.processes.main:
+                        _restore(best, path)
+                        save(best, path)
         if self.processes.main:
             print(path)
         return path
+
+
+def _restore(model: ClipCap, weights: Path) -> None:
+    """Give a model the tensors of a file that its run wrote, which may be those that trained alone, and the record."""
+    content = read(weights)
+    model.load_state_dict(content["tensors"], strict=False)
+    model.record = content["record"]
 
 
 def describe(model: ClipCap) -> str:

@@ -5,6 +5,7 @@ Shapes: C CLIP width.
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -129,14 +130,17 @@ def loader(
 ) -> DataLoader:
     """The batches of a dataset, or of each batch the share of this process.
 
-    For a CUDA device, worker processes prepare them ahead in pinned memory.
+    For a CUDA device, worker processes prepare them ahead in pinned memory. They are forked where that is possible, and
+    so share the dataset with this process; elsewhere each gets a copy.
     """
     ahead = device.type == "cuda"
+    forks = ahead and "fork" in multiprocessing.get_all_start_methods()
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=partial(share, rank=processes.rank, world=processes.world),
         num_workers=2 if ahead else 0,
+        multiprocessing_context="fork" if forks else None,
         worker_init_fn=_outlive_requests_to_end,
         pin_memory=ahead,
         generator=torch.Generator(),  # so that iterating does not draw from the global one, which is resumed exactly
@@ -144,8 +148,12 @@ def loader(
 
 
 def _outlive_requests_to_end(worker: int) -> None:
-    """Go on when torchrun asks the whole process group to end: the process that trains still has to save its state."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Go on when torchrun, or Ctrl-C in a terminal, asks the whole process group to end.
+
+    The process that trains still has to come to the end of its step, and to save its state.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def in_order(dataset: CaptionDataset, batch_size: int) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +11,11 @@ import torch
 
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.progress import Progress
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 
 def run_record(model: ClipCap, strategy: str, progress: Progress, epochs: float, validation: float) -> dict[str, Any]:
@@ -26,9 +30,10 @@ def run_record(model: ClipCap, strategy: str, progress: Progress, epochs: float,
     """
     device = model.device
     parameters = [parameter for _, parameter in model.own_parameters()]
+    peak = None
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
-    else:
+    elif resource:
         kilobytes = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
     return {

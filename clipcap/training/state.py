@@ -109,7 +109,7 @@ class State:
         if self.processes.main:
             write_whole(folder / RUN, json.dumps(self.options | self.facts).encode())
             for file in filter(Path.is_file, folder.rglob("*")):  # on the disk before the last state goes
-                with file.open("rb") as written:
+                with file.open("r+b") as written:  # Windows wants a file that may be written
                     os.fsync(written.fileno())
 
     def load(self) -> None:

@@ -113,6 +113,7 @@ def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[
     Raises:
         UserError: an adapter is missing, unexpected, or does not fit the base.
     """
+    base.literal_captioner = None  # of prompted weights: adapters are trained without their prompt
     tensors, lora = dict(content["tensors"]), content.get("lora")
     if not isinstance(lora, Mapping) or not isinstance(lora.get("targets"), list):
         raise UserError("it does not say which layers its adapters belong to")

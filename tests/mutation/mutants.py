@@ -314,7 +314,7 @@ MUTANTS = [
         ("embed", "None if number else thumbnail", "thumbnail"),
         ("embed", "min(batch_size, len(shard.examples) - len(results))", "batch_size"),
         ("writer", "if not (self.parts / name).is_file()]", "]"),
-        ("store", 'len(captions) == self.info["splits"][split] else None', "len(captions) else None"),
+        ("store", 'captions if len(captions) <= self.info["splits"][split] else []', "captions"),
     ),
     *room(
         "evaluation",
