@@ -284,7 +284,7 @@ MUTANTS = [
         ("posts", "if tag in seen or", "if", "test_posts"),
         ("posts", "max_chars - self.size", "max_chars", "test_posts"),
         ("xmp", "if self.item[0] >= 0 else (self.first, self.first)", "if True else (self.first, self.first)"),
-        ("sidecars", 'f"{before}\\n".startswith(f"{text}\\n")', "before.startswith(text)"),
+        ("sidecars", 'f"{before}\\n".startswith(f"{new}\\n")', "before.startswith(new)"),
         ("console", "return 0 if not failures else 1 if done or skipped else 2", "return 0"),
         ("visitors", 'if re.match(r"\\w+:/", str(file)):', "if False:", "test_app"),
         ("visitors", 'if scope["type"] == "http" and not PUBLIC.fullmatch(scope["path"]):', "if False:", "test_app"),
