@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -87,10 +88,10 @@ class Visitor:
         [path] = self.post("/gradio_api/upload", body, "multipart/form-data; boundary=x")
         return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
-    def click(self, button: str, data: list) -> list:
+    def click(self, button: str, data: list, kind: str = "click") -> list:
         """What the components that depend on a button become. Raises AssertionError where the server failed."""
         target = next(part["id"] for part in self.config["components"] if part["props"].get("elem_id") == button)
-        number = next(event["id"] for event in self.config["dependencies"] if [target, "click"] in event["targets"])
+        number = next(event["id"] for event in self.config["dependencies"] if [target, kind] in event["targets"])
         call = {"data": data, "fn_index": number, "session_hash": self.session, "trigger_id": target}
         self.post("/gradio_api/queue/join", json.dumps(call).encode())
         with urllib.request.urlopen(f"{self.address}/gradio_api/queue/data?session_hash={self.session}") as events:
@@ -103,6 +104,7 @@ class Visitor:
 
     def write(self, upload: dict | None, weights: str = "demo", **asked) -> tuple[str, list[str]]:
         """What the page says, and the captions to choose from."""
+        self.click("photo", [upload], "input")
         values = [asked.get(name, "nucleus" if name == "method" else None) for name in app.CONTROLS]
         values = [value or ("keep" if name in ("hashtags", "emoji") else "" if name == "length" else value)
                   for name, value in zip(app.CONTROLS, values, strict=True)]  # fmt: skip
@@ -233,6 +235,26 @@ def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("files are left")
+
+
+@pytest.mark.parametrize("error", [None, "it cannot be read"])
+def test_captions_of_a_picture_that_was_replaced_are_not_shown(error: str | None, photo: Path, tmp_path: Path) -> None:
+    """Guards against captions beside another picture, and a picture accepted with the caption of another."""
+    other = Path(shutil.copy(photo, tmp_path / "other.jpg"))
+
+    class Slow:
+        def rows(self, images, *_, **__) -> Iterator[Row]:
+            desk.change("visitor", str(other))  # Gradio runs the two at the same time
+            yield Row(str(images[0]), HOSTILE, error, asked=3)
+
+    desk = Desk(lambda name: Slow(), tmp_path, None)
+    desk.change("visitor", str(photo))
+    for _ in range(2):  # it was changed while the captions were written, and while they waited in the queue
+        with pytest.raises(UserError, match="the picture was changed while its captions were written"):
+            desk.captions("visitor", str(photo), "demo", {})
+    with pytest.raises(UserError, match="no picture with captions yet"):
+        desk.accept("visitor", "caption", None, None)
+    assert other.exists()
 
 
 def test_two_visitors_may_have_the_same_picture(page: str, photo: Path) -> None:

@@ -62,6 +62,11 @@ class Session:
     accepted: list[Accepted] = field(default_factory=list)
     download: Path | None = None
 
+    def check(self, photo: str) -> None:
+        """Raise a UserError if this is not the upload any more: Gradio takes another while captions are written."""
+        if self.upload != Path(photo):
+            raise UserError("the picture was changed while its captions were written: write them again")
+
 
 class Desk:
     """Answers the visitors. What belongs to a session goes when its visitor leaves.
@@ -80,10 +85,12 @@ class Desk:
         self, key: str, photo: str | None, weights: str, asked: dict[str, str | None]
     ) -> tuple[list[str], str]:
         """Captions of an upload to choose from, and what there is to say about them. Raises UserError."""
+        session = self._session(key)
+        if photo:
+            self._hold(session, session.upload or Path(photo))
+            session.check(photo)
         if not photo or not Path(photo).is_file():
             raise UserError("there is no picture: upload one")
-        session = self._session(key)
-        self._hold(session, Path(photo))
         options = {name: value_of(name, given) for name, given in asked.items() if given}
         of_search = {field.name for field in fields(DecodingArguments)}
         decoding, rules = chosen(
@@ -102,6 +109,7 @@ class Desk:
             print(f"weights {weights}: {error}", file=sys.stderr)
             raise UserError(f"the weights {weights} cannot be loaded here: choose others") from None
         [row] = captioner.rows([photo], decoding, rules, workers=0)
+        session.check(photo)  # first, since a picture that was replaced is deleted
         if row.error is not None:
             raise UserError(f"this picture gets no caption: {row.error}")
         session.picture, session.weights = picture, weights
