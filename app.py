@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.accepted import BEST_RATING
-from clipcap.captioning.desk import CONTROLS, Desk
+from clipcap.captioning.desk import CONTROLS, LINGER, Desk
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
 from clipcap.devices import CAPTIONING
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from clipcap.captioning.captioner import Captioner
 
 KEPT = "The pictures and captions that you accept are kept here, without your name."
+NOT_KEPT = f"Nothing is kept here: download what you accepted. It is deleted {LINGER // 60} minutes after you leave."
 
 
 @dataclass
@@ -55,16 +56,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Serve a page on which people caption their pictures.",
         example="python app.py --weights coco runs/base/base_weights.pt",
     )
-    with opened(args) as address:
+    with opened(args) as (address, desk):
         with suppress(KeyboardInterrupt):  # a request to terminate is one, too
             print(f"the page is at {address} until you press Ctrl-C", flush=True)
-            threading.Event().wait()
+            pause = threading.Event()
+            while not pause.wait(1):  # in steps: Windows interrupts no wait before its end
+                desk.sweep()
         print("closing the page;", f"what was accepted is in {args.keep}" if args.keep else "nothing is kept")
 
 
 @contextmanager
-def opened(args: PageArguments) -> Iterator[str]:
-    """Serve the page as long as the context lasts; gives its address.
+def opened(args: PageArguments) -> Iterator[tuple[str, Desk]]:
+    """Serve the page as long as the context lasts; gives its address, and its desk, for the caller to sweep.
 
     Raises:
         UserError: Gradio is missing, the first weights cannot be loaded, or the port or the folder cannot be used.
@@ -94,7 +97,7 @@ def opened(args: PageArguments) -> Iterator[str]:
         page = build(desk, list(weights))
         address = stack.enter_context(served(page, args.host, args.port, args.share, args.max_megabytes))
         load(next(iter(weights)))  # so that a mistake shows at once
-        yield address
+        yield address, desk
 
 
 def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
@@ -120,7 +123,8 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
                 rating = gr.Radio(stars, label="Rate it: 0 is bad, 5 is perfect", elem_id="rating")
                 accept = gr.Button("Accept", elem_id="accept")
                 download = gr.DownloadButton("Nothing accepted yet", interactive=False, elem_id="download")
-                gr.Markdown(KEPT if desk.kept else "Nothing is kept here when you leave: download what you accepted.")
+                download.keep_in_cache = desk.downloads  # not to be deleted an hour after it was written
+                gr.Markdown(KEPT if desk.kept else NOT_KEPT)
 
         def changed(request: gr.Request, photo: str | None) -> dict[Any, Any]:
             desk.change(str(request.session_hash), photo)
@@ -146,7 +150,7 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
             return say("") | {download: gr.DownloadButton(label, value=str(file), interactive=True)}
 
         def left(request: gr.Request) -> None:
-            desk.forget(str(request.session_hash))
+            desk.leave(str(request.session_hash))
 
         photo.input(changed, photo, [message, choices, caption], api_visibility="private")
         write.click(written, [photo, name, *controls], [message, choices, caption, rating], api_visibility="private")

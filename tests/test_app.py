@@ -12,9 +12,11 @@ import urllib.request
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from chromium import PROGRAM, Chromium
@@ -23,7 +25,7 @@ from PIL import Image
 import app
 import load_data
 from clipcap.captioning.captioner import Captioner
-from clipcap.captioning.desk import Desk
+from clipcap.captioning.desk import IDLE, LINGER, Desk
 from clipcap.captioning.rows import Row
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import Interrupted, UserError
@@ -44,7 +46,8 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def page() -> Iterator[str]:
     """The page's address, with the demo's weights under two names."""
-    with app.opened(app.PageArguments(weights=["demo", str(LITERAL)], port=free_port(), max_megabytes=1)) as address:
+    args = app.PageArguments(weights=["demo", str(LITERAL)], port=free_port(), max_megabytes=1)
+    with app.opened(args) as (address, _):
         yield address
 
 
@@ -219,22 +222,81 @@ def test_impossible_options_get_one_sentence(page: str, photo: Path) -> None:
     assert "the caption is empty" in visitor.click("accept", [" ", None, None])[0]["value"]
 
 
-def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
-    """Guards against pictures of strangers that stay on the server."""
-    visitor = Visitor(page)
-    with urllib.request.urlopen(f"{visitor.address}/gradio_api/heartbeat/{visitor.session}") as heartbeat:
-        heartbeat.readline()
-        first, second = (Path(visitor.upload(photo.read_bytes(), f"{name}.jpg")["path"]) for name in ("my", "mine"))
-        for path in (first, second):
-            _, captions = visitor.write({"path": str(path), "meta": {"_type": "gradio.FileData"}})
-        assert not first.exists()
-        download = Path(visitor.click("accept", [captions[0], captions[0], None])[1]["value"]["path"])
-        assert second.exists() and download.exists()
+class Fake:
+    """A captioner whose captions are those of a stranger's weights."""
+
+    def rows(self, images, *_, **__) -> Iterator[Row]:
+        yield Row(str(images[0]), HOSTILE, asked=3)
+
+
+@contextmanager
+def strange() -> Iterator[tuple[str, Desk, Any]]:
+    """A page with the captions of a stranger's weights: its address, its desk, and what Gradio makes of it."""
+    from clipcap.captioning.visitors import private_folder, served
+
+    with private_folder() as folder:
+        desk = Desk(lambda name: Fake(), folder, None)
+        blocks = app.build(desk, ["demo"])
+        with served(blocks, None, free_port(), False, 20) as address:
+            yield address, desk, blocks
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
     for _ in range(400):
-        if not (second.exists() or download.exists()):
+        if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("files are left")
+    raise AssertionError("it does not come")
+
+
+def test_a_session_outlives_its_connection_and_ends(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against pictures of strangers that stay, and a download that goes while its page is open."""
+    from gradio.route_utils import delete_files_created_by_app
+
+    with strange() as (address, desk, blocks):
+        visitor = Visitor(address)
+        with urllib.request.urlopen(f"{visitor.address}/gradio_api/heartbeat/{visitor.session}") as heartbeat:
+            heartbeat.readline()
+            uploads = [visitor.upload(photo.read_bytes(), f"{name}.jpg") for name in ("my", "mine")]
+            first, second = (Path(upload["path"]) for upload in uploads)
+            for upload in uploads:
+                visitor.write(upload)
+            assert second.exists() and not first.exists()
+            visitor.click("accept", ["a caption", None, None])
+        wait_for(lambda: desk.sessions[visitor.session].left)
+        desk.sweep()
+        assert second.exists()
+        download = Path(visitor.click("accept", ["another one", None, None])[1]["value"]["path"])
+        delete_files_created_by_app(blocks, 0)  # what Gradio does every ten minutes
+        archive = zipfile.ZipFile(io.BytesIO(visitor.get(f"/gradio_api/file={download}")))
+        assert len(archive.read("metadata.jsonl").splitlines()) == 2
+        visitor.write(visitor.upload(photo.read_bytes(), "mine.jpg"))
+        monkeypatch.setattr("clipcap.captioning.desk.LINGER", -1)
+        desk.sweep()
+        assert not (second.exists() or download.exists())
+
+
+def test_a_session_stays_while_its_visitor_may_come_back(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against one that never ends, since no page tells of its end a second time."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("clipcap.captioning.desk.monotonic", lambda: clock.now)
+    desk = Desk(lambda name: Fake(), tmp_path, None)
+    desk.captions("open", str(photo), "demo", {})
+    download, _ = desk.accept("open", "caption", None, None)
+    for key in ("away", "back"):
+        desk.change(key, None)
+        desk.leave(key)
+    left = []
+    for now in (LINGER - 1, LINGER + 1, 2 * LINGER, IDLE, IDLE + 1):
+        clock.now = now
+        desk.sweep()
+        left.append([*desk.sessions])
+        if now == LINGER - 1:
+            desk.change("back", None)
+    assert left == [["open", "away", "back"], ["open", "back"], ["open"], ["open"], []]
+    assert not (photo.exists() or download.exists() or desk.downloads)
 
 
 @pytest.mark.parametrize("error", [None, "it cannot be read"])
@@ -278,15 +340,11 @@ def test_an_upload_goes_with_the_last_who_has_it(photo: Path, tmp_path: Path) ->
     desk.change("first", str(photo))
     desk.change("one more", None)
     assert "first" in desk.sessions and "second" not in desk.sessions and photo.exists()
+    desk.leave("97")
+    desk.change("and one more", None)
+    assert "97" not in desk.sessions and "0" in desk.sessions  # whoever has left goes before whoever is slow
     desk.forget("first")
     assert not photo.exists()
-
-
-class Fake:
-    """A captioner whose captions are those of a stranger's weights."""
-
-    def rows(self, images, *_, **__) -> Iterator[Row]:
-        yield Row(str(images[0]), HOSTILE, asked=3)
 
 
 def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> None:
@@ -307,16 +365,22 @@ def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("kept", ["", "my posts"])
 def test_the_end_of_the_page_says_what_is_kept(kept: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Guards against advice to run the same command again, to go on, after the Ctrl-C that the page asks for."""
+    waits, sweeps = [], []
 
     class Pressed:
-        def wait(self) -> None:
-            raise Interrupted("", signal.SIGTERM)
+        def wait(self, seconds: float) -> bool:
+            waits.append(seconds)
+            if len(waits) == 3:
+                raise Interrupted("", signal.SIGTERM)
+            return False
 
-    monkeypatch.setattr("app.opened", lambda args: nullcontext("http://127.0.0.1:7860/"))
+    desk = SimpleNamespace(sweep=lambda: sweeps.append("swept"))
+    monkeypatch.setattr("app.opened", lambda args: nullcontext(("http://127.0.0.1:7860/", desk)))
     monkeypatch.setattr("app.threading.Event", Pressed)
     app.main(["--weights", "demo", *(["--keep", kept] if kept else [])])
     told = "what was accepted is in my posts" if kept else "nothing is kept"
     assert capsys.readouterr().out.splitlines()[1:] == [f"closing the page; {told}"]
+    assert waits == [1, 1, 1] and sweeps == ["swept", "swept"]
 
 
 def test_a_port_in_use_is_told_in_one_sentence() -> None:
@@ -391,11 +455,7 @@ def test_in_the_browser(page: str, photo: Path, browser: Chromium, tmp_path: Pat
 
 def test_captions_of_strangers_are_text(photo: Path, browser: Chromium) -> None:
     """Guards against weights whose captions run scripts, or become links, in a visitor's browser."""
-    from clipcap.captioning.visitors import private_folder, served
-
-    with ExitStack() as stack:
-        desk = Desk(lambda name: Fake(), stack.enter_context(private_folder()), None)
-        address = stack.enter_context(served(app.build(desk, ["demo"]), None, free_port(), False, 20))
+    with strange() as (address, *_):
         browser.open(address)
         choose_file(browser, photo)
         browser.click("#write")

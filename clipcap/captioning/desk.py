@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.accepted import LONGEST_SIDE, Accepted, keep, zipped
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 CHOICES = 3  # captions to choose from
 MOST_SESSIONS = 100  # whose accepted pictures are in memory
 MOST_ACCEPTED = 500  # by one of them
+LINGER = 1800  # seconds without use after which a session goes whose page is closed, or has lost its connection
+IDLE = 86400  # seconds without use after which any session goes
 CONTROLS = {  # options of predict.py, and what the page says about them
     "method": "how captions are searched for: samples, or the likeliest",
     "temperature": "of nucleus: below 1 is safer, above 1 bolder",
@@ -54,13 +58,20 @@ def value_of(name: str, given: str) -> Any:
 
 @dataclass
 class Session:
-    """What one visitor has uploaded, what was captioned last and by which weights, and what was accepted."""
+    """What one visitor has uploaded, what was captioned last and by which weights, and what was accepted.
+
+    Attributes:
+        used: when it was used last, as `time.monotonic` has it.
+        left: whether its page was closed, or has lost its connection, at least once.
+    """
 
     upload: Path | None = None
     picture: bytes = b""
     weights: str = ""
     accepted: list[Accepted] = field(default_factory=list)
     download: Path | None = None
+    used: float = 0.0
+    left: bool = False
 
     def check(self, photo: str) -> None:
         """Raise a UserError if this is not the upload any more: Gradio takes another while captions are written."""
@@ -69,17 +80,21 @@ class Session:
 
 
 class Desk:
-    """Answers the visitors. What belongs to a session goes when its visitor leaves.
+    """Answers the visitors. What belongs to a session goes some time after its visitor has left.
 
     Args:
         load: name of weights -> their captioner.
         folder: where uploads and downloads are.
         kept: a folder for what is accepted; None to keep nothing.
+
+    Attributes:
+        downloads: the files of what is accepted.
     """
 
     def __init__(self, load: Callable[[str], Captioner], folder: Path, kept: Path | None) -> None:
         self.load, self.folder, self.kept = load, folder, kept
         self.sessions: dict[str, Session] = {}
+        self.downloads: set[str] = set()
 
     def captions(
         self, key: str, photo: str | None, weights: str, asked: dict[str, str | None]
@@ -131,6 +146,7 @@ class Desk:
         try:
             session.download = session.download or Path(tempfile.mkdtemp(dir=self.folder)) / "accepted.zip"
             write_whole(session.download, zipped([*session.accepted, accepted]))
+            self.downloads.add(str(session.download))
             if self.kept:
                 keep(accepted, self.kept)
         except OSError as error:
@@ -144,11 +160,24 @@ class Desk:
         session.picture = b""
         self._hold(session, Path(photo) if photo else None)
 
+    def leave(self, key: str) -> None:
+        """The page of a session is closed, or its connection has ended: which of the two, nobody knows."""
+        if session := self.sessions.get(key):
+            session.left, session.used = True, monotonic()
+
+    def sweep(self) -> None:
+        """Forget the sessions that were not used for so long that nobody will come back to them."""
+        for key, session in [*self.sessions.items()]:
+            if monotonic() - session.used > (LINGER if session.left else IDLE):
+                with suppress(OSError):  # Windows deletes no file that is being sent: it goes with the folder
+                    self.forget(key)
+
     def forget(self, key: str) -> None:
         """Delete all that belongs to a session."""
         session = self.sessions.pop(key, Session())
         self._hold(session, None)
         if session.download:
+            self.downloads.discard(str(session.download))
             session.download.unlink(missing_ok=True)
 
     def _hold(self, session: Session, photo: Path | None) -> None:
@@ -161,8 +190,13 @@ class Desk:
             before.unlink(missing_ok=True)
 
     def _session(self, key: str) -> Session:
-        """The session of a visitor. Where there are too many, the one goes that was not used for the longest time."""
+        """The session of a visitor, which is used now.
+
+        Where there are too many, one goes whose visitor has left, or else the one unused for the longest time.
+        """
         if key not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
-            self.forget(next(iter(self.sessions)))
-        self.sessions[key] = self.sessions.pop(key, Session())
-        return self.sessions[key]
+            self.forget(min([*self.sessions.items()], key=lambda item: not item[1].left)[0])
+        session = self.sessions.pop(key, Session())
+        session.used = monotonic()
+        self.sessions[key] = session
+        return session
