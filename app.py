@@ -19,7 +19,7 @@ from clipcap.captioning.desk import CONTROLS, LINGER, Desk
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
 from clipcap.devices import CAPTIONING
-from clipcap.errors import UserError, at_least
+from clipcap.errors import UserError, at_least, first_line
 from clipcap.files import make_folder, only_writer
 
 if TYPE_CHECKING:
@@ -70,13 +70,15 @@ def opened(args: PageArguments) -> Iterator[tuple[str, Desk]]:
     """Serve the page as long as the context lasts; gives its address, and its desk, for the caller to sweep.
 
     Raises:
-        UserError: Gradio is missing, the first weights cannot be loaded, or the port or the folder cannot be used.
+        UserError: Gradio cannot be imported, the first weights not be loaded, or the port or the folder not be used.
     """
     at_least(1, option=True, port=args.port, max_megabytes=args.max_megabytes)
     try:
         from clipcap.captioning.visitors import private_folder, served
-    except ImportError:
-        raise UserError("the page needs one more package: pip install gradio") from None
+    except Exception as error:  # it refuses some kinds of proxies in the environment as soon as it is imported
+        if isinstance(error, ModuleNotFoundError) and error.name == "gradio":
+            raise UserError("the page needs one more package: pip install gradio") from None
+        raise UserError(f"the page needs Gradio, which cannot be imported: {first_line(error)}") from None
     from clipcap.weights.places import short_names
     from clipcap.weights.published import names
 

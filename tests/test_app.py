@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import socket
@@ -230,14 +231,14 @@ class Fake:
 
 
 @contextmanager
-def strange() -> Iterator[tuple[str, Desk, Any]]:
+def strange(host: str | None = None) -> Iterator[tuple[str, Desk, Any]]:
     """A page with the captions of a stranger's weights: its address, its desk, and what Gradio makes of it."""
     from clipcap.captioning.visitors import private_folder, served
 
     with private_folder() as folder:
         desk = Desk(lambda name: Fake(), folder, None)
         blocks = app.build(desk, ["demo"])
-        with served(blocks, None, free_port(), False, 20) as address:
+        with served(blocks, host, free_port(), False, 20) as address:
             yield address, desk, blocks
 
 
@@ -396,6 +397,42 @@ def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "clipcap.captioning.visitors", raising=False)
     with pytest.raises(UserError, match="pip install gradio"), app.opened(app.PageArguments(weights=["demo"])):
+        pass
+
+
+@pytest.mark.parametrize("error", ["ImportError", "ValueError"])
+def test_a_gradio_that_cannot_be_imported_says_why(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against advice to install what is there, where it refuses the proxy that the environment names."""
+    (tmp_path / "gradio.py").write_text(f"raise {error}('Using SOCKS proxy without socksio.\\nInstall it.')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("gradio", "clipcap.captioning.visitors"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    told = "the page needs Gradio, which cannot be imported: Using SOCKS proxy without socksio.$"
+    with pytest.raises(UserError, match=told), app.opened(app.PageArguments(weights=["demo"])):
+        pass
+
+
+@pytest.mark.parametrize("host", [None, "::1"])
+def test_the_page_asks_no_proxy_for_itself(host: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a traceback, or a page that never comes up, behind a proxy or at an IPv6 address."""
+    if host:
+        try:
+            socket.create_server((host, 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this computer has no IPv6")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with strange(host) as (address, *_):
+        assert address.startswith("http://[::1]:" if host else "http://127.0.0.1:")
+        assert "NO_PROXY" not in os.environ and "no_proxy" not in os.environ
+
+
+def test_a_page_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a traceback for whatever else Gradio raises while it starts."""
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    with pytest.raises(UserError, match="the page cannot be served: When localhost is not accessible"), strange():
         pass
 
 
