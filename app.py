@@ -10,13 +10,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.accepted import BEST_RATING
-from clipcap.captioning.desk import CONTROLS, LINGER, Desk
-from clipcap.cli.options import arg, parse
+from clipcap.captioning.desk import CONTROLS, LINGER, Desk, loader
+from clipcap.cli.options import OnOff, arg, parse
 from clipcap.cli.status import run
 from clipcap.devices import CAPTIONING
 from clipcap.errors import UserError, at_least, first_line
@@ -24,8 +23,6 @@ from clipcap.files import make_folder, only_writer
 
 if TYPE_CHECKING:
     import gradio
-
-    from clipcap.captioning.captioner import Captioner
 
 KEPT = "The pictures and captions that you accept are kept here, without your name."
 NOT_KEPT = f"Nothing is kept here: download what you accepted. It is deleted {LINGER // 60} minutes after you leave."
@@ -39,6 +36,8 @@ class PageArguments:
 
     weights: list[str] | None = arg(None, "to choose from: files, or published names; without it, all of these")
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
+    base: str | None = arg(None, "what the LoRA weights among them were trained on, if it has moved", metavar="FILE")
+    normalize: bool | None = arg(None, "of published weights: divide CLIP's embeddings by their norm", action=OnOff)
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "auto: bf16 or fp16 if fast; int8: rounded, faster on CPUs", choices=list(CAPTIONING))
     host: str | None = arg(None, "0.0.0.0 for the whole network; without it, this computer alone: 127.0.0.1")
@@ -83,13 +82,7 @@ def opened(args: PageArguments) -> Iterator[tuple[str, Desk]]:
     from clipcap.weights.published import names
 
     weights = dict(short_names(args.weights or names()))
-
-    @lru_cache(2)
-    def load(name: str) -> "Captioner":
-        from clipcap.captioning.captioner import Captioner
-
-        return Captioner.load(weights[name], args.clip, args.device, args.precision)
-
+    load = loader(weights, args.clip, args.device, args.precision, args.base, args.normalize)
     kept = Path(args.keep) if args.keep else None
     with ExitStack() as stack:
         if kept:

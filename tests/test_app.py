@@ -30,6 +30,10 @@ from clipcap.captioning.desk import IDLE, LINGER, Desk
 from clipcap.captioning.rows import Row
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import Interrupted, UserError
+from clipcap.weights.checkpoint import load_checkpoint
+from clipcap.weights.lora import inject, save_adapters
+from clipcap.weights.places import Base
+from clipcap.weights.published import resolve_weights
 from clipcap.world.scenes import scenes
 from clipcap.world.shipped import LITERAL
 
@@ -433,6 +437,22 @@ def test_a_page_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) 
     """Guards against a traceback for whatever else Gradio raises while it starts."""
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
     with pytest.raises(UserError, match="the page cannot be served: When localhost is not accessible"), strange():
+        pass
+
+
+def test_lora_weights_on_a_base_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against advice to give --base, which app.py did not have, and a base for weights that have none."""
+    base = shutil.copy(resolve_weights("demo"), tmp_path / "base.pt")
+    model, lora = load_checkpoint(base), str(tmp_path / "lora_weights.pt")
+    save_adapters(model, lora, Base.of(str(base)), inject(model, 2, 4, 0.0, ["c_attn"]))
+    moved = base.rename(tmp_path / "moved.pt")
+    monkeypatch.setattr("clipcap.captioning.visitors.served", lambda *_: nullcontext(""))
+    with app.opened(app.PageArguments(weights=["demo", lora], base=str(moved), normalize=False)) as (_, desk):
+        assert desk.load("lora").model.config == desk.load("demo").model.config
+    with pytest.raises(UserError, match="give that file with --base"), app.opened(app.PageArguments(weights=[lora])):
+        pass
+    own = app.PageArguments(weights=["demo"], normalize=True)
+    with pytest.raises(UserError, match="leave --normalize out"), app.opened(own):
         pass
 
 

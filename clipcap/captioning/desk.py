@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,34 @@ CONTROLS = {  # options of predict.py, and what the page says about them
 }
 
 OPTIONS = {field.name: field for field in (*fields(DecodingArguments), *fields(CaptionArguments))}
+
+
+def loader(
+    weights: Mapping[str, str],
+    clip: str | None,
+    device: str,
+    precision: str,
+    base: str | None,
+    normalize: bool | None,
+) -> Callable[[str], Captioner]:
+    """What loads the weights of a name, and remembers two of them.
+
+    Args:
+        weights: name -> a file, or the name of published weights.
+        clip: as `Captioner.load` takes it; device, precision and normalize likewise.
+        base: what the LoRA weights among them were trained on, if it has moved.
+    """
+
+    @lru_cache(2)
+    def load(name: str) -> Captioner:
+        from clipcap.captioning.captioner import Captioner
+        from clipcap.weights.format import read
+        from clipcap.weights.published import resolve_weights
+
+        of_adapters = base if base and "base" in read(resolve_weights(weights[name])) else None
+        return Captioner.load(weights[name], clip, device, precision, base=of_adapters, normalize=normalize)
+
+    return load
 
 
 def value_of(name: str, given: str) -> Any:
