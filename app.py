@@ -10,24 +10,22 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.accepted import BEST_RATING
-from clipcap.captioning.desk import CONTROLS, Desk
-from clipcap.cli.options import arg, parse
+from clipcap.captioning.desk import CONTROLS, LINGER, Desk, loader
+from clipcap.cli.options import OnOff, arg, parse
 from clipcap.cli.status import run
 from clipcap.devices import CAPTIONING
-from clipcap.errors import UserError, at_least
+from clipcap.errors import UserError, at_least, first_line
 from clipcap.files import make_folder, only_writer
 
 if TYPE_CHECKING:
     import gradio
 
-    from clipcap.captioning.captioner import Captioner
-
 KEPT = "The pictures and captions that you accept are kept here, without your name."
+NOT_KEPT = f"Nothing is kept here: download what you accepted. It is deleted {LINGER // 60} minutes after you leave."
 
 
 @dataclass
@@ -38,6 +36,8 @@ class PageArguments:
 
     weights: list[str] | None = arg(None, "to choose from: files, or published names; without it, all of these")
     clip: str | None = arg(None, "NAME, NAME:PRETRAINED, file or folder, in place of the CLIP that the weights name")
+    base: str | None = arg(None, "what the LoRA weights among them were trained on, if it has moved", metavar="FILE")
+    normalize: bool | None = arg(None, "of published weights: divide CLIP's embeddings by their norm", action=OnOff)
     device: str = arg("auto", "cpu, cuda, ...")
     precision: str = arg("auto", "auto: bf16 or fp16 if fast; int8: rounded, faster on CPUs", choices=list(CAPTIONING))
     host: str | None = arg(None, "0.0.0.0 for the whole network; without it, this computer alone: 127.0.0.1")
@@ -55,36 +55,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Serve a page on which people caption their pictures.",
         example="python app.py --weights coco runs/base/base_weights.pt",
     )
-    with opened(args) as address:
+    with opened(args) as (address, desk):
         with suppress(KeyboardInterrupt):  # a request to terminate is one, too
             print(f"the page is at {address} until you press Ctrl-C", flush=True)
-            threading.Event().wait()
+            pause = threading.Event()
+            while not pause.wait(1):  # in steps: Windows interrupts no wait before its end
+                desk.sweep()
         print("closing the page;", f"what was accepted is in {args.keep}" if args.keep else "nothing is kept")
 
 
 @contextmanager
-def opened(args: PageArguments) -> Iterator[str]:
-    """Serve the page as long as the context lasts; gives its address.
+def opened(args: PageArguments) -> Iterator[tuple[str, Desk]]:
+    """Serve the page as long as the context lasts; gives its address, and its desk, for the caller to sweep.
 
     Raises:
-        UserError: Gradio is missing, the first weights cannot be loaded, or the port or the folder cannot be used.
+        UserError: Gradio cannot be imported, the first weights not be loaded, or the port or the folder not be used.
     """
     at_least(1, option=True, port=args.port, max_megabytes=args.max_megabytes)
     try:
         from clipcap.captioning.visitors import private_folder, served
-    except ImportError:
-        raise UserError("the page needs one more package: pip install gradio") from None
+    except Exception as error:  # it refuses some kinds of proxies in the environment as soon as it is imported
+        if isinstance(error, ModuleNotFoundError) and error.name == "gradio":
+            raise UserError("the page needs one more package: pip install gradio") from None
+        raise UserError(f"the page needs Gradio, which cannot be imported: {first_line(error)}") from None
     from clipcap.weights.places import short_names
     from clipcap.weights.published import names
 
     weights = dict(short_names(args.weights or names()))
-
-    @lru_cache(2)
-    def load(name: str) -> "Captioner":
-        from clipcap.captioning.captioner import Captioner
-
-        return Captioner.load(weights[name], args.clip, args.device, args.precision)
-
+    load = loader(weights, args.clip, args.device, args.precision, args.base, args.normalize)
     kept = Path(args.keep) if args.keep else None
     with ExitStack() as stack:
         if kept:
@@ -94,7 +92,7 @@ def opened(args: PageArguments) -> Iterator[str]:
         page = build(desk, list(weights))
         address = stack.enter_context(served(page, args.host, args.port, args.share, args.max_megabytes))
         load(next(iter(weights)))  # so that a mistake shows at once
-        yield address
+        yield address, desk
 
 
 def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
@@ -120,7 +118,8 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
                 rating = gr.Radio(stars, label="Rate it: 0 is bad, 5 is perfect", elem_id="rating")
                 accept = gr.Button("Accept", elem_id="accept")
                 download = gr.DownloadButton("Nothing accepted yet", interactive=False, elem_id="download")
-                gr.Markdown(KEPT if desk.kept else "Nothing is kept here when you leave: download what you accepted.")
+                download.keep_in_cache = desk.downloads  # not to be deleted an hour after it was written
+                gr.Markdown(KEPT if desk.kept else NOT_KEPT)
 
         def changed(request: gr.Request, photo: str | None) -> dict[Any, Any]:
             desk.change(str(request.session_hash), photo)
@@ -146,7 +145,7 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
             return say("") | {download: gr.DownloadButton(label, value=str(file), interactive=True)}
 
         def left(request: gr.Request) -> None:
-            desk.forget(str(request.session_hash))
+            desk.leave(str(request.session_hash))
 
         photo.input(changed, photo, [message, choices, caption], api_visibility="private")
         write.click(written, [photo, name, *controls], [message, choices, caption, rating], api_visibility="private")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import signal
 import socket
 import sys
@@ -11,9 +13,11 @@ import urllib.request
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from chromium import PROGRAM, Chromium
@@ -22,10 +26,14 @@ from PIL import Image
 import app
 import load_data
 from clipcap.captioning.captioner import Captioner
-from clipcap.captioning.desk import Desk
+from clipcap.captioning.desk import IDLE, LINGER, Desk
 from clipcap.captioning.rows import Row
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import Interrupted, UserError
+from clipcap.weights.checkpoint import load_checkpoint
+from clipcap.weights.lora import inject, save_adapters
+from clipcap.weights.places import Base
+from clipcap.weights.published import resolve_weights
 from clipcap.world.scenes import scenes
 from clipcap.world.shipped import LITERAL
 
@@ -43,7 +51,8 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def page() -> Iterator[str]:
     """The page's address, with the demo's weights under two names."""
-    with app.opened(app.PageArguments(weights=["demo", str(LITERAL)], port=free_port(), max_megabytes=1)) as address:
+    args = app.PageArguments(weights=["demo", str(LITERAL)], port=free_port(), max_megabytes=1)
+    with app.opened(args) as (address, _):
         yield address
 
 
@@ -87,10 +96,10 @@ class Visitor:
         [path] = self.post("/gradio_api/upload", body, "multipart/form-data; boundary=x")
         return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
-    def click(self, button: str, data: list) -> list:
+    def click(self, button: str, data: list, kind: str = "click") -> list:
         """What the components that depend on a button become. Raises AssertionError where the server failed."""
         target = next(part["id"] for part in self.config["components"] if part["props"].get("elem_id") == button)
-        number = next(event["id"] for event in self.config["dependencies"] if [target, "click"] in event["targets"])
+        number = next(event["id"] for event in self.config["dependencies"] if [target, kind] in event["targets"])
         call = {"data": data, "fn_index": number, "session_hash": self.session, "trigger_id": target}
         self.post("/gradio_api/queue/join", json.dumps(call).encode())
         with urllib.request.urlopen(f"{self.address}/gradio_api/queue/data?session_hash={self.session}") as events:
@@ -103,6 +112,7 @@ class Visitor:
 
     def write(self, upload: dict | None, weights: str = "demo", **asked) -> tuple[str, list[str]]:
         """What the page says, and the captions to choose from."""
+        self.click("photo", [upload], "input")
         values = [asked.get(name, "nucleus" if name == "method" else None) for name in app.CONTROLS]
         values = [value or ("keep" if name in ("hashtags", "emoji") else "" if name == "length" else value)
                   for name, value in zip(app.CONTROLS, values, strict=True)]  # fmt: skip
@@ -217,22 +227,101 @@ def test_impossible_options_get_one_sentence(page: str, photo: Path) -> None:
     assert "the caption is empty" in visitor.click("accept", [" ", None, None])[0]["value"]
 
 
-def test_a_session_ends_with_its_visitor(page: str, photo: Path) -> None:
-    """Guards against pictures of strangers that stay on the server."""
-    visitor = Visitor(page)
-    with urllib.request.urlopen(f"{visitor.address}/gradio_api/heartbeat/{visitor.session}") as heartbeat:
-        heartbeat.readline()
-        first, second = (Path(visitor.upload(photo.read_bytes(), f"{name}.jpg")["path"]) for name in ("my", "mine"))
-        for path in (first, second):
-            _, captions = visitor.write({"path": str(path), "meta": {"_type": "gradio.FileData"}})
-        assert not first.exists()
-        download = Path(visitor.click("accept", [captions[0], captions[0], None])[1]["value"]["path"])
-        assert second.exists() and download.exists()
+class Fake:
+    """A captioner whose captions are those of a stranger's weights."""
+
+    def rows(self, images, *_, **__) -> Iterator[Row]:
+        yield Row(str(images[0]), HOSTILE, asked=3)
+
+
+@contextmanager
+def strange(host: str | None = None) -> Iterator[tuple[str, Desk, Any]]:
+    """A page with the captions of a stranger's weights: its address, its desk, and what Gradio makes of it."""
+    from clipcap.captioning.visitors import private_folder, served
+
+    with private_folder() as folder:
+        desk = Desk(lambda name: Fake(), folder, None)
+        blocks = app.build(desk, ["demo"])
+        with served(blocks, host, free_port(), False, 20) as address:
+            yield address, desk, blocks
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
     for _ in range(400):
-        if not (second.exists() or download.exists()):
+        if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("files are left")
+    raise AssertionError("it does not come")
+
+
+def test_a_session_outlives_its_connection_and_ends(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against pictures of strangers that stay, and a download that goes while its page is open."""
+    from gradio.route_utils import delete_files_created_by_app
+
+    with strange() as (address, desk, blocks):
+        visitor = Visitor(address)
+        with urllib.request.urlopen(f"{visitor.address}/gradio_api/heartbeat/{visitor.session}") as heartbeat:
+            heartbeat.readline()
+            uploads = [visitor.upload(photo.read_bytes(), f"{name}.jpg") for name in ("my", "mine")]
+            first, second = (Path(upload["path"]) for upload in uploads)
+            for upload in uploads:
+                visitor.write(upload)
+            assert second.exists() and not first.exists()
+            visitor.click("accept", ["a caption", None, None])
+        wait_for(lambda: desk.sessions[visitor.session].left)
+        desk.sweep()
+        assert second.exists()
+        download = Path(visitor.click("accept", ["another one", None, None])[1]["value"]["path"])
+        delete_files_created_by_app(blocks, 0)  # what Gradio does every ten minutes
+        archive = zipfile.ZipFile(io.BytesIO(visitor.get(f"/gradio_api/file={download}")))
+        assert len(archive.read("metadata.jsonl").splitlines()) == 2
+        visitor.write(visitor.upload(photo.read_bytes(), "mine.jpg"))
+        monkeypatch.setattr("clipcap.captioning.desk.LINGER", -1)
+        desk.sweep()
+        assert not (second.exists() or download.exists())
+
+
+def test_a_session_stays_while_its_visitor_may_come_back(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against one that never ends, since no page tells of its end a second time."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("clipcap.captioning.desk.monotonic", lambda: clock.now)
+    desk = Desk(lambda name: Fake(), tmp_path, None)
+    desk.captions("open", str(photo), "demo", {})
+    download, _ = desk.accept("open", "caption", None, None)
+    for key in ("away", "back"):
+        desk.change(key, None)
+        desk.leave(key)
+    left = []
+    for now in (LINGER - 1, LINGER + 1, 2 * LINGER, IDLE, IDLE + 1):
+        clock.now = now
+        desk.sweep()
+        left.append([*desk.sessions])
+        if now == LINGER - 1:
+            desk.change("back", None)
+    assert left == [["open", "away", "back"], ["open", "back"], ["open"], ["open"], []]
+    assert not (photo.exists() or download.exists() or desk.downloads)
+
+
+@pytest.mark.parametrize("error", [None, "it cannot be read"])
+def test_captions_of_a_picture_that_was_replaced_are_not_shown(error: str | None, photo: Path, tmp_path: Path) -> None:
+    """Guards against captions beside another picture, and a picture accepted with the caption of another."""
+    other = Path(shutil.copy(photo, tmp_path / "other.jpg"))
+
+    class Slow:
+        def rows(self, images, *_, **__) -> Iterator[Row]:
+            desk.change("visitor", str(other))  # Gradio runs the two at the same time
+            yield Row(str(images[0]), HOSTILE, error, asked=3)
+
+    desk = Desk(lambda name: Slow(), tmp_path, None)
+    desk.change("visitor", str(photo))
+    for _ in range(2):  # it was changed while the captions were written, and while they waited in the queue
+        with pytest.raises(UserError, match="the picture was changed while its captions were written"):
+            desk.captions("visitor", str(photo), "demo", {})
+    with pytest.raises(UserError, match="no picture with captions yet"):
+        desk.accept("visitor", "caption", None, None)
+    assert other.exists()
 
 
 def test_two_visitors_may_have_the_same_picture(page: str, photo: Path) -> None:
@@ -256,15 +345,11 @@ def test_an_upload_goes_with_the_last_who_has_it(photo: Path, tmp_path: Path) ->
     desk.change("first", str(photo))
     desk.change("one more", None)
     assert "first" in desk.sessions and "second" not in desk.sessions and photo.exists()
+    desk.leave("97")
+    desk.change("and one more", None)
+    assert "97" not in desk.sessions and "0" in desk.sessions  # whoever has left goes before whoever is slow
     desk.forget("first")
     assert not photo.exists()
-
-
-class Fake:
-    """A captioner whose captions are those of a stranger's weights."""
-
-    def rows(self, images, *_, **__) -> Iterator[Row]:
-        yield Row(str(images[0]), HOSTILE, asked=3)
 
 
 def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> None:
@@ -285,16 +370,22 @@ def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("kept", ["", "my posts"])
 def test_the_end_of_the_page_says_what_is_kept(kept: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Guards against advice to run the same command again, to go on, after the Ctrl-C that the page asks for."""
+    waits, sweeps = [], []
 
     class Pressed:
-        def wait(self) -> None:
-            raise Interrupted("", signal.SIGTERM)
+        def wait(self, seconds: float) -> bool:
+            waits.append(seconds)
+            if len(waits) == 3:
+                raise Interrupted("", signal.SIGTERM)
+            return False
 
-    monkeypatch.setattr("app.opened", lambda args: nullcontext("http://127.0.0.1:7860/"))
+    desk = SimpleNamespace(sweep=lambda: sweeps.append("swept"))
+    monkeypatch.setattr("app.opened", lambda args: nullcontext(("http://127.0.0.1:7860/", desk)))
     monkeypatch.setattr("app.threading.Event", Pressed)
     app.main(["--weights", "demo", *(["--keep", kept] if kept else [])])
     told = "what was accepted is in my posts" if kept else "nothing is kept"
     assert capsys.readouterr().out.splitlines()[1:] == [f"closing the page; {told}"]
+    assert waits == [1, 1, 1] and sweeps == ["swept", "swept"]
 
 
 def test_a_port_in_use_is_told_in_one_sentence() -> None:
@@ -310,6 +401,58 @@ def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "clipcap.captioning.visitors", raising=False)
     with pytest.raises(UserError, match="pip install gradio"), app.opened(app.PageArguments(weights=["demo"])):
+        pass
+
+
+@pytest.mark.parametrize("error", ["ImportError", "ValueError"])
+def test_a_gradio_that_cannot_be_imported_says_why(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against advice to install what is there, where it refuses the proxy that the environment names."""
+    (tmp_path / "gradio.py").write_text(f"raise {error}('Using SOCKS proxy without socksio.\\nInstall it.')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("gradio", "clipcap.captioning.visitors"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    told = "the page needs Gradio, which cannot be imported: Using SOCKS proxy without socksio.$"
+    with pytest.raises(UserError, match=told), app.opened(app.PageArguments(weights=["demo"])):
+        pass
+
+
+@pytest.mark.parametrize("host", [None, "::1"])
+def test_the_page_asks_no_proxy_for_itself(host: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a traceback, or a page that never comes up, behind a proxy or at an IPv6 address."""
+    if host:
+        try:
+            socket.create_server((host, 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this computer has no IPv6")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with strange(host) as (address, *_):
+        assert address.startswith("http://[::1]:" if host else "http://127.0.0.1:")
+        assert "NO_PROXY" not in os.environ and "no_proxy" not in os.environ
+
+
+def test_a_page_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a traceback for whatever else Gradio raises while it starts."""
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    with pytest.raises(UserError, match="the page cannot be served: When localhost is not accessible"), strange():
+        pass
+
+
+def test_lora_weights_on_a_base_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against advice to give --base, which app.py did not have, and a base for weights that have none."""
+    base = shutil.copy(resolve_weights("demo"), tmp_path / "base.pt")
+    model, lora = load_checkpoint(base), str(tmp_path / "lora_weights.pt")
+    save_adapters(model, lora, Base.of(str(base)), inject(model, 2, 4, 0.0, ["c_attn"]))
+    moved = base.rename(tmp_path / "moved.pt")
+    monkeypatch.setattr("clipcap.captioning.visitors.served", lambda *_: nullcontext(""))
+    with app.opened(app.PageArguments(weights=["demo", lora], base=str(moved), normalize=False)) as (_, desk):
+        assert desk.load("lora").model.config == desk.load("demo").model.config
+    with pytest.raises(UserError, match="give that file with --base"), app.opened(app.PageArguments(weights=[lora])):
+        pass
+    own = app.PageArguments(weights=["demo"], normalize=True)
+    with pytest.raises(UserError, match="leave --normalize out"), app.opened(own):
         pass
 
 
@@ -369,11 +512,7 @@ def test_in_the_browser(page: str, photo: Path, browser: Chromium, tmp_path: Pat
 
 def test_captions_of_strangers_are_text(photo: Path, browser: Chromium) -> None:
     """Guards against weights whose captions run scripts, or become links, in a visitor's browser."""
-    from clipcap.captioning.visitors import private_folder, served
-
-    with ExitStack() as stack:
-        desk = Desk(lambda name: Fake(), stack.enter_context(private_folder()), None)
-        address = stack.enter_context(served(app.build(desk, ["demo"]), None, free_port(), False, 20))
+    with strange() as (address, *_):
         browser.open(address)
         choose_file(browser, photo)
         browser.click("#write")

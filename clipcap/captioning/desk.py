@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.accepted import LONGEST_SIDE, Accepted, keep, zipped
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 CHOICES = 3  # captions to choose from
 MOST_SESSIONS = 100  # whose accepted pictures are in memory
 MOST_ACCEPTED = 500  # by one of them
+LINGER = 1800  # seconds without use after which a session goes whose page is closed, or has lost its connection
+IDLE = 86400  # seconds without use after which any session goes
 CONTROLS = {  # options of predict.py, and what the page says about them
     "method": "how captions are searched for: samples, or the likeliest",
     "temperature": "of nucleus: below 1 is safer, above 1 bolder",
@@ -41,6 +46,34 @@ CONTROLS = {  # options of predict.py, and what the page says about them
 OPTIONS = {field.name: field for field in (*fields(DecodingArguments), *fields(CaptionArguments))}
 
 
+def loader(
+    weights: Mapping[str, str],
+    clip: str | None,
+    device: str,
+    precision: str,
+    base: str | None,
+    normalize: bool | None,
+) -> Callable[[str], Captioner]:
+    """What loads the weights of a name, and remembers two of them.
+
+    Args:
+        weights: name -> a file, or the name of published weights.
+        clip: as `Captioner.load` takes it; device, precision and normalize likewise.
+        base: what the LoRA weights among them were trained on, if it has moved.
+    """
+
+    @lru_cache(2)
+    def load(name: str) -> Captioner:
+        from clipcap.captioning.captioner import Captioner
+        from clipcap.weights.format import read
+        from clipcap.weights.published import resolve_weights
+
+        of_adapters = base if base and "base" in read(resolve_weights(weights[name])) else None
+        return Captioner.load(weights[name], clip, device, precision, base=of_adapters, normalize=normalize)
+
+    return load
+
+
 def value_of(name: str, given: str) -> Any:
     """What a visitor has typed or chosen -> the value of an option. Raises UserError for what is no number."""
     kind = str(OPTIONS[name].type)
@@ -54,36 +87,54 @@ def value_of(name: str, given: str) -> Any:
 
 @dataclass
 class Session:
-    """What one visitor has uploaded, what was captioned last and by which weights, and what was accepted."""
+    """What one visitor has uploaded, what was captioned last and by which weights, and what was accepted.
+
+    Attributes:
+        used: when it was used last, as `time.monotonic` has it.
+        left: whether its page was closed, or has lost its connection, at least once.
+    """
 
     upload: Path | None = None
     picture: bytes = b""
     weights: str = ""
     accepted: list[Accepted] = field(default_factory=list)
     download: Path | None = None
+    used: float = 0.0
+    left: bool = False
+
+    def check(self, photo: str) -> None:
+        """Raise a UserError if this is not the upload any more: Gradio takes another while captions are written."""
+        if self.upload != Path(photo):
+            raise UserError("the picture was changed while its captions were written: write them again")
 
 
 class Desk:
-    """Answers the visitors. What belongs to a session goes when its visitor leaves.
+    """Answers the visitors. What belongs to a session goes some time after its visitor has left.
 
     Args:
         load: name of weights -> their captioner.
         folder: where uploads and downloads are.
         kept: a folder for what is accepted; None to keep nothing.
+
+    Attributes:
+        downloads: the files of what is accepted.
     """
 
     def __init__(self, load: Callable[[str], Captioner], folder: Path, kept: Path | None) -> None:
         self.load, self.folder, self.kept = load, folder, kept
         self.sessions: dict[str, Session] = {}
+        self.downloads: set[str] = set()
 
     def captions(
         self, key: str, photo: str | None, weights: str, asked: dict[str, str | None]
     ) -> tuple[list[str], str]:
         """Captions of an upload to choose from, and what there is to say about them. Raises UserError."""
+        session = self._session(key)
+        if photo:
+            self._hold(session, session.upload or Path(photo))
+            session.check(photo)
         if not photo or not Path(photo).is_file():
             raise UserError("there is no picture: upload one")
-        session = self._session(key)
-        self._hold(session, Path(photo))
         options = {name: value_of(name, given) for name, given in asked.items() if given}
         of_search = {field.name for field in fields(DecodingArguments)}
         decoding, rules = chosen(
@@ -102,6 +153,7 @@ class Desk:
             print(f"weights {weights}: {error}", file=sys.stderr)
             raise UserError(f"the weights {weights} cannot be loaded here: choose others") from None
         [row] = captioner.rows([photo], decoding, rules, workers=0)
+        session.check(photo)  # first, since a picture that was replaced is deleted
         if row.error is not None:
             raise UserError(f"this picture gets no caption: {row.error}")
         session.picture, session.weights = picture, weights
@@ -123,6 +175,7 @@ class Desk:
         try:
             session.download = session.download or Path(tempfile.mkdtemp(dir=self.folder)) / "accepted.zip"
             write_whole(session.download, zipped([*session.accepted, accepted]))
+            self.downloads.add(str(session.download))
             if self.kept:
                 keep(accepted, self.kept)
         except OSError as error:
@@ -136,11 +189,24 @@ class Desk:
         session.picture = b""
         self._hold(session, Path(photo) if photo else None)
 
+    def leave(self, key: str) -> None:
+        """The page of a session is closed, or its connection has ended: which of the two, nobody knows."""
+        if session := self.sessions.get(key):
+            session.left, session.used = True, monotonic()
+
+    def sweep(self) -> None:
+        """Forget the sessions that were not used for so long that nobody will come back to them."""
+        for key, session in [*self.sessions.items()]:
+            if monotonic() - session.used > (LINGER if session.left else IDLE):
+                with suppress(OSError):  # Windows deletes no file that is being sent: it goes with the folder
+                    self.forget(key)
+
     def forget(self, key: str) -> None:
         """Delete all that belongs to a session."""
         session = self.sessions.pop(key, Session())
         self._hold(session, None)
         if session.download:
+            self.downloads.discard(str(session.download))
             session.download.unlink(missing_ok=True)
 
     def _hold(self, session: Session, photo: Path | None) -> None:
@@ -153,8 +219,13 @@ class Desk:
             before.unlink(missing_ok=True)
 
     def _session(self, key: str) -> Session:
-        """The session of a visitor. Where there are too many, the one goes that was not used for the longest time."""
+        """The session of a visitor, which is used now.
+
+        Where there are too many, one goes whose visitor has left, or else the one unused for the longest time.
+        """
         if key not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
-            self.forget(next(iter(self.sessions)))
-        self.sessions[key] = self.sessions.pop(key, Session())
-        return self.sessions[key]
+            self.forget(min([*self.sessions.items()], key=lambda item: not item[1].left)[0])
+        session = self.sessions.pop(key, Session())
+        session.used = monotonic()
+        self.sessions[key] = session
+        return session

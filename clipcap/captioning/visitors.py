@@ -17,7 +17,7 @@ from gradio.data_classes import ImageData
 
 from clipcap.captioning.desk import OPTIONS
 from clipcap.cli.processes import launched
-from clipcap.errors import UserError
+from clipcap.errors import UserError, first_line
 
 WAITING = 32  # visitors in the queue; the next one is told to come back
 
@@ -90,18 +90,29 @@ class Gate:
 
 
 @contextmanager
+def environment(**here: str) -> Iterator[None]:
+    """Variables of the environment as long as the context lasts; what they were before comes back."""
+    before = {name: os.environ.get(name) for name in here}
+    os.environ |= here
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)  # where case does not count, two names may be one
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder for uploads and downloads of the pages that are built in this context; it is deleted at the end."""
-    with TemporaryDirectory(prefix="clipcap-") as folder:
+    with (
+        TemporaryDirectory(prefix="clipcap-") as folder,
         # Gradio reads these again and again. Run history is what it would write into the browsers of visitors.
-        here = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
-        before = {name: os.environ.get(name) for name in here}
-        os.environ |= here
-        try:
-            yield Path(folder)
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        environment(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False"),
+    ):
+        yield Path(folder)
 
 
 @contextmanager
@@ -116,29 +127,36 @@ def served(page: gr.Blocks, host: str | None, port: int, share: bool, max_megaby
         max_megabytes: the largest upload.
 
     Raises:
-        UserError: the port cannot be used, or a launcher started several processes.
+        UserError: the port cannot be used, Gradio cannot serve the page, or a launcher started several processes.
     """
     if launched()[1] > 1:
         raise UserError("the page is served by a single process: start it without torchrun")
+    name = (host or os.environ.get("GRADIO_SERVER_NAME", "")).strip("[]")
+    # Gradio asks its own server whether it is there, which no proxy could.
+    direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", name]
+    no_proxy = ",".join(filter(None, direct))
     try:
-        page.queue(max_size=WAITING).launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            max_file_size=f"{max_megabytes}mb",
-            app_kwargs={"middleware": [(Gate, (), {})]},
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            footer_links=[],
-            ssr_mode=False,
-            quiet=True,
-            prevent_thread_lock=True,
-        )
-    except (OSError, OverflowError):  # whatever keeps the server from listening
-        where = f"port {port}{f' of {host}' if host else ''}"
-        raise UserError(
-            f"{where} cannot be used, mostly because another program has it: choose another --port"
-        ) from None
-    try:
+        try:
+            with environment(no_proxy=no_proxy, NO_PROXY=no_proxy):
+                page.queue(max_size=WAITING).launch(
+                    server_name=f"[{name}]" if ":" in name else name or None,  # as an address has IPv6
+                    server_port=port,
+                    share=share,
+                    max_file_size=f"{max_megabytes}mb",
+                    app_kwargs={"middleware": [(Gate, (), {})]},
+                    theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                    footer_links=[],
+                    ssr_mode=False,
+                    quiet=True,
+                    prevent_thread_lock=True,
+                )
+        except (OSError, OverflowError):  # whatever keeps the server from listening
+            where = f"port {port}{f' of {host}' if host else ''}"
+            raise UserError(
+                f"{where} cannot be used, mostly because another program has it: choose another --port"
+            ) from None
+        except Exception as error:  # Gradio raises anything where it does not reach its own server
+            raise UserError(f"the page cannot be served: {first_line(error)}") from None
         yield str(page.share_url or page.local_url)
     finally:
         page.close(verbose=False)
