@@ -449,7 +449,7 @@ def test_lora_weights_on_a_base_of_ones_own(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("clipcap.captioning.visitors.served", lambda *_: nullcontext(""))
     with app.opened(app.PageArguments(weights=["demo", lora], base=str(moved), normalize=False)) as (_, desk):
         assert desk.load("lora").model.config == desk.load("demo").model.config
-    with pytest.raises(UserError, match="give that file with --base"), app.opened(app.PageArguments(weights=[lora])):
+    with pytest.raises(UserError, match="give it with --base"), app.opened(app.PageArguments(weights=[lora])):
         pass
     own = app.PageArguments(weights=["demo"], normalize=True)
     with pytest.raises(UserError, match="leave --normalize out"), app.opened(own):

@@ -65,10 +65,9 @@ def loader(
     @lru_cache(2)
     def load(name: str) -> Captioner:
         from clipcap.captioning.captioner import Captioner
-        from clipcap.weights.format import read
-        from clipcap.weights.published import resolve_weights
+        from clipcap.weights.places import base_among
 
-        of_adapters = base if base and "base" in read(resolve_weights(weights[name])) else None
+        of_adapters = base_among(weights[name], base)
         return Captioner.load(weights[name], clip, device, precision, base=of_adapters, normalize=normalize)
 
     return load

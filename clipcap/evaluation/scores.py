@@ -33,8 +33,8 @@ from clipcap.model.prompts import caption_embeddings, literal_captions, prompts_
 from clipcap.training.loader import CaptionDataset, in_order
 from clipcap.training.losses import summed_loss
 from clipcap.weights.checkpoint import load_checkpoint
-from clipcap.weights.format import read, sha256
-from clipcap.weights.places import check_clip_place
+from clipcap.weights.format import sha256
+from clipcap.weights.places import base_among, check_clip_place
 from clipcap.weights.published import resolve_weights
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def evaluate_model(
 
 
 def _load(file: Path, held_out: HeldOut, base: str | None, normalize: bool | None, int8: bool = False) -> ClipCap:
-    of_adapters = base if "base" in read(file) else None  # the same option for all models, most of which have no base
-    model = load_checkpoint(file, held_out.device, base=of_adapters, normalize=normalize).requires_grad_(False)
+    model = load_checkpoint(file, held_out.device, base=base_among(file, base), normalize=normalize)
+    model.requires_grad_(False)
     model.use_fast(held_out.fast)
     if held_out.fast:
         speed_up(model, int8=int8)

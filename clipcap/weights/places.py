@@ -14,7 +14,7 @@ from typing import Any
 
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
-from clipcap.weights.format import sha256
+from clipcap.weights.format import read, sha256
 from clipcap.weights.hub import PREFIX
 from clipcap.weights.published import names, resolve_weights
 
@@ -113,6 +113,11 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
                 f"the base {given} has SHA-256 {found[:12]}..., and its adapters belong to {shown}: give that file"
             )
     raise UserError(refusal)
+
+
+def base_among(weights: str | Path, base: str | None) -> str | None:
+    """The base that was given for several weights, if these hold adapters: most weights have no base."""
+    return base if base and "base" in read(resolve_weights(weights)) else None
 
 
 def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
