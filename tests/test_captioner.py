@@ -186,7 +186,7 @@ def test_prompted_weights_start_from_their_literal_caption(tmp_path, pictures):
 
 def test_a_picture_that_cannot_be_read_is_named(captioner, pictures, tmp_path):
     (tmp_path / "a.jpg").write_text("no picture")
-    with pytest.raises(UnreadableImage, match="a.jpg: not a picture"):
+    with pytest.raises(UnreadableImage, match="a.jpg, 2 of 2: not a picture"):
         captioner([pictures[0], tmp_path / "a.jpg"])
     rows = list(captioner.rows([tmp_path / "a.jpg", pictures[0]], *decoding_and_rules(**SHORT)))
     assert rows[0] == Row(str(tmp_path / "a.jpg"), error="not a picture, or a format that is not supported")
@@ -276,10 +276,36 @@ def test_a_picture_whose_embedding_is_not_finite_fails_alone(weights, pictures, 
     rows = list(captioner.rows(pictures, *chosen, workers=0))
     assert "not finite" in rows[2].error and not rows[2].captions
     assert rows[:2] + rows[3:] == before[:2] + before[3:]
-    with pytest.raises(UnreadableImage, match="not finite"):
+    with pytest.raises(UnreadableImage, match="picture, 3 of 6: .* not finite"):
         captioner(pictures)
     with pytest.raises(UserError, match="not finite"):
         captioner.caption_embeddings(torch.full((2, 16), float("inf")))
+
+
+def test_a_picture_without_a_caption_is_found_by_halving(weights, pictures, monkeypatch):
+    """Guards against a batch of 256 that becomes 256 searches for the sake of one picture."""
+    captioner = Captioner.load(weights, precision="fp32")
+    choose, sizes = captioner._choose, []
+
+    def chosen(embeddings, *options):
+        sizes.append(len(embeddings))
+        if embeddings.isnan().any():
+            raise NoCaption("it has none")
+        return choose(embeddings, *options)
+
+    monkeypatch.setattr(captioner, "_choose", chosen)
+    embeddings = torch.randn(16, 16)
+    embeddings[5] = float("nan")
+    found = captioner._each(embeddings, [Frame()] * 16, *decoding_and_rules(**SHORT))
+    assert [n for n, each in enumerate(found) if isinstance(each, NoCaption)] == [5] and len(found) == 16
+    assert sorted(sizes, reverse=True) == [16, 8, 8, 4, 4, 2, 2, 1, 1]
+
+
+def test_a_caption_ends_at_end_of_text_wherever_it_stands(captioner):
+    """Guards against <|endoftext|> in captions of weights that stop at another token, as the published ones do."""
+    candidates = Candidates(captioner.model, captioner.tokenizer, None, torch.zeros(1, 16), [[]], "likelihood", [""])
+    ids = captioner.tokenizer.encode("hello there").ids
+    assert candidates.text(0, [*ids, candidates.end, *ids]) == candidates.text(0, ids) == "hello there"
 
 
 def test_logits_that_are_not_finite_fail_every_picture(weights, pictures):

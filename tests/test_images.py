@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from clipcap.clip import upright
-from clipcap.clip.images import UnreadableImage, find_images, load_pixels, open_image
+from clipcap.clip.images import UnreadableImage, date_taken, find_images, load_pixels, open_file, open_image
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.clip.workers import _start, _submit, pixel_batches
 from clipcap.data.embed import _thumbnail
@@ -193,6 +193,23 @@ def test_heic_is_read_or_names_the_package(tmp_path, monkeypatch):
     assert open_image(tmp_path / "a.heic").size == (64, 48)
 
 
+def test_a_heic_is_decoded_itself(tmp_path, monkeypatch):
+    """Guards against the thumbnail in it, which pillow-heif gives for a draft, and which may show something else."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(picture(640, 480)).save(tmp_path / "a.heic")
+    with open_file(tmp_path / "a.heic") as image:
+        monkeypatch.setattr(type(image), "draft", lambda *_: pytest.fail("a thumbnail was asked for"))
+    assert open_image(tmp_path / "a.heic", min_side=224).size == (640, 480)
+
+
+def test_a_turned_picture_keeps_its_date(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8769)[0x9003] = "2025:12:31 23:59:59"
+    picture().save(tmp_path / "a.jpg", exif=exif)
+    assert date_taken(open_image(tmp_path / "a.jpg")) == date_taken(tmp_path / "a.jpg") == "2025-12-31"
+
+
 def test_jpegs_are_never_decoded_at_more_than_twice_the_size_needed(tmp_path):
     for width, height in [(3000, 2000), (450, 448), (447, 600), (640, 480), (230, 1000), (100, 80)]:
         picture(width, height).save(tmp_path / "a.jpg")
@@ -335,6 +352,28 @@ def test_ctrl_c_is_kept_from_workers_from_their_first_moment():
     with _start(1) as pool:
         assert signal.SIGINT in _submit(pool, signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_picture_that_cannot_be_sent_to_a_worker_is_decoded_here(tmp_path):
+    """A PIL picture is loaded as it is sent: one whose file has been cut ended the run of all."""
+    picture(400, 400).save(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:2000])
+    sources = [Image.open(tmp_path / name) for name in ["a.jpg"] * 9 + ["b.jpg"] + ["a.jpg"] * 9]
+    [batch] = pixel_batches(sources, Preprocessing(size=(32, 32)), 32, workers=1)
+    assert [n for n, (_, pixels) in enumerate(batch) if isinstance(pixels, UnreadableImage)] == [9]
+
+
+@pytest.mark.parametrize("failing", ["ProcessPoolExecutor", "_submit"])
+def test_a_system_that_starts_no_process_decodes_here(monkeypatch, capsys, failing):
+    """Some containers have no semaphores, others allow few processes: the run ended."""
+
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(f"clipcap.clip.workers.{failing}", refuse)
+    [batch] = pixel_batches([picture()] * 20, Preprocessing(size=(32, 32)), 20, workers=2)
+    assert len(batch) == 20 and not any(isinstance(pixels, UnreadableImage) for _, pixels in batch)
+    assert capsys.readouterr().err.count("cannot start here") == 1
 
 
 def test_workers_do_not_import_torch():

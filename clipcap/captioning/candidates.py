@@ -6,6 +6,7 @@ Shapes: B pictures, C CLIP width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 
 import torch
 from tokenizers import Tokenizer
@@ -88,9 +89,9 @@ class Candidates:
         return self.model.generate_all(batch, decoding, prompts if any(prompts) else None, begun)
 
     def text(self, row: int, ids: Sequence[int]) -> str:
-        """A picture's start and token ids -> the caption, without end-of-text and without what is no word."""
+        """A picture's start and token ids -> the caption, up to end-of-text, and without what is no word."""
         unknown = [self.tokenizer.token_to_id(name) for name in UNKNOWN]
-        ids = [token for token in (ids[:-1] if ids and ids[-1] == self.end else ids) if token not in unknown]
+        ids = [token for token in takewhile(lambda token: token != self.end, ids) if token not in unknown]
         begun = self.prompts[row][len(self.prompts[row]) - self.begun[row] :]
         # Behind a start, since some tokenizers leave out the blank in front of a text.
         before, whole = (self.tokenizer.decode(tokens, skip_special_tokens=False) for tokens in (begun, [*begun, *ids]))

@@ -129,9 +129,9 @@ class Captioner:
         images = [images] if isinstance(images, Picture) else list(images)
         decoding, rules = decoding_and_rules(decoding, **options)
         captions = []
-        for row in self.rows(images, decoding, rules, workers=0):
+        for number, row in enumerate(self.rows(images, decoding, rules, workers=0), 1):
             if row.error is not None:
-                raise UnreadableImage(f"{row.image}: {row.error}")
+                raise UnreadableImage(f"{row.image}, {number} of {len(images)}: {row.error}")
             captions.append(row.captions)
         return captions if rules.num_captions > 1 or decoding.return_all else [best for best, *_ in captions]
 
@@ -199,11 +199,7 @@ class Captioner:
         try:
             parts = (np.stack(pixels[start : start + CLIP_BATCH]) for start in starts)
             embeddings = torch.cat([self.encoder.encode_pixels(part) for part in parts])
-            try:
-                return iter(self._choose(embeddings, frames, decoding, rules))
-            except NoCaption:  # of one picture, which must not take the others' captions away
-                each = zip(embeddings, frames, strict=True)
-                return iter([self._alone(embedding, frame, decoding, rules) for embedding, frame in each])
+            return iter(self._each(embeddings, frames, decoding, rules))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -212,12 +208,16 @@ class Captioner:
                 "take a smaller one (--batch-size), or fewer beams or captions"
             ) from None
 
-    def _alone(self, embedding: Tensor, frame: Frame, decoding: Decoding, rules: Rules) -> Captioned | NoCaption:
-        """The same for one picture's embedding (C,)."""
+    def _each(self, embeddings: Tensor, frames: list[Frame], *options: Any) -> list[Captioned | NoCaption]:
+        """The same for embeddings (B, C): halving finds a picture that gets no caption, which takes no other's away."""
         try:
-            return self._choose(embedding[None], [frame], decoding, rules)[0]
+            return [*self._choose(embeddings, frames, *options)]
         except NoCaption as error:
-            return error
+            if len(frames) == 1:
+                return [error]
+        half = len(frames) // 2
+        first = self._each(embeddings[:half], frames[:half], *options)
+        return first + self._each(embeddings[half:], frames[half:], *options)
 
     def _choose(self, clip_embedding: Tensor, frames: list[Frame], decoding: Decoding, rules: Rules) -> list[Captioned]:
         """(B, C) and B frames -> for each picture its captions, and the literal caption in its prompt, if any."""

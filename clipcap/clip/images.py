@@ -177,7 +177,8 @@ def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box
         if not isinstance(source, bytes):
             _expect_file(source)
         with open_file(source) as image:
-            _, box = (min_side and image.draft("RGB", (min_side, min_side))) or (None, None)
+            side = min_side if image.format in ("JPEG", "MPO") else None  # a HEIC would give a thumbnail of anything
+            _, box = (side and image.draft("RGB", (side, side))) or (None, None)
             orientation, size = orientation_of(image), image.size
             return upright(rgb(image), orientation), box and upright_box(box, size, orientation)
 

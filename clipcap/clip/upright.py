@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 from PIL import Image
 
 ORIENTATION = 0x0112  # the EXIF tag
-METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
+METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for the orientation
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,9 +34,12 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     """The picture as it was seen when it was taken, with nothing left in it that would have it turned once more."""
     if orientation not in UPRIGHT:
         return image
-    turned = image.transpose(UPRIGHT[orientation])
+    turned, exif = image.transpose(UPRIGHT[orientation]), image.getexif()
     for name in METADATA:
         turned.info.pop(name, None)
+    with suppress(Exception):  # a picture with broken metadata is still a picture
+        del exif[ORIENTATION]
+        turned.info["exif"] = exif.tobytes()  # the rest, such as the date
     return turned
 
 

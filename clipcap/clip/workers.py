@@ -31,6 +31,7 @@ from clipcap.clip.preprocessing import PixelMaker
 Pixels = TypeVar("Pixels", bound=np.ndarray | tuple[np.ndarray, bytes])
 Result = TypeVar("Result")
 MOST_WORKERS = 16
+MOST_ON_WINDOWS = 61  # processes of a pool, which cannot wait for more there
 FEW = 8  # up to this many pictures are decoded in less time than worker processes take to start
 CHUNK = 16  # pictures per message to a worker
 
@@ -100,6 +101,9 @@ def _decode_in_workers(
             in_flight.extend((chunk, pool.submit(chunk)) for chunk in islice(chunks, 1))
 
 
+UNABLE = (BrokenProcessPool, OSError, NotImplementedError, ImportError)  # what a system raises that starts no process
+
+
 class _Workers(Generic[Pixels]):
     """A process pool that survives the death of its processes; if none can be started, this process decodes.
 
@@ -109,16 +113,31 @@ class _Workers(Generic[Pixels]):
 
     def __init__(self, count: int, preprocessing: PixelMaker[Pixels]) -> None:
         self.count, self.preprocessing = count, preprocessing
-        self.pool: ProcessPoolExecutor | None = _start(count)
+        self.pool: ProcessPoolExecutor | None = None
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self.pool = _start(self.count)
+        except UNABLE:  # without semaphores or shared memory
+            self._give_up()
+
+    def _give_up(self) -> None:
+        print("worker processes cannot start here: pictures are decoded in this process", file=sys.stderr)
+        self.close(wait=True)
+        self.pool = None
 
     def submit(self, chunk: list[ImageSource]) -> Future[list[Pixels | UnreadableImage]] | None:
         """Start decoding a chunk; None where there are no processes, so that `result` decodes it."""
-        try:
-            return _submit(self.pool, _decode_all, chunk, self.preprocessing) if self.pool else None
-        except BrokenProcessPool:
-            self.close(wait=True)
-            self.pool = _start(self.count)
-            return _submit(self.pool, _decode_all, chunk, self.preprocessing)
+        for _ in range(2):
+            try:
+                return _submit(self.pool, _decode_all, chunk, self.preprocessing) if self.pool else None
+            except BrokenProcessPool:
+                self.close(wait=True)
+                self._open()
+            except UNABLE:  # too many processes
+                self._give_up()
+        return None
 
     def result(
         self, chunk: list[ImageSource], future: Future[list[Pixels | UnreadableImage]] | None
@@ -128,6 +147,8 @@ class _Workers(Generic[Pixels]):
             return future.result() if future and self.pool else _decode_all(chunk, self.preprocessing)
         except BrokenProcessPool:
             return self._one_by_one(chunk)
+        except Exception:  # a picture that cannot be sent to a process, such as a PIL picture whose file is gone
+            return _decode_all(chunk, self.preprocessing)
 
     def _one_by_one(self, chunk: list[ImageSource]) -> list[Pixels | UnreadableImage]:
         """Decode the chunk again, after a worker has died.
@@ -140,14 +161,13 @@ class _Workers(Generic[Pixels]):
         decoded: list[Pixels | UnreadableImage] = []
         pool = None
         for source in chunk:
-            pool = pool or _start(1)
             try:
+                pool = pool or _start(1)
                 _submit(pool, os.getpid).result()
-            except BrokenProcessPool:
-                print("worker processes cannot start here: pictures are decoded in this process", file=sys.stderr)
-                pool.shutdown()
-                self.close(wait=True)
-                self.pool = None
+            except UNABLE:
+                if pool:
+                    pool.shutdown()
+                self._give_up()
                 return decoded + _decode_all(chunk[len(decoded) :], self.preprocessing)
             try:
                 decoded.append(_submit(pool, _decode, source, self.preprocessing).result())
@@ -166,6 +186,8 @@ class _Workers(Generic[Pixels]):
 
 
 def _start(count: int) -> ProcessPoolExecutor:
+    if sys.platform == "win32":
+        count = min(count, MOST_ON_WINDOWS)
     # Spawned, not forked: the caller has loaded torch, whose threads do not survive a fork.
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _prepare_worker)
 
