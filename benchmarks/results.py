@@ -90,7 +90,7 @@ def add_to(page: Path, new: Results) -> Results:
     if not file.is_file():
         raise UserError(f"there is no {file} to add to: leave out --add")
     old = read(file)
-    for name in ("device", "models", "machine", "rounds", "quick", "batches"):
+    for name in ("device", "models", "machine", "photos", "rounds", "quick", "batches"):
         if getattr(old, name) != getattr(new, name):
             raise UserError(f"{file} was measured with other {name}: leave out --add to begin anew")
     old.limits = old.limits.best(new.limits)

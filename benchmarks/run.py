@@ -109,6 +109,7 @@ def measure(args: Arguments, folder: Path) -> None:
         device=device.type,
         models=setting.sizes.name,
         machine=describe(device),
+        photos=setting.describe_photos(),
         limits=measure_limits(device, patience),
         rounds=rounds,
         quick=args.quick,
@@ -131,5 +132,4 @@ def measure(args: Arguments, folder: Path) -> None:
                 for measurement in getattr(module, name)(setting, plan):
                     results.measurements[measurement.title] = measurement
             results.limits = results.limits.best(measure_limits(device, patience))  # others may have run before
-            results.photos = setting.describe_photos()
             write(results, Path(args.output))

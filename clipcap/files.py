@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         except Exception as error:
             raise disk.error or error from None
+        if path.is_file():
+            shutil.copymode(path, unfinished)  # a private file stays private
         unfinished.replace(path)
     except OSError as error:
         error.filename = str(path)
@@ -96,16 +99,18 @@ def only_writer(path: Path) -> Iterator[None]:
     holder = ""
     with suppress(OSError):  # Windows lets nobody read a locked file, nor even its holder write to it
         holder = file.read_text(errors="replace").strip() if file.is_file() else ""  # before an attempt empties it
-    lock = FileLock(file, timeout=0)
+    lock = FileLock(file, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
         raise UserError(
             f"{str(path)!r} is being written by {holder or 'another process'}: wait for it, or choose another output"
         ) from None
-    except NotImplementedError:  # a file system without locks, such as some network drives
-        pass
-    except OSError as error:
+    except PermissionError:
+        if not file.is_file():
+            raise
+        raise UserError(f"{str(file)!r}, left by {holder or 'another user'}, may not be opened: delete it") from None
+    except OSError as error:  # a file system without locks, such as some network drives
         if error.errno not in NO_LOCKS:
             raise
     try:

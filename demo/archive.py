@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ FIRST = 1_600_000_000  # when she began to post, in seconds since 1970
 DAY = 86_400
 
 
-def write_archive(file: Path, posted: Sequence[Scene]) -> None:
+def write_archive(file: Path, posted: Iterable[Scene]) -> None:
     """Write the posts of these scenes to a zip file laid out as Instagram's exports are. Raises OSError."""
     with whole_file(file) as stream, zipfile.ZipFile(stream, "w") as archive:
         posts = [_post(archive, scene, FIRST + DAY * number, number) for number, scene in enumerate(posted)]
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     at_least(1, posts=count)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_archive(file, list(ProgressBar(scenes("train", count), "drawing", count, unit="post")))
+        write_archive(file, ProgressBar(scenes("train", count), "drawing", count, unit="post"))
     except OSError as error:
         raise UserError(f"{str(file)!r} cannot be written ({error.strerror}): give another file") from None
     print(file)

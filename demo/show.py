@@ -34,17 +34,26 @@ def read_captions(path: str) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print some captions and the shares that are right, and write the page. Takes no arguments. Raises UserError."""
     from clipcap.captioning.captioner import Captioner
+    from clipcap.clip.images import UnreadableImage
     from clipcap.page import picture_page
 
+    if argv:
+        raise UserError("this takes no arguments: python -m demo.show")
     after = read_captions(CAPTIONS)
     pictured = [scene for scene in scenes("test") if scene.image_id in after]
     if not pictured:
         raise UserError(f"{CAPTIONS} holds no caption of the demo's pictures: run `make demo`")
     pictures = [photo(PHOTOS, scene) for scene in pictured]
-    before = dict(zip((scene.image_id for scene in pictured), Captioner.load("demo")(pictures), strict=True))
+    try:
+        before = dict(zip((scene.image_id for scene in pictured), Captioner.load("demo")(pictures), strict=True))
+    except UnreadableImage as error:
+        raise UserError(f"{error}: run `make demo`, which draws the pictures") from None
 
-    print(f"\n{SHOWN} of {len(pictured)} pictures whose subject, colour and setting were never trained on together:\n")
-    for scene in pictured[:SHOWN]:
+    shown = pictured[:SHOWN]
+    print(
+        f"\n{len(shown)} of {len(pictured)} pictures whose subject, colour and setting were not trained on together:\n"
+    )
+    for scene in shown:
         print(f"{photo(PHOTOS, scene)}\n  before  {before[scene.image_id]}\n  after   {after[scene.image_id]}\n")
     for name, captions in (("before", before), ("after", after)):
         print(f"{name:<8}{shares([captions[scene.image_id] for scene in pictured], pictured)}")

@@ -23,7 +23,7 @@ import predict
 import prompt_finetuning
 from clipcap.captioning.candidates import Candidates
 from clipcap.captioning.captioner import Captioner
-from clipcap.captioning.vocabulary import tokens_with, word_parts
+from clipcap.captioning.vocabulary import tokens_with, unfinished, word_parts
 from clipcap.errors import UserError
 from clipcap.evaluation import metrics
 from clipcap.model.language_model import load_tokenizer, tokenizer_of
@@ -230,6 +230,15 @@ def test_a_caption_goes_on_from_its_prompt_in_the_tokens_of_one_text(tmp_path, t
     parts = [found.encode(text).ids for text in ("caption it", " good day")]
     assert sum(parts, []) == found.encode("caption it good day").ids
     assert found.decode(parts[1]).strip() == found.decode(found.encode("good day").ids)
+
+
+def test_a_caption_that_ends_within_an_emoji_keeps_those_before_it():
+    """Guards against a replacement sign for each byte of all of them, which such a tokenizer gives."""
+    bpe = sentencepiece_bpe()
+    ids = bpe.encode("sun\N{SUN WITH FACE}\N{SUN WITH FACE}", add_special_tokens=False).ids
+    assert "\ufffd" in bpe.decode(ids[:-2]) and [unfinished(bpe, ids[:-n]) for n in (1, 2, 3)] == [3, 2, 1]
+    assert bpe.decode(ids[:-4]) == "sun\N{SUN WITH FACE}" and unfinished(bpe, ids) == 0
+    assert unfinished(tiny_tokenizer(), ids) == 0
 
 
 def test_the_signs_of_emoji_and_hashtags_are_found_in_any_vocabulary():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import FAULT, run
@@ -106,6 +107,28 @@ def test_a_system_that_lets_nobody_touch_a_locked_file_has_one_writer_too(
     (tmp_path / ".a.lock").touch()  # of a run that was killed
     with only_writer(tmp_path / "a"), pytest.raises(UserError, match="by another process"), only_writer(tmp_path / "a"):
         raise AssertionError("two writers at once")
+
+
+def test_a_private_file_stays_private_when_it_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(0o600)
+    write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shared folder the killed run of another user leaves one: the output itself was said to be refused."""
+
+    def refuse(_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / ".a.lock").write_text("process 7 on elsewhere")
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with (
+        pytest.raises(UserError, match=r"\.a\.lock', left by process 7 on elsewhere, .* delete it"),
+        only_writer(tmp_path / "a"),
+    ):
+        raise AssertionError("it was not held")
 
 
 def test_lock_is_released_after_an_error(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from clipcap.captioning.vocabulary import unfinished
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import NoCaption
 from clipcap.errors import UserError
@@ -92,6 +93,7 @@ class Candidates:
         """A picture's start and token ids -> the caption, up to end-of-text, and without what is no word."""
         unknown = [self.tokenizer.token_to_id(name) for name in UNKNOWN]
         ids = [token for token in takewhile(lambda token: token != self.end, ids) if token not in unknown]
+        ids = ids[: len(ids) - unfinished(self.tokenizer, ids)]
         begun = self.prompts[row][len(self.prompts[row]) - self.begun[row] :]
         # Behind a start, since some tokenizers leave out the blank in front of a text.
         before, whole = (self.tokenizer.decode(tokens, skip_special_tokens=False) for tokens in (begun, [*begun, *ids]))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from clipcap.captioning.posts import FIELDS, Frame, fill, hashtags_of
-from clipcap.captioning.vocabulary import EMOJI_LEADS, tokens_with, word_parts
+from clipcap.captioning.vocabulary import EMOJI_LEADS, is_word_piece, tokens_with, word_parts
 from clipcap.captioning.words import holds, lines_of, pattern_of, without, words_of
 from clipcap.clip.images import ImageSource, UnreadableImage
 from clipcap.decoding.options import Decoding, at_most_captions
@@ -121,7 +121,7 @@ class Rules(Request):
             UserError: it is not from a file, and so has no folder.
         """
         error = UserError if source is None else UnreadableImage
-        texts = {name: fill(getattr(self, name), source) for name in AROUND}
+        texts = {name: unicodedata.normalize("NFC", fill(getattr(self, name), source)) for name in AROUND}
         for name, text in texts.items():
             if self.clean(text) != text:
                 raise error(f"{name} is {text!r}, and holds what is ruled out; drop one of the two")
@@ -194,7 +194,8 @@ class Rules(Request):
             decoding,
             banned=(*decoding.banned, *self.banned_tokens(tokenizer)),
             word_parts=word_parts(tokenizer),
-            hashtag_signs=tokens_with(tokenizer, ("#",)),
+            # WordPiece reads "#" as a word of its own, behind which another begins: there `Frame.around` alone counts.
+            hashtag_signs=() if is_word_piece(tokenizer) else tokens_with(tokenizer, ("#",)),
             most_hashtags=None if self.max_hashtags is None else max(0, self.max_hashtags - len(given)),
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import regex
@@ -36,6 +38,31 @@ def word_parts(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(sorted(token for token, piece in _pieces(tokenizer).items() if piece[:1] not in signs))
 
 
+def unfinished(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """How many tokens at the end are the first bytes of a character, in a vocabulary that has a token for each byte.
+
+    For one such character its tokenizer gives up all characters that stand in bytes before it.
+    """
+    known = _lone_bytes(tokenizer)
+    run = [known[token] for token in takewhile(known.__contains__, reversed(ids))][::-1]
+    try:
+        bytes(run).decode()
+    except UnicodeDecodeError as error:
+        return len(run) - error.start if error.reason == "unexpected end of data" else 0
+    return 0
+
+
+@lru_cache(maxsize=8)
+def _lone_bytes(tokenizer: Tokenizer) -> dict[int, int]:
+    found = ((tokenizer.token_to_id(f"<0x{byte:02X}>"), byte) for byte in range(256))
+    return {token: byte for token, byte in found if token is not None}
+
+
+def is_word_piece(tokenizer: Tokenizer) -> bool:
+    """Whether this is a vocabulary like BERT's, which Chinese GPT-2s have."""
+    return type(tokenizer.model).__name__ == "WordPiece"
+
+
 def _pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
     """Token id -> the bytes that it stands for, as spelled in the tokenizer's vocabulary.
 
@@ -46,7 +73,7 @@ def _pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
     if type(tokenizer.decoder).__name__ == "ByteLevel":
         letters = _letters()
         return {i: bytes(letters[letter] for letter in token if letter in letters) for token, i in vocabulary}
-    if type(tokenizer.model).__name__ == "WordPiece":
+    if is_word_piece(tokenizer):
         prefix = tokenizer.model.continuing_subword_prefix
         glued = {i: token.removeprefix(prefix) for token, i in vocabulary if token.startswith(prefix)}
         return {i: glued.get(i, f" {token}").encode() for token, i in vocabulary}

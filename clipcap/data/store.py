@@ -24,7 +24,7 @@ from clipcap.data.reading import Home
 from clipcap.data.shards import shard_name
 from clipcap.data.tables import DATA, INFO, PARTS, PLAN, SHARDS, is_whole, map_table, read_info, read_json
 from clipcap.errors import UserError
-from clipcap.files import write_whole
+from clipcap.files import only_writer, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -119,7 +119,8 @@ class EmbeddingStore:
             raise UserError(f"{str(file.parent)!r} is a link out of the dataset; remove it, to keep literal captions")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(captions, ensure_ascii=False, indent=0).encode())
+            with only_writer(file):  # other runs may caption the same dataset
+                write_whole(file, json.dumps(captions, ensure_ascii=False, indent=0).encode())
         except OSError as error:
             raise UserError(f"cannot keep literal captions in {str(self.path)!r} ({error.strerror})") from None
 

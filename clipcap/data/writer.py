@@ -163,6 +163,7 @@ class DatasetWriter:
                     for record in json.loads(table.schema.metadata[b"skipped"]):
                         skipped, first = skipped + 1, first or record
                         lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+                    del table  # some systems delete no file that is mapped
             counts = {split: rows for split, rows in counts.items() if rows}
             if not counts or ("train" not in counts and "train" in files):
                 self._give_up(skipped, first)
@@ -179,7 +180,7 @@ class DatasetWriter:
             text = json.dumps(info, indent=1, ensure_ascii=False)
             write_whole(self.folder / INFO, text.encode("utf-8", "backslashreplace"))  # a path may not be UTF-8
             if not keep_shards:
-                shutil.rmtree(self.parts)
+                shutil.rmtree(self.parts, ignore_errors=True)  # what stays goes when this dataset is written again
         return info
 
     def _give_up(self, skipped: int, first: dict[str, str] | None) -> NoReturn:

@@ -119,7 +119,7 @@ def decode(
             session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
             constrain = forbidden.behind([beginnings[row] for row in part])
             found = search(session, decoding, steps, stop_token, constrain, streams[part])
-            captions |= zip(part, found.as_lists(decoding.num_captions), strict=True)
+            captions |= zip(part, found.as_lists(1 if decoding.return_all else decoding.num_captions), strict=True)
     if not all(captions.values()):
         raise NoCaption(f"every token of its caption is forbidden, or the logits of the weights are not finite{hint}")
     return [captions[row] for row in range(len(prefix))]

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -48,18 +50,29 @@ def noticed(mutant: Mutant, copy: Path) -> bool:
     text = file.read_text(encoding="utf-8")
     file.write_text(mutant.plant(text), encoding="utf-8")
     try:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
-        environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=LONGEST)
+        return fail(mutant.tests, copy, LONGEST)
     except subprocess.TimeoutExpired:
         return True
     finally:
         file.write_text(text, encoding="utf-8")
-    if ended.returncode not in (0, 1):  # 1: tests failed; anything else says that pytest itself could not run them
-        raise RuntimeError(
-            f"{mutant.tests} cannot be run: {ended.stdout.decode()[-2000:]}{ended.stderr.decode()[-2000:]}"
-        )
-    return ended.returncode == 1
+
+
+def fail(tests: Iterable[str], copy: Path, seconds: float | None = None) -> bool:
+    """Whether any of these tests fails in the copy. Raises TimeoutExpired where they take longer than that."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile() as told:
+        ran = subprocess.Popen(command, cwd=copy, env=environment, stdout=told, stderr=told, start_new_session=True)
+        try:
+            status = ran.wait(seconds)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(ran.pid, signal.SIGKILL)  # with what the tests have started
+            ran.wait()
+        told.seek(0)
+        if status not in (0, 1):  # 1: tests failed; anything else says that pytest itself could not run them
+            raise RuntimeError(f"{tests} cannot be run: {told.read().decode()[-4000:]}")
+    return status == 1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,7 +82,9 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(JOBS):
-            copies.put(copy_repository(Path(folder, str(number), "repository")))
+            copies.put(copy := copy_repository(Path(folder, str(number), "repository")))
+        if fail(sorted({test for mutant in chosen for test in mutant.tests}), copy):
+            raise SystemExit("these tests fail without any bug, and would notice every one: mend them first")
 
         def attempt(mutant: Mutant) -> bool:
             copy = copies.get()
