@@ -29,7 +29,7 @@ class Measure:
 def amount(number: float) -> str:
     """1234567 -> "1.23 M"."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
+        if number >= 0.9995 * size:  # 999,600 is 1 M, and not 1e+03 k
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
 
