@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.evaluation import treebank
 from clipcap.evaluation.metrics import overlap
-from clipcap.evaluation.report import read_report
+from clipcap.evaluation.report import read_report, rewrite_tables
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import caption_embeddings
@@ -169,6 +170,18 @@ def test_no_two_models_share_a_name():
         "coco": "coco",
         "base": "runs/base/base_weights.pt",
     }
+
+
+def test_paths_that_are_not_utf8_cost_no_report(world, tmp_path):
+    """Guards against a traceback in the place of the report, and of the models after it."""
+    shutil.copy(world / "base" / "base_weights.pt", tmp_path / "caf\udce9_weights.pt")
+    (tmp_path / "data\udce9").symlink_to(world / "data")
+    models = (tmp_path / "caf\udce9_weights.pt", "base/base_weights.pt")  # torch itself opens no such file
+    assert run(world, *models, data=tmp_path / "data\udce9", output=tmp_path / "report", limit=2) == 1
+    report = read_report(tmp_path / "report")
+    assert [model["name"] for model in report["models"]] == ["base"] and list(report["failed"]) == [r"caf\udce9"]
+    rewrite_tables(report, tmp_path / "report")
+    assert read_report(tmp_path / "report") == report
 
 
 def test_ratings_are_added(world, tmp_path, capsys):
