@@ -298,6 +298,16 @@ def test_the_loss_is_that_of_every_token_of_the_true_captions(world, tmp_path, l
     assert found["scores"]["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
+def test_the_loss_is_of_the_tokens_that_the_model_has_room_for(world, tmp_path):
+    """Guards against models of few positions that no report had, and on a GPU none of the models after them."""
+    gpt2 = checkpoint.load_checkpoint(world / "base" / "base_weights.pt").config.gpt2
+    clip = {"clip_model": str((world / "clip").resolve()), "clip_pretrained": None, "stop_token": 0}
+    model = ClipCap(tiny_config(gpt2=gpt2 | {"n_positions": 14}, tokenizer=tiny_tokenizer().to_str(), **clip))
+    checkpoint.save_checkpoint(model, tmp_path / "short_weights.pt")
+    assert run(world, tmp_path / "short_weights.pt", output=tmp_path / "report") == 0
+    assert 4 < read_report(tmp_path / "report")["models"][0]["scores"]["loss"] < 7
+
+
 def test_what_a_strangers_file_says_about_its_training_is_not_believed(world, tmp_path):
     """Guards against tracebacks from the table and the plot, after hours of captioning."""
     model = checkpoint.load_checkpoint(world / "base" / "base_weights.pt")
