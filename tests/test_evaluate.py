@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import signal
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from tiny import save_tiny_clip, tiny_captioner_model, tiny_config
 import evaluate
 import load_data
 from clipcap.decoding.options import Decoding
-from clipcap.errors import UserError
+from clipcap.errors import Interrupted, UserError
 from clipcap.evaluation import treebank
 from clipcap.evaluation.metrics import overlap
 from clipcap.evaluation.report import read_report, rewrite_tables
+from clipcap.evaluation.scores import evaluate_model
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import caption_embeddings
@@ -249,6 +251,25 @@ def test_report_of_another_shape_is_one_sentence(world, tmp_path, gone):
 def test_prompt_that_is_no_text_costs_no_report(world, tmp_path):
     with pytest.raises(UserError, match="--clip-prompt .* is not UTF-8"):
         run(world, "base/base_weights.pt", output=tmp_path, **{"clip-prompt": "\udcff"})
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2])
+def test_an_interruption_says_what_the_report_holds_and_that_it_begins_anew(world, tmp_path, monkeypatch, moment):
+    """Guards against the advice to run the same command, "to go on", which replaced six models by the first of them."""
+    scored, counted = evaluate_model, iter(range(9))
+
+    def interrupted(*args):
+        if next(counted) == moment:
+            raise Interrupted("terminated: run the same command to go on", signal.SIGTERM)
+        return scored(*args)
+
+    monkeypatch.setattr("clipcap.evaluation.scores.evaluate_model", interrupted)
+    models = ("broken_weights.pt", "base/base_weights.pt", "stranger/stranger_weights.pt", "base/base_weights.pt")
+    with pytest.raises(Interrupted) as caught:
+        run(world, *models, output=tmp_path, limit=2)
+    held = f"the report in {tmp_path} holds 1 of 3 models" if moment == 2 else "no report was written yet"
+    assert caught.value.number == signal.SIGTERM and str(caught.value).startswith(f"interrupted: {held}; the same")
+    assert (tmp_path / "report.json").exists() == (moment == 2)
 
 
 def test_report_has_one_writer(world, tmp_path):

@@ -480,7 +480,7 @@ def test_no_switch_of_torch_is_in_the_way(run: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("kind", ["mps", "cuda"])
 def test_dropout_goes_on_where_the_device_draws_it(run: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Guards against masks that begin anew: accelerate keeps no numbers of Apple's GPUs, and those of others by index."""
+    """Guards against masks that begin anew: accelerate keeps nothing of Apple's GPUs, and those of others by index."""
     device, restored = torch.get_device_module(kind), []
     monkeypatch.setattr("accelerate.checkpointing.is_cuda_available", lambda: False)
     monkeypatch.setattr(device, "get_rng_state", lambda: torch.tensor([3, 5], dtype=torch.uint8))
