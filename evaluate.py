@@ -10,7 +10,6 @@ into the report, in the place of earlier ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from clipcap.cli.status import run
 from clipcap.decoding.options import SEQUENCES
 from clipcap.devices import CAPTIONING
 from clipcap.errors import UserError, at_least, check_text, first_line
-from clipcap.files import make_folder, only_writer
+from clipcap.files import make_folder
 from clipcap.world.shipped import EVALUATE
 
 
@@ -85,12 +84,12 @@ def rate(
     """Add people's ratings to an existing report. Raises UserError."""
     from clipcap.evaluation.ratings import rate_report
 
+    already = f"--ratings go into the report that is already in {folder}"
     if models:
-        raise UserError(f"--ratings go into the report that is already in {folder}: leave the models out")
+        raise UserError(f"{already}: leave the models out")
     for name in given_options(args, decoding_args):
         if name not in ("ratings", "output", "demo"):
-            option = f"--{name.replace('_', '-')}"
-            raise UserError(f"--ratings go into the report that is already in {folder}: leave {option} out")
+            raise UserError(f"{already}: leave --{name.replace('_', '-')} out")
     return rate_report(folder, args.ratings)
 
 
@@ -123,8 +122,8 @@ def compare(
     from clipcap.devices import pick_device, pick_dtype
     from clipcap.evaluation.held_out import HeldOut, make_judge
     from clipcap.evaluation.java_metrics import java_scorer
-    from clipcap.evaluation.report import write_report
     from clipcap.evaluation.scores import evaluate_model, new_report
+    from clipcap.evaluation.writer import report_writer
     from clipcap.weights.places import short_names
 
     device, folder = pick_device(args.device), Path(args.output)
@@ -139,8 +138,9 @@ def compare(
     judge = make_judge(held_out, args.clip_prompt) if processes.main else None
     report = new_report(held_out, decoding, judge)
     settled = (held_out, decoding, judge, args.precision, args.batch_size, more)
-    with only_writer(folder) if processes.main else nullcontext():
-        for name, weights in short_names(models):
+    named = list(short_names(models))
+    with report_writer(folder, len(named), shown, processes.main) as write:
+        for name, weights in named:
             processes.note(f"{name}: {weights}")
             try:
                 report["models"].append({"name": name, **evaluate_model(weights, *settled, args.base, args.normalize)})
@@ -149,10 +149,10 @@ def compare(
             except Exception as error:  # whatever is wrong with one file, the others get their scores
                 report["failed"][name] = first_line(error)
                 processes.note(f"error: {name} is left out: {report['failed'][name]}")
-            if report["models"] and processes.main:
-                write_report(report, folder, shown)
+            if report["models"]:
+                write(report)
     if not report["models"] and processes.main:
-        raise UserError(f"none of the {len(models)} models could be evaluated: see above")
+        raise UserError(f"none of the {len(named)} models could be evaluated: see above")
     return report
 
 

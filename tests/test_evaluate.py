@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+import signal
 
 import pytest
 import torch
@@ -11,10 +13,11 @@ from tiny import save_tiny_clip, tiny_captioner_model, tiny_config
 import evaluate
 import load_data
 from clipcap.decoding.options import Decoding
-from clipcap.errors import UserError
+from clipcap.errors import Interrupted, UserError
 from clipcap.evaluation import treebank
 from clipcap.evaluation.metrics import overlap
-from clipcap.evaluation.report import read_report
+from clipcap.evaluation.report import read_report, rewrite_tables
+from clipcap.evaluation.scores import evaluate_model
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import caption_embeddings
@@ -171,6 +174,18 @@ def test_no_two_models_share_a_name():
     }
 
 
+def test_paths_that_are_not_utf8_cost_no_report(world, tmp_path):
+    """Guards against a traceback in the place of the report, and of the models after it."""
+    shutil.copy(world / "base" / "base_weights.pt", tmp_path / "caf\udce9_weights.pt")
+    (tmp_path / "data\udce9").symlink_to(world / "data")
+    models = (tmp_path / "caf\udce9_weights.pt", "base/base_weights.pt")  # torch itself opens no such file
+    assert run(world, *models, data=tmp_path / "data\udce9", output=tmp_path / "report", limit=2) == 1
+    report = read_report(tmp_path / "report")
+    assert [model["name"] for model in report["models"]] == ["base"] and list(report["failed"]) == [r"caf\udce9"]
+    rewrite_tables(report, tmp_path / "report")
+    assert read_report(tmp_path / "report") == report
+
+
 def test_ratings_are_added(world, tmp_path, capsys):
     """Ratings go into the table of the report that they were made with, and into no other."""
     run(world, "base/base_weights.pt", "prompted/prompted_weights.pt", output="rated")
@@ -238,6 +253,25 @@ def test_prompt_that_is_no_text_costs_no_report(world, tmp_path):
         run(world, "base/base_weights.pt", output=tmp_path, **{"clip-prompt": "\udcff"})
 
 
+@pytest.mark.parametrize("moment", [0, 1, 2])
+def test_an_interruption_says_what_the_report_holds_and_that_it_begins_anew(world, tmp_path, monkeypatch, moment):
+    """Guards against the advice to run the same command, "to go on", which replaced six models by the first of them."""
+    scored, counted = evaluate_model, iter(range(9))
+
+    def interrupted(*args):
+        if next(counted) == moment:
+            raise Interrupted("terminated: run the same command to go on", signal.SIGTERM)
+        return scored(*args)
+
+    monkeypatch.setattr("clipcap.evaluation.scores.evaluate_model", interrupted)
+    models = ("broken_weights.pt", "base/base_weights.pt", "stranger/stranger_weights.pt", "base/base_weights.pt")
+    with pytest.raises(Interrupted) as caught:
+        run(world, *models, output=tmp_path, limit=2)
+    held = f"the report in {tmp_path} holds 1 of 3 models" if moment == 2 else "no report was written yet"
+    assert caught.value.number == signal.SIGTERM and str(caught.value).startswith(f"interrupted: {held}; the same")
+    assert (tmp_path / "report.json").exists() == (moment == 2)
+
+
 def test_report_has_one_writer(world, tmp_path):
     with only_writer(tmp_path), pytest.raises(UserError, match="is being written by process"):
         run(world, "base/base_weights.pt", output=tmp_path)
@@ -283,6 +317,16 @@ def test_the_loss_is_that_of_every_token_of_the_true_captions(world, tmp_path, l
         losses += (-logits.gather(1, ids[:, None])[:, 0]).tolist()
     [found] = read_report(tmp_path / "report")["models"]
     assert found["scores"]["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_the_loss_is_of_the_tokens_that_the_model_has_room_for(world, tmp_path):
+    """Guards against models of few positions that no report had, and on a GPU none of the models after them."""
+    gpt2 = checkpoint.load_checkpoint(world / "base" / "base_weights.pt").config.gpt2
+    clip = {"clip_model": str((world / "clip").resolve()), "clip_pretrained": None, "stop_token": 0}
+    model = ClipCap(tiny_config(gpt2=gpt2 | {"n_positions": 14}, tokenizer=tiny_tokenizer().to_str(), **clip))
+    checkpoint.save_checkpoint(model, tmp_path / "short_weights.pt")
+    assert run(world, tmp_path / "short_weights.pt", output=tmp_path / "report") == 0
+    assert 4 < read_report(tmp_path / "report")["models"][0]["scores"]["loss"] < 7
 
 
 def test_what_a_strangers_file_says_about_its_training_is_not_believed(world, tmp_path):

@@ -123,6 +123,11 @@ def test_style():
     assert style([[]])["distinct_2"] == 0
 
 
+def test_the_keycap_of_a_hash_is_an_emoji_and_no_hashtag():
+    scores = style([tokenize(text) for text in ("Call me #️⃣", "#⃣", "#cat", "#️⃣ #dog")])
+    assert scores["hashtag"] == 2 / 4 and scores["emoji"] == 3 / 4
+
+
 def test_java_metrics_say_what_they_need(monkeypatch):
     """Without Java pycocoevalcap dies with a FileNotFoundError from deep inside a subprocess."""
     monkeypatch.setattr(shutil, "which", lambda name: None)

@@ -76,6 +76,7 @@ def test_table_marks_the_best():
 
 def test_units():
     assert [amount(number) for number in (7, 999, 1234, 124_439_808, 1.5e9)] == ["7", "999", "1.23 k", "124 M", "1.5 G"]
+    assert [amount(number) for number in (999.4, 999.6, 999_600, 999_600_000)] == ["999", "1 k", "1 M", "1 G"]
     assert [duration(seconds) for seconds in (1.234, 59.9, 75, 4000)] == [
         "1.23 s",
         "59.9 s",

@@ -470,6 +470,33 @@ def test_a_random_state_without_the_one_that_counts_is_refused(run: Path) -> Non
         trainer(run, epochs=1, resume=True).run()
 
 
+def test_no_switch_of_torch_is_in_the_way(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against the advice to throw a run away where torch is told elsewhere to load everything."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    trainer(run, epochs=1, resume=True).state.load()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+@pytest.mark.parametrize("kind", ["mps", "cuda"])
+def test_dropout_goes_on_where_the_device_draws_it(run: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Guards against masks that begin anew: accelerate keeps nothing of Apple's GPUs, and those of others by index."""
+    device, restored = torch.get_device_module(kind), []
+    monkeypatch.setattr("accelerate.checkpointing.is_cuda_available", lambda: False)
+    monkeypatch.setattr(device, "get_rng_state", lambda: torch.tensor([3, 5], dtype=torch.uint8))
+    monkeypatch.setattr(device, "set_rng_state", lambda state: restored.append(state.tolist()))
+    state = trainer(run, epochs=1, resume=True).state
+    monkeypatch.setattr(type(state.accelerator), "device", torch.device(kind))
+    state.load()  # of a version that did not keep them
+    assert restored == []
+    state.save()
+    state.load()
+    assert restored == [[3, 5]]
+    (run / "state" / "device_random_0.bin").write_bytes(b"junk")
+    with pytest.raises(UserError, match="damaged"):
+        state.load()
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing cleans up after it."""
 

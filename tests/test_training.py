@@ -116,6 +116,20 @@ def test_where_nothing_tells_the_peak_memory_the_record_has_none(monkeypatch):
     assert run_record(tiny_model(), "full", Progress(), 1.0, 2.0)["peak_memory_bytes"] is None
 
 
+def test_the_peak_memory_is_that_of_this_run(tmp_path, monkeypatch):
+    """Guards against LoRA ranks of one command that all have the peak of the largest before them."""
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    record.start_peak(torch.device("cpu"))
+    record.start_peak(torch.device("cuda", 1))
+    assert reset == [torch.device("cuda", 1)]
+    run = trainer(tmp_path, epochs=1)
+    started = []
+    monkeypatch.setattr("clipcap.training.trainer.start_peak", lambda device: started.append(run.progress.step))
+    run.run()
+    assert started == [0]
+
+
 @pytest.mark.parametrize("moment", [1, 6, 9, 13, 23])
 def test_an_interrupted_run_ends_with_the_same_weights(finished, tmp_path, moment):
     first = trainer(tmp_path)
@@ -185,6 +199,18 @@ def test_the_mapping_network_can_have_its_own_learning_rate(tmp_path):
         for now, then in zip(run.model.clip_project.parameters(), before, strict=True)
     ]
     assert 0 < max(moved) < 1e-5 * run.steps * 1.1
+
+
+def test_the_rate_that_is_logged_is_one_that_trains(tmp_path):
+    """Guards against the rate of a group without parameters, where the mapping network trains alone."""
+    model, train, validation = model_and_data()
+    model.train_only(lambda name: name.startswith("clip_project."))
+    args = LoopArguments(str(tmp_path), epochs=1, batch_size=24, device="cpu", warmup=0, learning_rate=3e-3)
+    args.mapping_learning_rate = 1e-5
+    run = Trainer(model, train, validation, args, "mapping", "weights.pt", {})
+    run.run()
+    rates = [row["lr"] for row in run.progress.rows if "lr" in row]
+    assert rates == pytest.approx([0.5e-5, 0.0])
 
 
 def test_a_rate_for_a_mapping_network_that_does_not_train_is_refused():

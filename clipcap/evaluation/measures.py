@@ -29,7 +29,7 @@ class Measure:
 def amount(number: float) -> str:
     """1234567 -> "1.23 M"."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
+        if number >= 0.9995 * size:  # 999,600 is 1 M, and not 1e+03 k
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
 
@@ -75,7 +75,11 @@ GROUPS: dict[str, tuple[Measure, ...]] = {
         Measure("file_bytes", "file size", size, min, "LoRA: without its base; prompted: with its literal captioner"),
         Measure("seconds", "training time", duration, min, "of the steps alone, without validation"),
         Measure(
-            "peak_memory_bytes", "peak training memory", size, min, "of the GPU; without one, the size of the process"
+            "peak_memory_bytes",
+            "peak training memory",
+            size,
+            min,
+            "of the GPU; without one, the largest size of the process so far, also in runs before it",
         ),
         Measure(
             "captions_per_second", "captions/s", decimals(1), max, "from stored embeddings to text, CLIP not counted"

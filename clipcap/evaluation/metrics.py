@@ -166,9 +166,13 @@ def style(candidates: Sequence[Tokens], known: Collection[Tokens] = ()) -> dict[
         "distinct_2": _distinct(candidates, 2),
         "mean_length": sum(map(len, candidates)) / count,
         "emoji": sum(any(EMOJI.search(token) for token in tokens) for tokens in candidates) / count,
-        "hashtag": sum(any(token[0] == "#" for token in tokens) for tokens in candidates) / count,
+        "hashtag": sum(any(_is_hashtag(token) for token in tokens) for tokens in candidates) / count,
         "copied": sum(tuple(tokens) in known for tokens in candidates if tokens) / count,
     }
+
+
+def _is_hashtag(token: str) -> bool:
+    return token[0] == "#" and not EMOJI.fullmatch(token)  # the keycap #️⃣ begins with one too
 
 
 def _distinct(candidates: Sequence[Tokens], n: int) -> float:

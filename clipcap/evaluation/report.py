@@ -49,9 +49,7 @@ def write_report(report: dict[str, Any], folder: Path, pictures: Sequence[bytes 
     """
     report["id"] = report_id(report)
     _write_tables(report, folder)
-    write_whole(
-        folder / "report.html", _html(report, [_uri(picture) if picture else None for picture in pictures]).encode()
-    )
+    _write(folder / "report.html", _html(report, [_uri(picture) if picture else None for picture in pictures]))
 
 
 def _uri(picture: bytes | str) -> str | None:
@@ -90,12 +88,17 @@ def rewrite_tables(report: dict[str, Any], folder: Path) -> None:
     except (OSError, ValueError, IndexError):
         raise UserError(f"{path} is missing or not as evaluate.py wrote it: write the report again") from None
     _write_tables(report, folder)
-    write_whole(path, f"{before}{_html_table(report)}{after}".encode())
+    _write(path, f"{before}{_html_table(report)}{after}")
 
 
 def _write_tables(report: dict[str, Any], folder: Path) -> None:
-    write_whole(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
-    write_whole(folder / "report.md", markdown(report).encode())
+    _write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    _write(folder / "report.md", markdown(report))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write text whole. What a path holds that is not UTF-8 is escaped, as JSON writes it too: it reads it back."""
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def text_table(report: Mapping[str, Any]) -> str:

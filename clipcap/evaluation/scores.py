@@ -161,7 +161,7 @@ def _loss(
         captions = [ids[:-1] if ids[-1] == end and len(ids) > 1 else ids for ids in captions]
     if prompts:
         prompts = [prompts[image] for image in image_of]
-    fitted = fit_captions(captions, prompts, model.room) if prompts else captions
+    fitted = fit_captions(captions, prompts or [[]] * len(captions), model.room)
     dataset = CaptionDataset(embeddings[image_of], fitted, prompts)
     return summed_loss(model, dataset, in_order(dataset, min(batch_size or LOSS_BATCH, LOSS_BATCH)), progress=True)
 

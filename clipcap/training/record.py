@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import sys
 from importlib.metadata import version
@@ -16,6 +17,13 @@ try:
     import resource
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
+
+
+def start_peak(device: torch.device) -> None:
+    """Forget the peak memory of what this process did before on a GPU; no system forgets that of a process."""
+    if device.type == "cuda":
+        gc.collect()  # the model before is let go, so that it does not count either
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def run_record(model: ClipCap, strategy: str, progress: Progress, epochs: float, validation: float) -> dict[str, Any]:

@@ -97,6 +97,11 @@ def _decay_groups(parameters: Iterable[nn.Parameter], args: LoopArguments) -> li
     return [{"params": group, "lr": args.learning_rate, "weight_decay": value} for group, value in decay]
 
 
+def rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the first group that has parameters: a group without any trains nothing."""
+    return next(group["lr"] for group in optimizer.param_groups if group["params"])
+
+
 @contextmanager
 def only_run(folders: Iterable[Path], processes: Processes) -> Iterator[None]:
     """Hold output folders for this run alone. Raises UserError where another one holds them."""

@@ -26,6 +26,7 @@ from clipcap.weights.format import read
 
 RUN = "run.json"  # the file in a state that says what must be the same for a run to be resumed from it
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
+ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # its opposite; torch loads nothing where both are set
 
 
 class State:
@@ -98,6 +99,8 @@ class State:
     def _write(self, folder: Path) -> None:
         try:
             self.accelerator.save_state(str(folder), safe_serialization=False)
+            if device := self._device():
+                torch.save(device.get_rng_state(), folder / f"device_random_{self.processes.rank}.bin")
         except RuntimeError as error:
             # All that torch's own writer says, whatever the reason.
             if "Parent directory" in str(error):
@@ -155,6 +158,17 @@ class State:
         # accelerate passes over a random state that it cannot read, and the run would go on otherwise.
         random = load(state / f"random_states_{self.processes.rank}.pkl")
         torch.set_rng_state(random["torch_manual_seed"])
+        own = state / f"device_random_{self.processes.rank}.bin"
+        if own.is_file() and (device := self._device()):  # earlier versions did not write it
+            device.set_rng_state(torch.load(own, map_location="cpu", weights_only=True))
+
+    def _device(self) -> Any:
+        """Torch's module of the run's device, with its random generator; None for the CPU, which has torch's own.
+
+        accelerate keeps no generator of Apple's GPUs, and those of others by their index, which may be another now.
+        """
+        device = self.accelerator.device
+        return None if device.type == "cpu" else torch.get_device_module(device)
 
     def _check_same_run(self, state: Path) -> None:
         begun = json.loads((state / RUN).read_text(encoding="utf-8"))
@@ -216,11 +230,10 @@ def _shown(value: Any) -> str:
 @contextmanager
 def tensors_only() -> Iterator[None]:
     """Inside this context, `torch.load` runs no code of a file, even for those who ask it to, as accelerate does."""
-    before = os.environ.get(WEIGHTS_ONLY)
+    before = {name: os.environ.pop(name) for name in (WEIGHTS_ONLY, ANYTHING) if name in os.environ}
     os.environ[WEIGHTS_ONLY] = "1"
     try:
         yield
     finally:
         del os.environ[WEIGHTS_ONLY]
-        if before is not None:
-            os.environ[WEIGHTS_ONLY] = before
+        os.environ.update(before)

@@ -34,8 +34,8 @@ from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, loader
 from clipcap.training.losses import Objective, compile_now, validation_loss, warn_of_nonsense
 from clipcap.training.progress import Progress
-from clipcap.training.record import run_record
-from clipcap.training.setup import deferred_interrupt, make_accelerator, only_run, parameter_groups
+from clipcap.training.record import run_record, start_peak
+from clipcap.training.setup import deferred_interrupt, make_accelerator, only_run, parameter_groups, rate
 from clipcap.training.sharding import WholeModel
 from clipcap.training.state import State
 from clipcap.training.whole import Whole
@@ -140,6 +140,7 @@ class Trainer:
         if args.report_to != "none":
             self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
         self.state.start(args.resume, self.weights)
+        start_peak(self.model.device)
         self.journal.start()
         total = len(self.train_set) * args.epochs
         bar = ProgressBar(total=total, initial=self.captions, desc=self.strategy, unit="captions")
@@ -160,7 +161,7 @@ class Trainer:
                     evaluate = self.evaluates_after(progress.step)
                     if evaluate or progress.step % LOG_EVERY == 0:
                         loss = progress.mean_loss(processes)
-                        self.journal.log({"train_loss": loss, "lr": self.schedule.get_last_lr()[0]}, self.epochs)
+                        self.journal.log({"train_loss": loss, "lr": rate(self.optimizer)}, self.epochs)
                         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                     progress.seconds += time.perf_counter() - started
                     bar.update(self.captions - bar.n)

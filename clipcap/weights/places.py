@@ -123,7 +123,8 @@ def base_among(weights: str | Path, base: str | None) -> str | None:
 def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(Short name, weights) per model: "base" for runs/base/base_weights.pt, "voice" for hf:jane/voice.
 
-    Where two would have the same name, both are called what they were given as; what is given twice comes once.
+    Where two would have the same name, both are called what they were given as; what is given twice comes once. What is
+    not UTF-8 in a name is escaped, so that every page, plot and file can hold it.
     """
     models = list(dict.fromkeys(models))
     short = [
@@ -131,4 +132,5 @@ def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
         for weights in models
     ]
     for name, weights in zip(short, models, strict=True):
-        yield (name if short.count(name) == 1 else weights), weights
+        name = name if short.count(name) == 1 else weights
+        yield name.encode("utf-8", "backslashreplace").decode(), weights
