@@ -73,7 +73,9 @@ def cache_folder() -> Path:
     try:
         return Path(place).expanduser()
     except RuntimeError:
-        raise UserError(f"no home folder is known for {place!r}: say with CLIPCAP_CACHE where weights are kept") from None
+        raise UserError(
+            f"no home folder is known for {place!r}: say with CLIPCAP_CACHE where weights are kept"
+        ) from None
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
