@@ -57,7 +57,7 @@ def may_follow(place: str | None, file: Path) -> bool:
 
 
 def check_clip_place(config: ClipCapConfig, file: Path, when: str = "") -> None:
-    """Raise a UserError if a file of weights names a CLIP that is neither published nor in its folder; it says `when` to name it."""
+    """Raise a UserError, saying `when` to name it, if weights name a CLIP neither published nor in their folder."""
     for place in (config.clip_model, config.clip_pretrained):
         _check(place, file, "CLIP", f"give that CLIP with --clip{when} (clip= in Python)")
 
