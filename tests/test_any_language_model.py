@@ -212,7 +212,7 @@ def test_languages_without_blanks_train_come_back_and_caption(tmp_path, kind, to
 
 
 def test_prompted_weights_read_the_tokenizer_of_their_literal_captioner_once(monkeypatch):
-    """Guards against a tokenizer that is built anew for every batch, which takes longer than to caption it."""
+    """Guards against a tokenizer that is built anew for every batch."""
     model = tiny_captioner_model(prompt="{literal} and")
     model.literal_captioner = tiny_captioner_model(tokenizer=tiny_tokenizer().to_str(pretty=True))
     read, asked = language_model.tokenizer_from_json, []
