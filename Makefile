@@ -2,6 +2,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 INSTALLED := .venv/installed
+# An environment whose Python is gone, as after an upgrade, is made anew below: then nothing is installed in it.
+$(shell for venv in .venv .venv-oldest; do test -e $$venv/bin/python || rm -f $$venv/installed; done)
 
 .PHONY: help setup demo app test test-oldest compare bench readme
 .DELETE_ON_ERROR:

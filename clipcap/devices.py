@@ -110,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines |= _chosen()
     except (ImportError, OSError) as error:  # a torch that does not load is what some reports are about
         lines["device"] = f"none: torch cannot be imported ({first_line(error)})"
+    except UserError as error:  # a launcher that says only in part how many processes there are
+        lines["device"] = f"none: {error}"
     for name, value in lines.items():
         print(f"{name:<16}{value}")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from test_language_models import settings
-from tiny import save_tiny_clip, tiny_tokenizer
+from tiny import save_tiny_clip, tiny_captioner_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, GPT2Config, GPT2LMHeadModel
 
@@ -26,7 +26,10 @@ from clipcap.captioning.captioner import Captioner
 from clipcap.captioning.vocabulary import tokens_with, unfinished, word_parts
 from clipcap.errors import UserError
 from clipcap.evaluation import metrics
+from clipcap.model import language_model
+from clipcap.model.config import ClipCapConfig
 from clipcap.model.language_model import load_tokenizer, tokenizer_of
+from clipcap.model.prompts import literal_captions
 from clipcap.model.tokenizers import tokenizer_from_json
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint
@@ -206,6 +209,26 @@ def test_languages_without_blanks_train_come_back_and_caption(tmp_path, kind, to
     assert any(set(text) & set("".join(captions)) for text in written)
     scores = metrics.overlap([metrics.tokenize(captions[0])] * 2, [[metrics.tokenize(text)] for text in captions[:2]])
     assert 0 < scores["cider_d"] < 10 and len(metrics.tokenize(captions[0])) > 5
+
+
+def test_prompted_weights_read_the_tokenizer_of_their_literal_captioner_once(monkeypatch):
+    """Guards against a tokenizer that is built anew for every batch."""
+    model = tiny_captioner_model(prompt="{literal} and")
+    model.literal_captioner = tiny_captioner_model(tokenizer=tiny_tokenizer().to_str(pretty=True))
+    read, asked = language_model.tokenizer_from_json, []
+    monkeypatch.setattr(language_model, "tokenizer_from_json", lambda text: asked.append(text) or read(text))
+    embeddings = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    assert literal_captions(model, embeddings) == literal_captions(model, embeddings) and len(asked) == 1
+
+
+def test_a_tokenizer_in_a_folder_is_read_as_it_is_now(tmp_path):
+    """Guards against the tokenizer of a folder that has another one by now."""
+    for tokenizer in (tiny_tokenizer(), wordpiece()):
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        tokens = tokenizer.get_vocab_size()
+        config = ClipCapConfig(language_model=str(tmp_path), gpt2={"vocab_size": tokens})
+        config.end_of_text = "[SEP]" if tokenizer.token_to_id("[SEP]") else "<|endoftext|>"
+        assert tokenizer_of(config).get_vocab_size() == tokens
 
 
 @pytest.mark.parametrize("tokenizer", [tiny_tokenizer, wordpiece, unigram, sentencepiece_bpe])

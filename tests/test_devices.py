@@ -54,6 +54,17 @@ def test_the_report_survives_what_it_reports(
     assert "threads" not in told
 
 
+def test_the_report_survives_half_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against a traceback, or a torch that is said to be broken, where WORLD_SIZE is set and RANK is not."""
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = report(capsys)
+    assert told["device"].startswith("none: ") and "RANK" in told["device"] and "imported" not in told["device"]
+
+
 @pytest.mark.parametrize("device", ["meta", None])
 def test_device_that_computes_nothing_is_refused(device: str | None):
     with pytest.raises(UserError, match=f"'{device}' cannot be used"):

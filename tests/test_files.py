@@ -153,6 +153,7 @@ class Options:
     [
         (["--outptu", "x"], "'--outptu' is no option"),
         (["stray"], "'stray' is no option"),
+        (["--text", "b", "--", "stray"], "'--' is no option"),
         (["--output", ""], "--output is empty"),
     ],
 )
@@ -163,6 +164,22 @@ def test_misspelled_or_empty_option_is_one_sentence(
         parse(words, Options, description="", example="")
     assert ended.value.code == 2 and said in capsys.readouterr().err
     assert parse(["--text", ""], Options, description="", example="")[0].text == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["a", "--text", "b", "c"], ["a", "c"]),
+        (["--text", "b", "a", "--output=x", "c", "d"], ["a", "c", "d"]),
+        (["--text", "b", "--", "-a", "--output"], ["-a", "--output"]),
+        (["a", "--text", "b", "--", "--output", "--"], ["a", "--output", "--"]),
+        (["--te", "b"], []),
+    ],
+)
+def test_files_stand_anywhere_among_the_options(words: list[str], files: list[str]) -> None:
+    """Guards against a second picture behind an option, or one behind `--`, that "is no option of this script"."""
+    options, given = parse(words, Options, description="", example="", positional=("files", {"nargs": "*"}))
+    assert given.files == files and options.text == "b" and options.output in (None, "x")
 
 
 def _raise(error: BaseException) -> None:

@@ -286,6 +286,44 @@ def test_lora_finds_its_base_or_says_which_it_needs(world, tmp_path):
         load_checkpoint(tmp_path / "other.pt", base=str(tmp_path / "moved.pt"))
 
 
+def test_lora_weights_whose_base_is_elsewhere_are_started_from(world, tmp_path):
+    """Guards against a refusal that advises --base to scripts without such an option, and adapters on adapters."""
+    base = str(shutil.copy(world / "literal.pt", tmp_path / "base.pt"))
+    voice = train(lora_finetuning, world, tmp_path / "voice", "--init", base) / "lora_4_weights.pt"
+    base, before = str(shutil.move(base, tmp_path / "moved.pt")), ["--init", str(voice)]
+    with pytest.raises(UserError, match="was not found beside it: put that file there, or give it with --base"):
+        train(basic_finetuning, world, tmp_path / "again", *before)
+    train(basic_finetuning, world, tmp_path / "again", *before, "--base", base)
+    again = train(lora_finetuning, world, voice.parent, *before, "--base", base, "--rank", "2") / "lora_2_weights.pt"
+    assert load_checkpoint(again, base=base).config == load_checkpoint(voice, base=base).config
+    literal = ["--literal-weights", str(voice), "--base", base]
+    prompted = train(prompt_finetuning, world, tmp_path / "prompted", *literal) / "prompted_weights.pt"
+    assert not changed(load_checkpoint(voice, base=base), load_checkpoint(prompted).literal_captioner)
+    for script in (basic_finetuning, prompt_finetuning):
+        with pytest.raises(UserError, match="moved.pt is for LoRA weights, and none are named here: leave it out"):
+            train(script, world, tmp_path / "useless", "--base", base)
+
+
+def test_weights_are_fetched_with_a_base_that_has_moved(world, tmp_path, capsys):
+    """Guards against advice that names options which this command has not."""
+    from clipcap.weights import fetch
+    from clipcap.weights.lora import save_adapters
+    from clipcap.weights.places import Base
+
+    base = str(shutil.copy(world / "literal.pt", tmp_path / "base.pt"))
+    model, settings = trained_adapters(world)
+    model.config.clip_model = "/theirs/clip"
+    (tmp_path / "voice").mkdir()
+    save_adapters(model, voice := tmp_path / "voice" / "lora.pt", Base.of(base), settings)
+    with pytest.raises(UserError, match="give it with --base"):
+        fetch.main([str(voice)])
+    with pytest.raises(UserError, match="'/theirs/clip'.* not opened: give that CLIP with --clip when you caption"):
+        fetch.main([str(voice), "--base", base])
+    assert str(voice) in capsys.readouterr().out
+    with pytest.raises(UserError, match="base.pt is for LoRA weights, and none are named here"):
+        fetch.main([base, "--base", base])
+
+
 def test_a_base_that_cannot_be_downloaded_says_where_to_get_it(world, tmp_path, monkeypatch):
     """Guards against a message that asks for a file without its address."""
     from clipcap.weights.lora import save_adapters

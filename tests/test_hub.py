@@ -127,6 +127,19 @@ def test_another_language_model_than_gpt2(hub, tmp_path):
     assert not (tmp_path / "published.pt").exists()
 
 
+def test_where_a_clip_lies_is_not_published(hub, capsys):
+    """Guards against the owner's name in public, as part of the folder of a CLIP, the literal captioner's too."""
+    model = tiny_captioner_model(clip_model="/data/jane/my-clip", clip_pretrained=None, prompt="so {literal}")
+    model.literal_captioner = tiny_captioner_model(clip_model="ViT-B/32", clip_pretrained="/data/jane/clip.pt")
+    for pushed, clip in ((model, "my-clip"), (model.literal_captioner, "ViT-B/32:clip.pt")):
+        told = push_to_hub(pushed, "jane/voice")
+        files = hub.repositories["jane/voice"]["commits"][told.partition("@")[2]]
+        assert f"of CLIP `{clip}`" in files["README.md"].decode()
+        assert "/data/jane" not in files["config.json"].decode() + files["README.md"].decode()
+        assert "which others do not have: they need --clip" in capsys.readouterr().err
+    assert model.config.clip_model == "/data/jane/my-clip", "the model itself has not moved"
+
+
 @pytest.mark.parametrize("kind", ["llama", "opt", "qwen3"])  # the heads of the first two are tied
 def test_any_language_model_comes_back_bit_by_bit(hub, kind):
     """A tied head was known by GPT-2's names alone: what was pushed of a SmolLM2 could never be opened again."""
@@ -352,7 +365,7 @@ def test_a_mirror_counts_only_with_the_right_model(hub, cache, tmp_path, capsys,
     with pytest.raises(UserError, match="somebody/coco: .*; Google Drive: .*gdown.*save it as") as caught:
         resolve_weights("coco")
     assert "\n" not in str(caught.value) and list(cache.iterdir()) == []
-    drive = SimpleNamespace(download=lambda id, output: Path(output).write_bytes(right))
+    drive = SimpleNamespace(download=lambda id, output, timeout: Path(output).write_bytes(right))
     monkeypatch.setitem(sys.modules, "gdown", drive)
     assert resolve_weights("coco").read_bytes() == right
     assert "note: 'coco' does not come from somebody/coco" in capsys.readouterr().err

@@ -48,15 +48,16 @@ def drive(monkeypatch):
         def log_message(self, *_):
             pass
 
-    def download(id, output):
+    def download(id, output, timeout):
+        assert timeout == published.SILENCE, "without one, a server that falls silent is waited for without end"
         with urlopen(f"{drive.address}/{id}") as answer, open(f"{output}.unfinished.part", "wb") as file:
             file.write(answer.read())
         with open(f"{output}.unfinished.part", "rb") as file, open(output, "wb") as target:
             target.write(file.read())
         return output
 
-    def download_folder(id, skip_download, quiet):
-        assert skip_download
+    def download_folder(id, skip_download, quiet, timeout):
+        assert skip_download and timeout == published.SILENCE
         return [SimpleNamespace(id=f"id-of-{name}", path=f"a/{name}") for name in drive.folder]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -104,7 +105,7 @@ def test_a_connection_that_breaks_leaves_nothing(cache, drive, good):
 
 
 def test_a_download_that_raises_leaves_nothing(cache, drive, monkeypatch):
-    def refused(id, output):
+    def refused(id, output, timeout):
         with open(output, "wb") as file:
             file.write(b"some")
         raise PermissionError("Cannot retrieve the public link of the file.\nYou may need to change the permission.")
@@ -211,3 +212,12 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch, variable
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == tmp_path / wanted
+
+
+def test_a_machine_without_a_home_folder_is_told_of_the_variable(monkeypatch):
+    """Guards against a traceback in a container whose user has no entry in /etc/passwd."""
+    for name in ("CLIPCAP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does where no home is known
+    with pytest.raises(UserError, match="no home folder is known for '~/.cache/clipcap': say with CLIPCAP_CACHE"):
+        resolve_weights("coco")

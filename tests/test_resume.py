@@ -31,7 +31,7 @@ from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 
 SCRIPTS = [importlib.import_module(path.stem) for path in Path(load_data.__file__).parent.glob("*_finetuning.py")]
 # What changes no number of a run, as the README's readers expect it. A new option is not among them by default.
-HARMLESS = {"output_dir", "resume", "report_to", "demo", "merged", "export_peft"}
+HARMLESS = {"base", "output_dir", "resume", "report_to", "demo", "merged", "export_peft"}
 # Of a run without --init.
 FRESH = {"language_model", "mapping", "prefix_length", "clip_length", "mapping_layers", "normalize"}
 NAMES = {"data": "data", "precision": "precision"}  # what a refusal calls the option, where it is not "--option"

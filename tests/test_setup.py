@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -116,6 +117,24 @@ def test_set_up_is_done_once_and_again_only_when_the_packages_change(tmp_path: P
     (tmp_path / ".venv/installed").touch()
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "pip install" in first and "pip install" not in second and "predict.py --demo" in second
+
+
+@pytest.mark.parametrize(("target", "folder"), [("setup", ".venv"), ("test-oldest", ".venv-oldest")])
+def test_an_environment_whose_python_is_gone_is_made_and_filled_again(tmp_path: Path, target: str, folder: str) -> None:
+    """Guards against an upgrade of Python after which set-up reports success and leaves an empty environment."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    python = tmp_path / "python"  # it makes environments with itself inside, and writes down what it is asked for
+    made = f'rm -rf {folder}; mkdir -p {folder}/bin; ln -s "$PWD/python" {folder}/bin/python'
+    python.write_text(f'#!/bin/sh\ncase "$*" in *venv\\ --clear*) {made};; *install*) echo installed >> calls;; esac\n')
+    python.chmod(0o755)
+    command = ["make", target, f"PYTHON={python}"]
+    for upgraded, installed in ((False, 1), (False, 1), (True, 2), (False, 2)):
+        if upgraded:
+            (tmp_path / folder / "bin/python").unlink()
+            (tmp_path / folder / "bin/python").symlink_to(tmp_path / "gone")
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+        assert (tmp_path / "calls").read_text().split() == ["installed"] * installed
 
 
 def test_an_old_python_is_refused_in_one_sentence(tmp_path: Path) -> None:

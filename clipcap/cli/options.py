@@ -86,9 +86,17 @@ class Parser(argparse.ArgumentParser):
                 _add_option(group, option, types[option.name])
 
     def parse_into_dataclasses(self, argv: Sequence[str] | None) -> tuple[list[Any], list[str]]:
-        """The instances, then a namespace of what no field takes; and the arguments that are unknown."""
-        namespace, unknown = self.parse_known_args(argv)
-        values = vars(namespace)
+        """The instances, then a namespace of what no field takes; and the arguments that are unknown.
+
+        Files may stand among the options, and may begin with a dash behind `--`, where nothing is an option.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        end = words.index("--") if "--" in words else len(words)
+        namespace, unknown = self.parse_known_intermixed_args(words[:end])
+        values, positional = vars(namespace), self._get_positional_actions()
+        for action in positional:
+            values[action.dest] = [*values[action.dest], *words[end + 1 :]]
+        unknown += [] if positional else words[end:]
         filled = [
             kind(**{option.name: values.pop(option.name) for option in fields(kind)}) for kind in self.dataclasses
         ]

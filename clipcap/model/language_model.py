@@ -6,6 +6,7 @@ The tokenizer is a plain `tokenizers.Tokenizer`, which is fast and which a check
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,29 +90,36 @@ def _tokenizer_of(source: str) -> Tokenizer:
 def tokenizer_of(config: ClipCapConfig) -> Tokenizer:
     """The tokenizer that a model was trained with: the one in its file, or that of its language model.
 
+    One that lies in its file or in this package is read once and shared: it must not be changed.
+
     Raises:
         UserError: it cannot be loaded, or it is not the one of the model's vocabulary.
     """
-    tokenizer = tokenizer_from_json(config.tokenizer) if config.tokenizer else load_tokenizer(config.language_model)
+    name = config.language_model
+    lasting = config.tokenizer or (name in shipped_tokenizer.NAMES and not Path(name).is_dir())
+    read = _kept_tokenizer if lasting else _read_tokenizer  # what a folder holds may change
+    return read(config.tokenizer, name, config.end_of_text, config.vocabulary)
+
+
+def _read_tokenizer(stored: str | None, language_model: str, end: str, vocabulary: int) -> Tokenizer:
+    tokenizer = tokenizer_from_json(stored) if stored else load_tokenizer(language_model)
     tokenizer.no_truncation()  # neither is the tokenizer's to decide, nor a stranger's
     tokenizer.no_padding()
-    _check_vocabulary(tokenizer, config)
+    where = "in the weights" if stored else f"of {language_model!r}"
+    _check_vocabulary(tokenizer, where, end, vocabulary)
     return tokenizer
 
 
-def _check_vocabulary(tokenizer: Tokenizer, config: ClipCapConfig) -> None:
+_kept_tokenizer = lru_cache(4)(_read_tokenizer)  # prompted weights ask for that of their literal captioner every batch
+
+
+def _check_vocabulary(tokenizer: Tokenizer, where: str, end: str, wanted: int) -> None:
     """Raise a UserError unless the tokenizer has the tokens that the model was made for.
 
     A model may have some rows more than there are tokens, and a tokenizer special tokens that no text has.
     """
-    wanted = config.vocabulary
     tokens, largest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
-    if (
-        tokens <= wanted - max(PADDED, wanted // SPARE)
-        or largest >= wanted
-        or end_of_text(tokenizer, config.end_of_text) >= wanted
-    ):
-        where = "in the weights" if config.tokenizer else f"of {config.language_model!r}"
+    if tokens <= wanted - max(PADDED, wanted // SPARE) or largest >= wanted or end_of_text(tokenizer, end) >= wanted:
         raise UserError(
             f"the tokenizer {where} has {tokens} tokens, and the model has {wanted}: captions would be nonsense; "
             "use the tokenizer that the model was trained with"

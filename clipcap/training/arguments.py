@@ -10,8 +10,9 @@ from clipcap.cli.options import arg
 from clipcap.devices import PRECISIONS
 from clipcap.errors import UserError, at_least
 
-# Options of the four scripts that change no number of a run: it may be resumed with others.
-NO_NUMBERS = {"output_dir", "resume", "report_to", "demo", "merged", "export_peft"}
+# Options of the four scripts that change no number of a run: it may be resumed with others. LoRA weights know their
+# base by its content, so that another --base is the same file elsewhere.
+NO_NUMBERS = {"base", "output_dir", "resume", "report_to", "demo", "merged", "export_peft"}
 # Options in whose place a run records what they stood for: the dataset's identity, the device's kind, the precision.
 RESOLVED = {"data", "device", "precision"}
 # Beyond these, memory or the random generators give out.
@@ -48,6 +49,7 @@ class StartArguments:
     init: str | None = arg(
         None, "weights to start from: a file, coco, coco-transformer, hf:owner/name, ...", metavar="WEIGHTS"
     )
+    base: str | None = arg(None, "what LoRA weights named here were trained on, if it has moved", metavar="FILE")
     language_model: str | None = arg(
         None, "without --init: a causal language model by hub name or folder (default: gpt2)", metavar="NAME"
     )

@@ -85,7 +85,7 @@ class Experiment:
         make_folder(loop_args.output_dir)
         store = EmbeddingStore.open(data_args.data)
         torch.manual_seed(loop_args.seed)  # so that a fresh mapping network and adapters start alike when resumed
-        model = processes.load(lambda: start_model(start_args, store))
+        model = processes.load(lambda: start_model(start_args, store, getattr(strategy_args, "literal_weights", None)))
         check_clip(store, model.config)
         tokenizer = tokenizer_of(model.config)
         model.config.tokenizer = tokenizer.to_str()

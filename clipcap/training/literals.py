@@ -10,6 +10,7 @@ from clipcap.model.prompts import LITERAL, caption_embeddings
 from clipcap.training.experiment import Experiment
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.format import sha256
+from clipcap.weights.places import base_among
 from clipcap.weights.published import resolve_weights
 
 PART = 8192  # rows whose captions are computed before they are stored
@@ -27,7 +28,8 @@ def load_literal_captioner(experiment: Experiment, weights: str) -> tuple[ClipCa
     Raises:
         UserError: it cannot be loaded, takes another CLIP, or needs a prompt of its own.
     """
-    model, identity = load_checkpoint(weights), sha256(resolve_weights(weights))
+    model = load_checkpoint(weights, base=base_among(weights, experiment.start_args.base))
+    identity = sha256(resolve_weights(weights))
     if model.literal_captioner is not None:
         model, identity = model.literal_captioner, f"{identity}.literal_captioner"
     if model.config.prompt is not None:

@@ -21,6 +21,7 @@ from clipcap.model.networks import plain_settings
 from clipcap.training.arguments import OF_TRANSFORMER, StartArguments
 from clipcap.training.sharding import check_sharding
 from clipcap.weights.checkpoint import load_checkpoint
+from clipcap.weights.places import base_among, check_base
 
 LARGEST_MAPPING = 10**9  # parameters: 16 GB to train them
 
@@ -48,12 +49,15 @@ def _part() -> None:
             distributed.destroy_process_group()
 
 
-def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
+def start_model(args: StartArguments, store: EmbeddingStore, literal_weights: str | None = None) -> ClipCap:
     """The weights of `--init`, or a plain language model with a fresh mapping network for the data's CLIP.
+
+    Of `literal_weights` it wants to know only whether `--base` is meant for them.
 
     Raises:
         UserError: options that contradict each other, or weights that cannot be loaded.
     """
+    check_base([args.init, literal_weights], args.base)
     fresh = ("language_model", "mapping", "prefix_length", *OF_TRANSFORMER)
     if args.init:
         clashing = [name for name in fresh if getattr(args, name) is not None] + ["normalize"] * args.normalize
@@ -62,7 +66,7 @@ def start_model(args: StartArguments, store: EmbeddingStore) -> ClipCap:
                 f"--{clashing[0].replace('_', '-')} is for a fresh mapping network, and --init {args.init} brings its "
                 "own: leave one of the two out"
             )
-        model = load_checkpoint(args.init)
+        model = load_checkpoint(args.init, base=base_among(args.init, args.base))
         model.literal_captioner = model.config.prompt = None
         model.config.controls = {}
         return model

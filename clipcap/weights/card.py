@@ -76,7 +76,7 @@ def model_card(
         scores: of `evaluate.py`, by name.
     """
     header = ["library_name: clipcap", "pipeline_tag: image-to-text", "tags:", "- clipcap", "- image-captioning"]
-    clip = ":".join(filter(None, (model.config.clip_model, model.config.clip_pretrained)))
+    clip = ":".join(map(portable, filter(None, (model.config.clip_model, model.config.clip_pretrained))))
     writer = _writer(model)
     its = "OpenAI's modified MIT licence" if writer == "GPT-2" else "a licence of its own"
     given = f"The weights have the licence `{licence}`." if licence else "No licence was given for these weights."

@@ -20,7 +20,7 @@ from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
 from clipcap.model.parts import tied_names
 from clipcap.weights import convert, lora
 from clipcap.weights.format import CONFIG_FIELDS, FORMAT, VERSION, build, configure, header, read, read_config, write
-from clipcap.weights.places import check_language_model_place, find_base
+from clipcap.weights.places import base_among, check_language_model_place, find_base
 from clipcap.weights.published import resolve_weights
 
 # Of a record: beyond these it is no record, but something to make the machine work.
@@ -85,8 +85,10 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
             _check_own(content, most_bytes)
             _check_said(content.get("config"), overrides)
             if "base" in content:
-                base = load_checkpoint(find_base(content, file, overrides.get("base")))
-                model = lora.load_adapters(content, base, overrides)
+                given = overrides.get("base")
+                base = find_base(content, file, given)
+                whole = load_checkpoint(base, base=base_among(base, given))  # the base may hold adapters itself
+                model = lora.load_adapters(content, whole, overrides)
             else:
                 model = _from_own(content, overrides)
         if "base" in overrides and "base" not in content:

@@ -7,7 +7,7 @@ every other place is for the user to name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -56,10 +56,10 @@ def may_follow(place: str | None, file: Path) -> bool:
     return is_inside(place, file)
 
 
-def check_clip_place(config: ClipCapConfig, file: Path) -> None:
-    """Raise a UserError if a file of weights names a CLIP that is neither published nor in its own folder."""
+def check_clip_place(config: ClipCapConfig, file: Path, when: str = "") -> None:
+    """Raise a UserError, saying `when` to name it, if weights name a CLIP neither published nor in their folder."""
     for place in (config.clip_model, config.clip_pretrained):
-        _check(place, file, "CLIP", "give that CLIP with --clip (clip= in Python)")
+        _check(place, file, "CLIP", f"give that CLIP with --clip{when} (clip= in Python)")
 
 
 def check_language_model_place(config: ClipCapConfig, file: Path) -> None:
@@ -113,6 +113,12 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
                 f"the base {given} has SHA-256 {found[:12]}..., and its adapters belong to {shown}: give that file"
             )
     raise UserError(refusal)
+
+
+def check_base(weights: Iterable[str | None], base: str | None) -> None:
+    """Raise a UserError if a base was given and none of these weights holds adapters."""
+    if base and not any(base_among(name, base) for name in weights if name):
+        raise UserError(f"--base {base} is for LoRA weights, and none are named here: leave it out")
 
 
 def base_among(weights: str | Path, base: str | None) -> str | None:

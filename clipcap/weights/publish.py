@@ -26,6 +26,7 @@ from clipcap.weights.hub import NAME, PREFIX, spoken
 from clipcap.weights.places import check_clip_place
 from clipcap.weights.published import resolve_weights
 
+PLACES = ("language_model", "clip_model", "clip_pretrained")  # fields of a config that may hold a path
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -96,7 +97,7 @@ def push_to_hub(
         _note_places(model, folder)
         payload = model_payload(model)
         for part in filter(None, [payload, payload.get("literal_captioner")]):
-            part["config"]["language_model"] = portable(part["config"]["language_model"])
+            part["config"] |= {name: portable(part["config"][name]) for name in PLACES}
         write_folder({**payload, "record": portable(model.record)}, folder)
         (folder / "README.md").write_text(card or model_card(model, repository), encoding="utf-8")
         files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]

@@ -56,6 +56,7 @@ WEIGHTS = {
         mapping="transformer",
     ),
 }
+SILENCE = 10  # seconds without a byte, after which Google Drive is given up
 INSTAGRAM_FOLDER = "1z68jSlSbBZ6mHuqmcpcO3-aEKLUKb72X"
 INSTAGRAM = {f"instagram-{name}": f"{name}_weights.pt" for name in ("base", "frozen", "prompted", "lora_4")}
 
@@ -66,9 +67,15 @@ def names() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept: $CLIPCAP_CACHE, or `clipcap` in the user's cache folder."""
+    """Where downloaded weights are kept: $CLIPCAP_CACHE, or `clipcap` in the user's cache folder. Raises UserError."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("CLIPCAP_CACHE") or f"{cache}/clipcap").expanduser()
+    place = os.environ.get("CLIPCAP_CACHE") or f"{cache}/clipcap"
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"no home folder is known for {place!r}: say with CLIPCAP_CACHE where weights are kept"
+        ) from None
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
@@ -186,7 +193,7 @@ def _from_drive(name: str, folder: Path) -> Path:
     except ImportError:
         raise UserError("this needs `pip install gdown`") from None
     file = folder / "weights.pt"
-    gdown.download(id=_drive_id(name, gdown), output=str(file))
+    gdown.download(id=_drive_id(name, gdown), output=str(file), timeout=SILENCE)
     return file
 
 
@@ -194,7 +201,7 @@ def _drive_id(name: str, gdown: ModuleType) -> str:
     """The id of a file on Google Drive; those of the folder are found by their names. Raises UserError."""
     if name in WEIGHTS:
         return WEIGHTS[name].drive_id
-    listed = gdown.download_folder(id=INSTAGRAM_FOLDER, skip_download=True, quiet=True) or []
+    listed = gdown.download_folder(id=INSTAGRAM_FOLDER, skip_download=True, quiet=True, timeout=SILENCE) or []
     # With `skip_download` gdown lists entries with id and path; otherwise it would give names of files.
     ids = {Path(entry.path).name: entry.id for entry in listed if not isinstance(entry, str)}
     wanted = INSTAGRAM[name].lower()
