@@ -148,6 +148,24 @@ def test_instagram_in_the_layout_of_the_hub(clip: Path, photos: Path, tmp_path: 
     assert np.allclose(store.embeddings("test"), store.embeddings("train")[0], atol=0.1)
 
 
+def test_another_image_column_is_another_dataset(clip: Path, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    """A rerun with another --image-column said "complete already", and went on with an interrupted dataset."""
+    from datasets import Dataset, Features, Image, Value
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    features = Features(image=Image(), photo=Image(), caption=Value("string"))
+    files = [str(photos / f"{number:02d}.jpg") for number in range(6)]
+    rows = {"image": files[:3], "photo": files[3:], "caption": ["a", "b", "c"]}
+    (tmp_path / "pairs").mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "pairs" / "train.parquet")
+    command = ["--source", "hub", str(tmp_path / "pairs"), "--clip", str(clip), "--output", str(tmp_path / "data")]
+    load_data.main([*command, "--workers", "0"])
+    info = EmbeddingStore.open(tmp_path / "data").info
+    assert info["source"] == {"name": "hub", "path": str(tmp_path / "pairs")}  # as in older datasets
+    with pytest.raises(UserError, match=r"another source image column \(None, now photo\)"):
+        load_data.main([*command, "--workers", "0", "--image-column", "photo"])
+
+
 def test_the_published_pickle_needs_no_clip(shared: Path, tmp_path: Path, monkeypatch) -> None:
     """Guards against loading CLIP for embeddings that come along, and against losing one of the 100 rows."""
     monkeypatch.setattr(ClipEncoder, "load", None)

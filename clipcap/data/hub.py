@@ -47,7 +47,8 @@ def from_hub(
                 image_id = legible(str(ids[0] if ids else f"{part}/{number}"))
                 yield Example(image_id, captions, image, split, origin=origin)
 
-    return Source({"name": name, "path": path}, Listing(examples))
+    info = {"name": name, "path": path} | ({} if image_column == "image" else {"image column": image_column})
+    return Source(info, Listing(examples))
 
 
 def _load(path: str, allow_outside: bool) -> DatasetDict:
