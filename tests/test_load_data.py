@@ -122,7 +122,16 @@ def test_a_complete_dataset_is_not_made_again(photos: Path, clip: Path, tmp_path
     first = load(photos, clip, tmp_path / "data")
     monkeypatch.setattr(ClipEncoder, "encode_pixels", None)
     assert load(photos, clip, tmp_path / "data").info == first.info
-    assert "complete already" in capsys.readouterr().err
+    told = "complete already; 1 pictures were skipped: delete it, or choose another --output, to try them again"
+    assert told in capsys.readouterr().err  # not "nothing to do": the cause may be mended
+    with pytest.raises(UserError, match=r"another allow outside \(False, now True\)"):
+        load(photos, clip, tmp_path / "data", "--allow-outside")
+    file = tmp_path / "data" / "dataset.json"
+    info = json.loads(file.read_text())
+    del info["plan"]["allow_outside"]  # an older dataset
+    file.write_text(json.dumps(info | {"skipped": 0}))
+    load(photos, clip, tmp_path / "data")
+    assert "complete already; nothing to do" in capsys.readouterr().err
 
 
 def test_decoding_in_worker_processes_gives_the_same(photos: Path, clip: Path, tmp_path: Path) -> None:
@@ -154,8 +163,8 @@ def test_another_image_column_is_another_dataset(clip: Path, photos: Path, tmp_p
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     features = Features(image=Image(), photo=Image(), caption=Value("string"))
-    files = [str(photos / f"{number:02d}.jpg") for number in range(6)]
-    rows = {"image": files[:3], "photo": files[3:], "caption": ["a", "b", "c"]}
+    pictures = [{"bytes": (photos / f"{n:02d}.jpg").read_bytes(), "path": f"{n}.jpg"} for n in (0, 1, 2, 4, 5, 6)]
+    rows = {"image": pictures[:3], "photo": pictures[3:], "caption": ["a", "b", "c"]}
     (tmp_path / "pairs").mkdir()
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "pairs" / "train.parquet")
     command = ["--source", "hub", str(tmp_path / "pairs"), "--clip", str(clip), "--output", str(tmp_path / "data")]
