@@ -139,7 +139,7 @@ def test_braces() -> None:
 
 
 def test_what_a_mac_packs_beside_files_is_passed_over(tmp_path: Path) -> None:
-    """`._a.jpg` and `._a.txt` were pictures and captions of their own, "twice" under one key, and `._00000.tar` broken."""
+    """`._a.jpg` and `._a.txt` were pictures and captions of their own, and `._00000.tar` a broken shard."""
     contents = {"a.jpg": png("red"), "a.txt": b"a", "x/b.jpg": png("green"), "x/b.txt": b"b"}
     beside = {re.sub(r"(\w\.)", r"._\1", name): b"\0\5\x16\7" for name in contents}
     with tarfile.open(tmp_path / "00000.tar", "w") as archive:
