@@ -29,6 +29,10 @@ EMOJI = "👨‍👩‍👧‍👦 👍🏽 🇫🇷 1️⃣ #️⃣ *️⃣ ❤
         ({"mentions": "drop"}, "top @me1️⃣", "top 1️⃣"),
         ({"max_hashtags": 1}, "#one two #three #four❤️ five", "#one two❤️ five"),
         ({"max_hashtags": 0}, "we're #1 #été #नमस्ते #love1️⃣ a#b &#39;", "we're #1 1️⃣ a#b &#39;"),
+        ({"max_hashtags": 1}, "so #love#happy #me you", "so #love you"),
+        ({"max_hashtags": 0}, "so #love#happy you", "so you"),
+        ({"max_hashtags": 0}, "a #ສະບາຍດີ b #မင်္ဂလာပါ c #សួស្តី d #می‌خواهم e", "a b c d e"),
+        ({"max_hashtags": 0}, "x ＃猫 ＃#️⃣ ❤️#love❤️ #a", "x ＃#️⃣ ❤️❤️"),
     ],
 )
 def test_a_step_does_its_work_and_is_counted_once(options: dict, caption: str, cleaned: str) -> None:
