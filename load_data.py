@@ -27,7 +27,7 @@ from clipcap.data.embed import write_shards
 from clipcap.data.examples import Source
 from clipcap.data.selection import select
 from clipcap.data.shards import IMAGES_PER_SHARD, Shards
-from clipcap.data.sources import SOURCES, SourceArguments, open_source
+from clipcap.data.sources import PLANNED, SOURCES, SourceArguments, open_source
 from clipcap.data.store import EmbeddingStore
 from clipcap.data.writer import LIST, DatasetWriter, claim_folder
 from clipcap.devices import PRECISIONS, pick_device, pick_dtype
@@ -105,7 +105,7 @@ def make(
         "JPEG decoder": "device" if out.decode_on_device else None,
         "cleaning": asdict(cleaning),
         "number of canaries": len(canaries),
-        **{name: getattr(source_args, name) for name in ("limit", "val_fraction", "test_fraction", "seed")},
+        **{name: getattr(source_args, name) for name in PLANNED},
         LIST: (shards := Shards(examples, IMAGES_PER_SHARD)).fingerprint,
     }
     for name, value in plan.items():
@@ -116,11 +116,9 @@ def make(
     missing = processes.gather(writer.missing() if processes.main and not writer.complete else None)[0]
     if missing is not None:
         write_shards(writer, missing, encoder, clip["dim"], out.batch_size, out.workers, processes)
-    if not processes.main:
-        return
-    if missing is None:
-        print(f"{folder} is complete already; nothing to do", file=sys.stderr)
-    else:
+    if processes.main and missing is None:
+        print(f"{folder} is complete already; {writer.what_is_left}", file=sys.stderr)
+    elif processes.main:
         info = {"source": source.info, "clip": clip, "cleaning": cleaned, "canaries": [*map(asdict, canaries)]}
         writer.finish(info, out.keep_shards)
 

@@ -22,13 +22,19 @@ EMOJI_PATTERN = r"""(?: \p{RI}\p{RI} | [0-9\#*]\uFE0F?\u20E3
     (?: \u200D\p{Extended_Pictographic}[\uFE0F\p{Emoji_Modifier}]* )* )"""
 EMOJI = regex.compile(EMOJI_PATTERN, regex.VERBOSE | regex.VERSION1)
 
-# As Instagram links them. A hashtag needs a letter, and may hold letters with combining marks (Devanagari to Thai).
-# Neither a hashtag nor a mention may swallow the digit of a keycap emoji that follows it. They use `re`, not `regex`,
-# because \w of `regex` also matches marks and variation selectors. A time ("@7pm", "@9:30") is no mention.
+# As Instagram links them. A hashtag needs a letter, and may hold combining marks, and joiners between letters. It may
+# stand right behind another one (\G), but behind no other word. \w of `regex` matches what belongs to emoji too, so it
+# is written out. Neither a hashtag nor a mention may swallow the digit of a keycap emoji that follows it. A time
+# ("@7pm", "@9:30") is no mention. Mentions use `re`, whose \w has no marks.
 # Instagram's names are ASCII; people also write other Latin, Greek and Cyrillic letters, and then the whole word goes.
 # Right behind a word only a longer name counts ("by@jane", not "tod@s").
 _NO_KEYCAP = r"(?![\uFE0F\u20E3])"
-HASHTAG = re.compile(rf"(?<![\w&])#(?=\d*[^\W\d])[\w\u0300-\u036F\u0591-\u065F\u0900-\u0E7F]+{_NO_KEYCAP}")
+_OF_TAG = r"[[\p{L}\p{N}\p{M}_]--[\uFE0E\uFE0F\u20E3]]"
+HASHTAG = regex.compile(
+    rf"(?:(?<![\p{{L}}\p{{N}}_&])|(?!^)\G)[#\uFF03](?=\p{{Nd}}*[\p{{L}}\p{{Nl}}\p{{No}}_])"
+    rf"{_OF_TAG}+(?:[\u200C\u200D]{_OF_TAG}+)*{_NO_KEYCAP}",
+    regex.VERSION1,
+)
 _OF_NAME = r"a-z0-9_\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u0373\u0386\u0388-\u052F\u1E00-\u1EFF"
 NAME = rf"[{_OF_NAME}](?:[{_OF_NAME}.]*[{_OF_NAME}])?{_NO_KEYCAP}"
 LONGER_NAME = rf"(?=\d*[^\W\d][{_OF_NAME}.]{{2}}){NAME}"  # with a letter; to be used where a short word is none
@@ -60,7 +66,7 @@ def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join."""
     kept, end = "", 0
     for start, stop in spans:
-        kept += text[end:start].rstrip(" \t")
+        kept = (kept + text[end:start]).rstrip(" \t")
         end = stop
         if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(r"[\w#@\uFF03]", text[end:]):
             kept += " "

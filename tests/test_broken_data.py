@@ -458,7 +458,7 @@ def test_a_name_that_leads_outside_is_refused_unless_a_flag_allows_it(source: st
     assert Image.open(example.open()).size == (8, 8)
 
 
-@pytest.mark.parametrize("way", ["absolute", "dots", "address", "link", "remote"])
+@pytest.mark.parametrize("way", ["absolute", "dots", "address", "link", "any link", "remote"])
 def test_a_hub_folder_names_no_data_outside_it(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a README.md of a stranger that puts private tables into a dataset."""
     place = tmp_path / "place"
@@ -468,16 +468,53 @@ def test_a_hub_folder_names_no_data_outside_it(way: str, tmp_path: Path, monkeyp
     hidden = tmp_path / "outside" / "train.parquet"
     (place / "link.parquet").symlink_to(hidden)
     names = {"absolute": hidden, "dots": "../outside/train.parquet", "address": f"file://{hidden}"}
-    named = names.get(way, "link.parquet")
+    named = names.get(way, "link.parquet" if way == "link" else "*.parquet")
     (place / "README.md").write_text(
         f'---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "{named}"\n---\n'
     )
     if way == "remote":
         config = SimpleNamespace(config=SimpleNamespace(data_files={"train": ["http://127.0.0.1:9/x.parquet"]}))
         monkeypatch.setattr("datasets.load_dataset_builder", lambda path: config)
-    with pytest.raises(UserError, match="names 'http.*--allow-outside" if way == "remote" else "outside.*--allow-out"):
+    with pytest.raises(UserError, match="names 'http.*--allow-out" if way == "remote" else "is outside.*--allow-out"):
         open_source(["hub", str(place)])
     assert open_source(["hub", str(place)], SourceArguments(allow_outside=True)).examples
+
+
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        'data_files: "http://127.0.0.1:9/drive.google.com"',
+        "data_files: [train.parquet, 'ftp://127.0.0.1:9/x.parquet']",
+        "data_files: [{split: train, path: [train.parquet, 'zip://*::http://127.0.0.1:9/x.zip']}]",
+        "data_files: /**/*.parquet",
+        "data_files: sub/../../**",
+        "data_dir: ../..",
+    ],
+)
+def test_a_hub_folder_that_names_other_places_is_refused_before_they_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, config: str
+) -> None:
+    """A stranger's README.md made `datasets` ask any server, and walk the whole disk, before it was refused."""
+    hub({"image": IMAGE, "caption": ["x"]})(tmp_path)
+    content = f"configs:\n- config_name: default\n  data_files: train.parquet\n- config_name: other\n  {config}\n"
+    (tmp_path / file).write_text(f"---\n{content}---\n" if file == "README.md" else content)
+    monkeypatch.setattr("datasets.load_dataset_builder", None)
+    with pytest.raises(UserError, match="names '.*is outside of it; give --allow-outside"):
+        open_source(["hub", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["parquet", "json"])
+def test_a_hub_folder_may_be_called_like_a_format(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against `datasets` that takes the name for a format, and reads what is in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there" / name).mkdir(parents=True)
+    for place, caption in ((tmp_path, "a private one"), (tmp_path / "there" / name, "x")):
+        hub({"image": IMAGE, "caption": [caption]})(place)
+    with pytest.raises(UserError, match=f"there is no folder '{name}'"):
+        open_source(["hub", name])
+    monkeypatch.chdir(tmp_path / "there")
+    assert [example.captions for example in open_source(["hub", name]).examples] == [("x",)]
 
 
 def test_pictures_and_captions_that_are_links_to_outside_are_refused_like_names(tmp_path: Path) -> None:

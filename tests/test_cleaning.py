@@ -29,6 +29,10 @@ EMOJI = "👨‍👩‍👧‍👦 👍🏽 🇫🇷 1️⃣ #️⃣ *️⃣ ❤
         ({"mentions": "drop"}, "top @me1️⃣", "top 1️⃣"),
         ({"max_hashtags": 1}, "#one two #three #four❤️ five", "#one two❤️ five"),
         ({"max_hashtags": 0}, "we're #1 #été #नमस्ते #love1️⃣ a#b &#39;", "we're #1 1️⃣ a#b &#39;"),
+        ({"max_hashtags": 1}, "so #love#happy #me you", "so #love you"),
+        ({"max_hashtags": 0}, "so #love#happy you", "so you"),
+        ({"max_hashtags": 0}, "a #ສະບາຍດີ b #မင်္ဂလာပါ c #សួស្តី d #می‌خواهم e", "a b c d e"),
+        ({"max_hashtags": 0}, "x ＃猫 ＃#️⃣ ❤️#love❤️ #a", "x ＃#️⃣ ❤️❤️"),
     ],
 )
 def test_a_step_does_its_work_and_is_counted_once(options: dict, caption: str, cleaned: str) -> None:
@@ -55,8 +59,10 @@ def test_everything_can_be_switched_off() -> None:
 def test_empty_captions_are_left_out_and_counted() -> None:
     """Guards against captions that are empty only after the other steps, or look empty and are not."""
     cleaner = Cleaner(Cleaning(mentions="drop"))
-    assert [cleaner(caption, "image") for caption in ("", " @a ", "\u200b", "🔥")] == [None, None, None, "🔥"]
-    assert cleaner.counts["drop_empty"] == 3
+    blanks = [*"\u00ad\u115f\u1160\u200b\u200e\u200f\u2060\u2063\u2800\u3164\ufeff\uffa0", "\u2800 \n\u2800"]
+    captions = ["", " @a ", *blanks, "\u2800🔥\u3164"]
+    assert [cleaner(caption, "image") for caption in captions] == [None] * (len(captions) - 1) + ["🔥"]
+    assert cleaner.counts["drop_empty"] == len(captions) - 1
 
 
 @pytest.mark.parametrize(("mode", "dropped"), [("image", 1), ("caption", 2), ("none", 0)])

@@ -122,7 +122,16 @@ def test_a_complete_dataset_is_not_made_again(photos: Path, clip: Path, tmp_path
     first = load(photos, clip, tmp_path / "data")
     monkeypatch.setattr(ClipEncoder, "encode_pixels", None)
     assert load(photos, clip, tmp_path / "data").info == first.info
-    assert "complete already" in capsys.readouterr().err
+    told = "complete already; 1 pictures were skipped: delete it, or choose another --output, to try them again"
+    assert told in capsys.readouterr().err  # not "nothing to do": the cause may be mended
+    with pytest.raises(UserError, match=r"another allow outside \(False, now True\)"):
+        load(photos, clip, tmp_path / "data", "--allow-outside")
+    file = tmp_path / "data" / "dataset.json"
+    info = json.loads(file.read_text())
+    del info["plan"]["allow_outside"]  # an older dataset
+    file.write_text(json.dumps(info | {"skipped": 0}))
+    load(photos, clip, tmp_path / "data")
+    assert "complete already; nothing to do" in capsys.readouterr().err
 
 
 def test_decoding_in_worker_processes_gives_the_same(photos: Path, clip: Path, tmp_path: Path) -> None:
@@ -146,6 +155,24 @@ def test_instagram_in_the_layout_of_the_hub(clip: Path, photos: Path, tmp_path: 
     assert store.info["splits"] == {"train": 17, "validation": 1, "test": 3}  # one is broken, one has no caption
     assert store.column("test", "image_id") == ["20", "21", "22"]
     assert np.allclose(store.embeddings("test"), store.embeddings("train")[0], atol=0.1)
+
+
+def test_another_image_column_is_another_dataset(clip: Path, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    """A rerun with another --image-column said "complete already", and went on with an interrupted dataset."""
+    from datasets import Dataset, Features, Image, Value
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    features = Features(image=Image(), photo=Image(), caption=Value("string"))
+    pictures = [{"bytes": (photos / f"{n:02d}.jpg").read_bytes(), "path": f"{n}.jpg"} for n in (0, 1, 2, 4, 5, 6)]
+    rows = {"image": pictures[:3], "photo": pictures[3:], "caption": ["a", "b", "c"]}
+    (tmp_path / "pairs").mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "pairs" / "train.parquet")
+    command = ["--source", "hub", str(tmp_path / "pairs"), "--clip", str(clip), "--output", str(tmp_path / "data")]
+    load_data.main([*command, "--workers", "0"])
+    info = EmbeddingStore.open(tmp_path / "data").info
+    assert info["source"] == {"name": "hub", "path": str(tmp_path / "pairs")}  # as in older datasets
+    with pytest.raises(UserError, match=r"another source image column \(None, now photo\)"):
+        load_data.main([*command, "--workers", "0", "--image-column", "photo"])
 
 
 def test_the_published_pickle_needs_no_clip(shared: Path, tmp_path: Path, monkeypatch) -> None:

@@ -447,6 +447,8 @@ def test_limit_takes_the_first_images_of_every_split() -> None:
         ("0", "train"), ("1", "train"), ("0", "test"), ("1", "test")
     ]  # fmt: skip
     assert list(limit_examples(given, None)) == given
+    rows = [Example(name, (str(row),)) for row, name in enumerate("aabcab")]  # as in ClipCap's own pickle of COCO
+    assert [example.captions[0] for example in limit_examples(rows, 2)] == ["0", "1", "2", "4", "5"]
     with pytest.raises(UserError, match="--limit"):
         list(limit_examples(given, 0))
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -135,6 +136,20 @@ def test_braces() -> None:
     assert [*expand_braces("{8..11}{a,}.{x}")] == [f"{n}{a}.{{x}}" for n in (8, 9, 10, 11) for a in ("a", "")]
     assert [*expand_braces("{08..11}")] == ["08", "09", "10", "11"] and [*expand_braces("{2..0}")] == ["2", "1", "0"]
     assert patterns.MOST_FILES > 250_000
+
+
+def test_what_a_mac_packs_beside_files_is_passed_over(tmp_path: Path) -> None:
+    """`._a.jpg` and `._a.txt` were pictures and captions of their own, and `._00000.tar` a broken shard."""
+    contents = {"a.jpg": png("red"), "a.txt": b"a", "x/b.jpg": png("green"), "x/b.txt": b"b"}
+    beside = {re.sub(r"(\w\.)", r"._\1", name): b"\0\5\x16\7" for name in contents}
+    with tarfile.open(tmp_path / "00000.tar", "w") as archive:
+        for name, content in (beside | contents).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    (tmp_path / "._00000.tar").write_bytes(b"\0\5\x16\7")
+    expected = [("00000.tar/a", ("a",), "train"), ("00000.tar/x/b", ("b",), "train")]
+    assert listed(open_source(["tar", str(tmp_path)])) == expected
 
 
 def test_a_name_with_braces_that_is_there_is_meant(tmp_path: Path) -> None:

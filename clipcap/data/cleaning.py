@@ -18,10 +18,11 @@ _LINK = re.compile(
     r"(?<![ \t])[ \t]*(?:https?://|\bwww\.|\binstagram\.com/)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]",
     re.IGNORECASE | re.ASCII,
 )
-# White space, and the invisible characters that people post in place of a caption. Joiners and variation selectors are
-# not among them, since they are parts of emoji. Both patterns look behind, to try each run of blanks only once, since
-# otherwise the time grows with the square of its length.
-_EDGES = re.compile(r"^[\s\u200b\u2060\u2063\ufeff]+|(?<![\s\u200b\u2060\u2063\ufeff])[\s\u200b\u2060\u2063\ufeff]+$")
+# White space, and the invisible characters that people post in place of a caption: Braille's blank, Hangul's fillers,
+# marks of direction. Joiners and variation selectors are not among them, since they are parts of emoji. Both patterns
+# look behind, to try each run of blanks only once, since otherwise the time grows with the square of its length.
+_BLANK = r"[\s\u00ad\u115f\u1160\u200b\u200e\u200f\u2060\u2063\u2800\u3164\ufeff\uffa0]"
+_EDGES = re.compile(rf"^{_BLANK}+|(?<!{_BLANK}){_BLANK}+$")
 
 
 @dataclass(frozen=True)

@@ -133,13 +133,17 @@ def split_of(name: str) -> str:
 
 
 def limit_examples(examples: Iterable[Example], limit: int | None) -> Iterator[Example]:
-    """The first `limit` examples of every split."""
-    if limit is not None:
-        at_least(1, option=True, limit=limit)
-    taken: dict[str, int] = {}
+    """The examples of the first `limit` images of every split; in a pickle one image may have several."""
+    if limit is None:
+        yield from examples
+        return
+    at_least(1, option=True, limit=limit)
+    taken: dict[str, set[str]] = {}  # the images of each split
     for example in examples:
-        taken[example.split] = taken.get(example.split, 0) + 1
-        if limit is None or taken[example.split] <= limit:
+        images = taken.setdefault(example.split, set())
+        if len(images) < limit:
+            images.add(example.image_id)
+        if example.image_id in images:
             yield example
 
 

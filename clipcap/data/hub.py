@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,19 +48,27 @@ def from_hub(
                 image_id = legible(str(ids[0] if ids else f"{part}/{number}"))
                 yield Example(image_id, captions, image, split, origin=origin)
 
-    return Source({"name": name, "path": path}, Listing(examples))
+    info = {"name": name, "path": path} | ({} if image_column == "image" else {"image column": image_column})
+    return Source(info, Listing(examples))
 
 
 def _load(path: str, allow_outside: bool) -> DatasetDict:
     from datasets import load_dataset, load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # without its five warnings about retries: the message below says it all
+    is_folder = os.path.isdir(path)
+    if not is_folder and path in FORMATS:  # of which `datasets` would read whatever is in the current folder
+        raise UserError(f"there is no folder {path!r}, and no data set of this name; check the path")
+    place = os.path.abspath(path) if is_folder else path  # never a format, however the folder is called
     try:
-        if Path(path).is_dir() and not allow_outside:
-            _check_files(path, load_dataset_builder(path).config.data_files or {})
-        return load_dataset(path)
+        if is_folder and not allow_outside:
+            _check_names(path, _named(Path(path)))  # before `datasets` looks for them, also in the network
+            files = load_dataset_builder(place).config.data_files or {}
+            _check_names(path, (str(file) for part in files.values() for file in part))
+        return load_dataset(place)
     except UserError:
         raise
     except DatasetNotFoundError:
@@ -74,13 +83,38 @@ def _load(path: str, allow_outside: bool) -> DatasetDict:
         raise UserError(f"data set {path!r} could not be read ({first_line(error)})") from error
 
 
-def _check_files(path: str, files: Mapping[str, Sequence[str]]) -> None:
-    """Raise a UserError if the README.md of a folder sends the reader out of it, to other files or to the network."""
+def _named(folder: Path) -> Iterator[str]:
+    """The files and folders of data that a folder's README.md or .huggingface.yaml names, in all its configurations."""
+    import yaml
+    from huggingface_hub import DatasetCard
+
+    readme, alone = folder / "README.md", folder / ".huggingface.yaml"
+    described = [DatasetCard.load(readme).data.to_dict()] if readme.is_file() else []
+    if alone.exists():
+        described.append(yaml.safe_load(alone.read_text(encoding="utf-8")) or {})
+    for configs in (content.get("configs") or () for content in described):
+        for config in configs:
+            yield from _strings([config.get("data_files"), config.get("data_dir")])
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All the texts inside lists and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def _check_names(path: str, names: Iterable[str]) -> None:
+    """Raise a UserError for data files that are not in the folder: elsewhere on this computer, or in the network."""
     home = Home(Path(path))
-    for file in dict.fromkeys(str(file) for part in files.values() for file in part):
-        if "://" in file:
-            raise UserError(f"data set {path!r} names {short(file)}; give --allow-outside if you trust it to read that")
-        home.check(Path(file), f"data set {path!r}: {short(file)}")
+    for name in dict.fromkeys(names):
+        if "://" in name or "::" in name or ".." in Path(name).parts or not home.holds(Path(path, name)):
+            raise UserError(
+                f"data set {path!r} names {short(name)}, which is outside of it; give --allow-outside if you trust it "
+                "to read that"
+            )
 
 
 def _texts(rows: Dataset, columns: Sequence[str], path: str) -> Iterator[tuple[Any, ...]]:

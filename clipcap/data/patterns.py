@@ -77,7 +77,9 @@ def _divide(path: str) -> tuple[Path, str]:
 
 
 def _inside(place: Path, ending: str) -> list[Path]:
-    return [place] if place.is_file() else [file for file in place.rglob(f"*{ending}") if not file.is_dir()]
+    if place.is_file():
+        return [place]
+    return [file for file in place.rglob(f"*{ending}") if not file.name.startswith(".") and not file.is_dir()]
 
 
 def _matching(folder: Path, pattern: str, ending: str) -> list[Path]:

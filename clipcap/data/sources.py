@@ -20,6 +20,7 @@ from clipcap.data.tars import tar
 from clipcap.errors import UserError, at_least
 
 INSTAGRAM = "kkcosmos/instagram-images-with-captions"
+PLANNED = ("limit", "val_fraction", "test_fraction", "seed", "allow_outside")  # options that a dataset's plan holds
 
 
 @dataclass

@@ -61,6 +61,8 @@ def _samples(archive: tarfile.TarFile, shard: Path) -> dict[str, Members]:
             raise tarfile.ReadError("a member of negative size")  # tarfile would read the same header for ever
         if not member.isreg() or member.issparse():  # no links, no devices, no terabyte of zeros in a kilobyte
             continue
+        if member.name.rpartition("/")[2].startswith("."):  # `._a.jpg` is what a Mac packs beside `a.jpg`
+            continue
         key, ending = _key(member.name)
         if samples.setdefault(key, {}).setdefault(ending, member) is not member and _last(ending) in READ:
             raise UserError(f"{str(shard)!r} holds {short(member.name)} twice; leave one for each picture")

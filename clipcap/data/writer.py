@@ -104,6 +104,13 @@ class DatasetWriter:
         """Whether the folder holds the finished dataset."""
         return (self.folder / INFO).is_file()
 
+    @property
+    def what_is_left(self) -> str:
+        """What a user can still do for the finished dataset, in words."""
+        if skipped := tables.read_info(self.folder)["skipped"]:
+            return f"{skipped} pictures were skipped: delete it, or choose another --output, to try them again"
+        return "nothing to do"
+
     def _begun(self) -> dict[str, Any] | None:
         """The plan of the dataset that is already here, finished or not; None where there is none."""
         if self.complete:
