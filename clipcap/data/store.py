@@ -13,6 +13,7 @@ Shapes: N captions of a split, C CLIP width. Embeddings are float32 and not norm
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ class EmbeddingStore:
             raise UserError(f"{str(file.parent)!r} is a link out of the dataset; remove it, to keep literal captions")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with only_writer(file):  # other runs may caption the same dataset
+            with suppress(UserError), only_writer(file):  # where another run writes the same captions at this moment
                 write_whole(file, json.dumps(captions, ensure_ascii=False, indent=0).encode())
         except OSError as error:
             raise UserError(f"cannot keep literal captions in {str(self.path)!r} ({error.strerror})") from None
