@@ -68,12 +68,13 @@ class Writer:
         self.failed, self.end, self.elsewhere = False, 0, False
         try:
             self.created = not self.path.exists()
-            if self.created or self.path.is_file():  # what a shell names /dev/fd/63 has no other name
+            regular = self.created or self.path.is_file()  # a pipe or a device needs no lock, nor is it continued
+            if regular:  # what a shell names /dev/fd/63 has no other name
                 self.path = Path(os.path.realpath(path))  # one lock, whichever links lead to the file
                 self.elsewhere = not self.path.is_relative_to(os.path.realpath(os.curdir))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
-                if self.created or self.path.is_file():  # a pipe or a device needs no lock, nor is it continued
+                if regular:
                     stack.enter_context(only_writer(self.path))
                 continued = self.path.is_file() and self.path.stat().st_size > 0
                 if continued:

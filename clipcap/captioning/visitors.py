@@ -131,32 +131,37 @@ def served(page: gr.Blocks, host: str | None, port: int, share: bool, max_megaby
     """
     if launched()[1] > 1:
         raise UserError("the page is served by a single process: start it without torchrun")
+    try:
+        _launch(page, host, port, share, max_megabytes)
+        yield str(page.share_url or page.local_url)
+    finally:
+        page.close(verbose=False)
+
+
+def _launch(page: gr.Blocks, host: str | None, port: int, share: bool, max_megabytes: int) -> None:
+    """Start the server of a page. Raises UserError."""
     name = (host or os.environ.get("GRADIO_SERVER_NAME", "")).strip("[]")
     # Gradio asks its own server whether it is there, which no proxy could.
     direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", name]
     no_proxy = ",".join(filter(None, direct))
     try:
-        try:
-            with environment(no_proxy=no_proxy, NO_PROXY=no_proxy):
-                page.queue(max_size=WAITING).launch(
-                    server_name=f"[{name}]" if ":" in name else name or None,  # as an address has IPv6
-                    server_port=port,
-                    share=share,
-                    max_file_size=f"{max_megabytes}mb",
-                    app_kwargs={"middleware": [(Gate, (), {})]},
-                    theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-                    footer_links=[],
-                    ssr_mode=False,
-                    quiet=True,
-                    prevent_thread_lock=True,
-                )
-        except (OSError, OverflowError):  # whatever keeps the server from listening
-            where = f"port {port}{f' of {host}' if host else ''}"
-            raise UserError(
-                f"{where} cannot be used, mostly because another program has it: choose another --port"
-            ) from None
-        except Exception as error:  # Gradio raises anything where it does not reach its own server
-            raise UserError(f"the page cannot be served: {first_line(error)}") from None
-        yield str(page.share_url or page.local_url)
-    finally:
-        page.close(verbose=False)
+        with environment(no_proxy=no_proxy, NO_PROXY=no_proxy):
+            page.queue(max_size=WAITING).launch(
+                server_name=f"[{name}]" if ":" in name else name or None,  # as an address has IPv6
+                server_port=port,
+                share=share,
+                max_file_size=f"{max_megabytes}mb",
+                app_kwargs={"middleware": [(Gate, (), {})]},
+                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                footer_links=[],
+                ssr_mode=False,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+    except (OSError, OverflowError):  # whatever keeps the server from listening
+        where = f"port {port}{f' of {host}' if host else ''}"
+        raise UserError(
+            f"{where} cannot be used, mostly because another program has it: choose another --port"
+        ) from None
+    except Exception as error:  # Gradio raises anything where it does not reach its own server
+        raise UserError(f"the page cannot be served: {first_line(error)}") from None

@@ -12,6 +12,8 @@ import regex
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+LONE_BYTES = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}  # as SentencePiece spells them
+
 # One emoji of each block. A token with the first two UTF-8 bytes of one begins an emoji, or a sign that few captions
 # would need.
 EMOJI_LEADS = "😀☀♥⚡⛺✨❤⭐⌚⏰⬅➡\ufe0f\u20e3"
@@ -44,17 +46,17 @@ def unfinished(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
     For one such character its tokenizer gives up all characters that stand in bytes before it.
     """
     known = _lone_bytes(tokenizer)
-    run = [known[token] for token in takewhile(known.__contains__, reversed(ids))][::-1]
+    run = b"".join(reversed([known[token] for token in takewhile(known.__contains__, reversed(ids))]))
     try:
-        bytes(run).decode()
+        run.decode()
     except UnicodeDecodeError as error:
         return len(run) - error.start if error.reason == "unexpected end of data" else 0
     return 0
 
 
 @lru_cache(maxsize=8)
-def _lone_bytes(tokenizer: Tokenizer) -> dict[int, int]:
-    found = ((tokenizer.token_to_id(f"<0x{byte:02X}>"), byte) for byte in range(256))
+def _lone_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
+    found = ((tokenizer.token_to_id(name), byte) for name, byte in LONE_BYTES.items())
     return {token: byte for token, byte in found if token is not None}
 
 
@@ -77,8 +79,7 @@ def _pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
         prefix = tokenizer.model.continuing_subword_prefix
         glued = {i: token.removeprefix(prefix) for token, i in vocabulary if token.startswith(prefix)}
         return {i: glued.get(i, f" {token}").encode() for token, i in vocabulary}
-    lone = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
-    return {i: lone.get(token, token.replace("\u2581", " ").encode()) for token, i in vocabulary}
+    return {i: LONE_BYTES.get(token, token.replace("\u2581", " ").encode()) for token, i in vocabulary}
 
 
 @cache

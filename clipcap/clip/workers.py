@@ -34,6 +34,7 @@ MOST_WORKERS = 16
 MOST_ON_WINDOWS = 61  # processes of a pool, which cannot wait for more there
 FEW = 8  # up to this many pictures are decoded in less time than worker processes take to start
 CHUNK = 16  # pictures per message to a worker
+UNABLE = (BrokenProcessPool, OSError, NotImplementedError, ImportError)  # what a system raises that starts no process
 
 
 def pixel_batches(
@@ -99,9 +100,6 @@ def _decode_in_workers(
             chunk, future = in_flight.popleft()
             yield from zip(chunk, pool.result(chunk, future), strict=True)
             in_flight.extend((chunk, pool.submit(chunk)) for chunk in islice(chunks, 1))
-
-
-UNABLE = (BrokenProcessPool, OSError, NotImplementedError, ImportError)  # what a system raises that starts no process
 
 
 class _Workers(Generic[Pixels]):
