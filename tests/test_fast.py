@@ -1,14 +1,21 @@
 """`fast=False` means that nothing of clipcap/fast computes: the tests of equality then compare plain PyTorch."""
 
+import copy
+import pickle
+import sys
+
 import numpy as np
 import pytest
 import torch
 from test_decoding import METHODS, embeddings
 from tiny import save_tiny_clip, tiny_model
 from torch import nn
+from transformers.activations import ACT2FN
 
 from clipcap.clip.encoder import ClipEncoder
+from clipcap.decoding.cached_gpt2 import CachedGPT2
 from clipcap.fast import attention, cuda_graph, exchange, linear, nucleus
+from clipcap.fast.scripted import scripted
 
 
 @pytest.fixture
@@ -19,7 +26,7 @@ def no_fast(monkeypatch):
         raise AssertionError("clipcap.fast was used")
 
     for module, names in {
-        linear: ["_packed", "in_one_kernel"],
+        linear: ["Packed", "in_one_kernel"],
         nucleus: ["_by_rejection", "_by_histogram"],
         cuda_graph: ["captures", "capture"],
         exchange: ["_faster"],
@@ -28,6 +35,55 @@ def no_fast(monkeypatch):
             monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(attention.torch, "baddbmm", refuse)
     monkeypatch.setattr("clipcap.clip.encoder.FastViT", refuse)
+    monkeypatch.setattr("clipcap.decoding.cached_gpt2.scripted", refuse)
+
+
+scripts = pytest.mark.skipif(sys.version_info >= (3, 14), reason="PyTorch's TorchScript ends with Python 3.13")
+
+
+@scripts
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+def test_scripted_blocks_compute_what_python_does(precision, activation, monkeypatch):
+    """Guards against a block that TorchScript refuses, which would only be slower, and against other captions."""
+    model = tiny_model()
+    model.gpt.transformer.h[0].mlp.act = model.gpt.transformer.h[1].mlp.act = ACT2FN[activation]
+    if precision == torch.int8:
+        exchange.speed_up(model, int8=True)
+    else:
+        model.to(precision)
+    prefix = model.prefix(embeddings())
+    sessions = []
+    for scripted in (True, False):
+        if not scripted:
+            monkeypatch.setattr("clipcap.decoding.cached_gpt2.scripted", lambda module, device: module)
+        with torch.inference_mode():
+            gpt = CachedGPT2(model.gpt)
+            assert {isinstance(block, torch.jit.ScriptModule) for block in gpt.blocks} == {scripted}
+            session = gpt.begin(prefix, [[1], [2, 3], [], [4], [5], []], 2, 8)
+            steps = [session.step(torch.full((6, 2), token)).clone() for token in range(3)]
+            session.keep(torch.tensor([4]))
+            sessions.append([session.logits, *steps, session.step(torch.tensor([[7, 8]]))])
+    assert all(map(torch.equal, *sessions))
+
+
+def test_what_cannot_be_scripted_stays_as_it_is(monkeypatch):
+    """Guards against a release of PyTorch, a Python or an activation without TorchScript."""
+    layer = nn.Sequential(nn.Linear(2, 2), type("Odd", (nn.Module,), {"forward": lambda self, x: x})())
+    assert scripted(layer, torch.device("cpu")) is layer
+    assert scripted(layer[0], torch.device("cuda")) is layer[0]
+    monkeypatch.setattr("sys.version_info", (3, 14))
+    assert scripted(layer[0], torch.device("cpu")) is layer[0]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_that_has_captioned_can_be_copied(copied):
+    """Guards against weights packed for oneDNN and scripted blocks, which cannot be."""
+    model = tiny_model()
+    wanted = model.generate(embeddings(), METHODS[0])
+    assert copied(model).generate(embeddings(), METHODS[0]) == wanted
+    layer = linear.prepare_linear(nn.Linear(8, 8))
+    assert torch.equal(copy.deepcopy(layer)(torch.ones(1, 8)), layer(torch.ones(1, 8)))
 
 
 @pytest.mark.parametrize("decoding", METHODS, ids=[decoding.method for decoding in METHODS])

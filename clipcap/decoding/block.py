@@ -13,19 +13,20 @@ from clipcap.fast.attention import attend
 from clipcap.fast.linear import prepare_linear
 
 
-class Block:
+class Block(nn.Module):
     """One transformer block with its weights prepared for inference."""
 
     def __init__(self, block: nn.Module, heads: int, fast: bool) -> None:
+        super().__init__()
         assert isinstance(block, GPT2Block)
-        self.heads, self.scaling, self.fast = heads, block.attn.scaling, fast
+        self.heads, self.scaling, self.fast = heads, float(block.attn.scaling), fast
         self.norm_1, self.norm_2 = block.ln_1, block.ln_2
         self.qkv = prepare_linear(block.attn.c_attn, fast=fast)
         self.attention_output = prepare_linear(block.attn.c_proj, fast=fast)
         self.up = prepare_linear(block.mlp.c_fc, activation=block.mlp.act, fast=fast)
         self.down = prepare_linear(block.mlp.c_proj, fast=fast)
 
-    def __call__(self, x: Tensor, cache: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:
         """The block's output (B, K, D) for its input x (B, K, D).
 
         It writes the positions `slots` (K,) of its cache, keys and values (2, B, H, L, D / H). Without a mask, x is the
@@ -34,10 +35,9 @@ class Block:
         qkv = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         cache.index_copy_(3, slots, qkv[1:])
         if mask is None:
-            query, keys, values = qkv
+            query, keys, values = qkv.unbind()
             mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=self.scaling)
         else:
-            query, (keys, values) = qkv[0], cache
-            mixed = attend(query, keys, values, mask, self.scaling, self.fast)
+            mixed = attend(qkv[0], cache[0], cache[1], mask, self.scaling, self.fast)
         x = x + self.attention_output(mixed.transpose(1, 2).flatten(2))
         return x + self.down(self.up(self.norm_2(x)))

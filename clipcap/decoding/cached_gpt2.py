@@ -27,6 +27,7 @@ from transformers import GPT2LMHeadModel
 from clipcap.decoding.block import Block
 from clipcap.fast import cuda_graph
 from clipcap.fast.linear import prepare_linear
+from clipcap.fast.scripted import scripted
 
 GROWTH = 32  # the number of steps that a cache has room for at first, and by which it grows
 KEPT = 2 << 30  # bytes of cache, at most, that captured steps keep for later batches, unless a single one needs more
@@ -61,7 +62,7 @@ class CachedGPT2:
     Args:
         gpt: the model; its weights must not change afterwards.
         fast: use packed weights, attention by plain products and captured steps where they help (`clipcap.fast`).
-        capture: False captures no steps, for weights that change before it would pay.
+        capture: False captures no steps and scripts no blocks, for weights that change before it would pay.
 
     Attributes:
         captured: the states whose steps are captured, by their shape, the one that was used last at the end.
@@ -69,10 +70,11 @@ class CachedGPT2:
 
     def __init__(self, gpt: GPT2LMHeadModel, fast: bool = True, capture: bool = True) -> None:
         self.embedding, self.position = gpt.transformer.wte.weight, gpt.transformer.wpe.weight
-        self.blocks = [Block(block, gpt.config.n_head, fast) for block in gpt.transformer.h]
+        blocks = [Block(block, gpt.config.n_head, fast).eval() for block in gpt.transformer.h]
         self.norm = gpt.transformer.ln_f
         self.head: Callable[[Tensor], Tensor] = prepare_linear(gpt.lm_head, fast=fast)
         self.fast, self.capture = fast, fast and capture
+        self.blocks = [scripted(block, self.embedding.device) for block in blocks] if self.capture else blocks
         self.heads = gpt.config.n_head
         self.captured: dict[tuple, DecodingState] = {}
 

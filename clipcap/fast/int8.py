@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 
@@ -30,8 +29,6 @@ ZERO = 128  # what stands for 0 in fbgemm's unsigned inputs
 ROWS = 4096  # of a weight are quantised at a time, so that a large one needs little memory on the way
 SMALLEST = 1e-20  # a row of zeros is divided by this
 
-Product = Callable[[Tensor], Tensor]
-
 
 class Int8Linear(nn.Module):
     """The same as `nn.Linear` up to the rounding of weights and inputs to int8. It can neither train nor be saved.
@@ -43,16 +40,16 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.training = False
+        self.training, self.smallest = False, SMALLEST
         if not operators_work():
             warnings.warn("this PyTorch has no fast int8 for this CPU: it is emulated, and no faster", stacklevel=2)
-        self.product = (packed if operators_work() else emulated)(*quantize(weight))
+        self.product = (Packed if operators_work() else Emulated)(*quantize(weight))
         self.bias = None if bias is None else bias.detach().float().clone()  # no view of a file, which would stay open
 
     def forward(self, x: Tensor) -> Tensor:
         """Input (..., in) -> output (..., out), in the dtype of x. Where x is not finite, the whole row is not."""
         exact = x.float()
-        largest = exact.abs().amax(-1, keepdim=True).clamp_min_(SMALLEST)  # vector_norm takes ten times as long
+        largest = exact.abs().amax(-1, keepdim=True).clamp_min_(self.smallest)  # vector_norm takes ten times as long
         y = self.product(exact / largest)
         y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
         return y.to(x.dtype)
@@ -91,22 +88,35 @@ def quantize(weight: Tensor, vnni: bool | None = None) -> tuple[Tensor, Tensor]:
     return torch.cat(integers), torch.cat(scales)
 
 
-def packed(integers: Tensor, scales: Tensor) -> Product:
-    """A function x (..., in), from -1 to 1 -> the product (..., out) of x rounded to int8, by fbgemm."""
-    with warnings.catch_warnings():
-        # PyTorch means to remove these tensors one day; `operators_work` then says no.
-        warnings.filterwarnings("ignore", message=".*quantize.* deprecated", category=UserWarning)
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        weight = torch._make_per_channel_quantized_tensor(integers, scales.double(), zeros, 0)
-    kept = torch.ops.quantized.linear_prepack(weight, None)
-    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-    return lambda x: multiply(x, 1 / LEVELS, ZERO, kept)
+class Packed(nn.Module):
+    """The product (..., out) of x (..., in), from -1 to 1 and rounded to int8, and a quantised weight, by fbgemm."""
+
+    def __init__(self, integers: Tensor, scales: Tensor) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            # PyTorch means to remove these tensors one day; `operators_work` then says no.
+            warnings.filterwarnings("ignore", message=".*quantize.* deprecated", category=UserWarning)
+            zeros = torch.zeros(len(scales), dtype=torch.long)
+            weight = torch._make_per_channel_quantized_tensor(integers, scales.double(), zeros, 0)
+        self.weight = torch.ops.quantized.linear_prepack(weight, None)
+        self.scale, self.zero = 1 / LEVELS, ZERO  # of x; TorchScript (`scripted`) knows no constants of a file
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input (..., in) -> output (..., out)."""
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return multiply(x, self.scale, self.zero, self.weight)
 
 
-def emulated(integers: Tensor, scales: Tensor) -> Product:
-    """The same as `packed` by public operators, up to the rounding of sums."""
-    weight = integers.float().mul_(scales[:, None])
-    return lambda x: F.linear((x * LEVELS).round_().div_(LEVELS), weight)
+class Emulated(nn.Module):
+    """The same as `Packed` by public operators, up to the rounding of sums."""
+
+    def __init__(self, integers: Tensor, scales: Tensor) -> None:
+        super().__init__()
+        self.weight, self.levels = integers.float().mul_(scales[:, None]), LEVELS
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input (..., in) -> output (..., out)."""
+        return F.linear((x * self.levels).round_().div_(self.levels), self.weight)
 
 
 def give_back() -> None:
@@ -122,7 +132,7 @@ def operators_work() -> bool:
     integers = quantize(weight)
     try:
         fbgemm = torch.backends.quantized.engine in ("x86", "fbgemm")
-        return fbgemm and torch.allclose(packed(*integers)(x), emulated(*integers)(x), atol=1e-3)
+        return fbgemm and torch.allclose(Packed(*integers)(x), Emulated(*integers)(x), atol=1e-3)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
 

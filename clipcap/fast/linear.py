@@ -11,8 +11,7 @@ Shapes: in and out are the widths of a layer's input and output; "..." stands fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,11 +22,11 @@ from transformers.pytorch_utils import Conv1D
 
 from clipcap.fast.int8 import Int8Linear
 
+FUSED = {nn.GELU: "gelu", nn.SiLU: "swish"}  # the activations that oneDNN computes with the product
 
-def prepare_linear(
-    layer: nn.Module, activation: nn.Module | None = None, fast: bool = True
-) -> Callable[[Tensor], Tensor]:
-    """A function x (..., in) -> activation(layer(x)) (..., out).
+
+def prepare_linear(layer: nn.Module, activation: nn.Module | None = None, fast: bool = True) -> nn.Module:
+    """A module x (..., in) -> activation(layer(x)) (..., out).
 
     Args:
         layer: `nn.Linear`, or the `Conv1D` of GPT-2, whose weight is (in, out); with or without peft's adapters. Or
@@ -42,24 +41,52 @@ def prepare_linear(
 
 def prepare_weight(
     weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None, fast: bool = True
-) -> Callable[[Tensor], Tensor]:
-    """As `prepare_linear`, for a weight (out, in) and a bias (out,); the function keeps them or packed copies."""
+) -> nn.Module:
+    """As `prepare_linear`, for a weight (out, in) and a bias (out,); the module keeps them or packed copies."""
     if fast:
         activation = activation and in_one_kernel(activation)
         if can_pack(weight):
-            return _packed(weight, bias, activation)
-    return _followed_by(partial(F.linear, weight=weight, bias=bias), activation)
+            return _followed_by(Packed(weight, bias, activation), None if type(activation) in FUSED else activation)
+    return _followed_by(Plain(weight, bias), activation)
 
 
-def prepare_int8(
-    weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None
-) -> Callable[[Tensor], Tensor]:
+def prepare_int8(weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None) -> nn.Module:
     """As `prepare_weight`, in int8."""
     return _followed_by(Int8Linear(weight, bias), activation)
 
 
-def _followed_by(linear: Callable[[Tensor], Tensor], activation: nn.Module | None) -> Callable[[Tensor], Tensor]:
-    return linear if activation is None else lambda x: activation(linear(x))
+def _followed_by(linear: nn.Module, activation: nn.Module | None) -> nn.Module:
+    return linear if activation is None else nn.Sequential(linear, activation)
+
+
+class Plain(nn.Module):
+    """As `nn.Linear`, for a weight (out, in) and a bias (out,) that stay what they are."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input (..., in) -> output (..., out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Packed(nn.Module):
+    """A linear layer, and an activation if oneDNN has it, whose weight (out, in) is packed for oneDNN."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: nn.Module | None) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.bias = bias
+        self.activation = FUSED.get(type(activation), "none")
+        self.algorithm = str(getattr(activation, "approximate", ""))
+
+    def __deepcopy__(self, _: object) -> Packed:
+        return self  # what is packed cannot be copied, and never changes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input (..., in) -> output (..., out)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], self.algorithm)
 
 
 def in_one_kernel(activation: nn.Module) -> nn.Module:
@@ -100,15 +127,3 @@ def _packing_works(dtype: torch.dtype) -> bool:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
     return torch.equal(product, x)
-
-
-def _packed(weight: Tensor, bias: Tensor | None, activation: nn.Module | None) -> Callable[[Tensor], Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    fused = {nn.GELU: "gelu", nn.SiLU: "swish"}.get(type(activation))
-    name, algorithm = fused or "none", getattr(activation, "approximate", "")
-
-    def linear(x: Tensor) -> Tensor:
-        y = torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)
-        return y if fused or activation is None else activation(y)
-
-    return linear

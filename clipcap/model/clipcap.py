@@ -238,3 +238,7 @@ class ClipCap(nn.Module):
 
     def _drop_prepared(self, *_: Any) -> None:
         self._prepared = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: all but what is prepared for decoding, whose packed weights cannot be copied."""
+        return self.__dict__ | {"_prepared": None}
