@@ -24,8 +24,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or the name of its class if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    """The first line of an exception's message, or the name of its class if it has no message.
+
+    TorchScript puts its own traceback in front of the message, which is the last line there.
+    """
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[-1 if "TorchScript interpreter" in lines[0] else 0].strip()
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

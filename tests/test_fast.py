@@ -14,8 +14,10 @@ from transformers.activations import ACT2FN
 
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.decoding.cached_gpt2 import CachedGPT2
+from clipcap.errors import first_line, is_out_of_memory
 from clipcap.fast import attention, cuda_graph, exchange, linear, nucleus
 from clipcap.fast.scripted import scripted
+from clipcap.model.settings import ACTIVATIONS
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ scripts = pytest.mark.skipif(sys.version_info >= (3, 14), reason="PyTorch's Torc
 
 @scripts
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
-@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_scripted_blocks_compute_what_python_does(precision, activation, monkeypatch):
     """Guards against a block that TorchScript refuses, which would only be slower, and against other captions."""
     model = tiny_model()
@@ -54,12 +56,12 @@ def test_scripted_blocks_compute_what_python_does(precision, activation, monkeyp
         model.to(precision)
     prefix = model.prefix(embeddings())
     sessions = []
-    for scripted in (True, False):
-        if not scripted:
+    for fast in (True, False):
+        if not fast:
             monkeypatch.setattr("clipcap.decoding.cached_gpt2.scripted", lambda module, device: module)
         with torch.inference_mode():
             gpt = CachedGPT2(model.gpt)
-            assert {isinstance(block, torch.jit.ScriptModule) for block in gpt.blocks} == {scripted}
+            assert {isinstance(block, torch.jit.ScriptModule) for block in gpt.blocks} == {fast}
             session = gpt.begin(prefix, [[1], [2, 3], [], [4], [5], []], 2, 8)
             steps = [session.step(torch.full((6, 2), token)).clone() for token in range(3)]
             session.keep(torch.tensor([4]))
@@ -72,8 +74,29 @@ def test_what_cannot_be_scripted_stays_as_it_is(monkeypatch):
     layer = nn.Sequential(nn.Linear(2, 2), type("Odd", (nn.Module,), {"forward": lambda self, x: x})())
     assert scripted(layer, torch.device("cpu")) is layer
     assert scripted(layer[0], torch.device("cuda")) is layer[0]
-    monkeypatch.setattr("sys.version_info", (3, 14))
+    layer[0].register_forward_hook(lambda *args: None)  # which TorchScript refuses by an error of its own
     assert scripted(layer[0], torch.device("cpu")) is layer[0]
+    monkeypatch.setattr("sys.version_info", (3, 14))
+    plain = nn.Linear(2, 2)
+    assert scripted(plain, torch.device("cpu")) is plain
+
+
+class Large(nn.Module):
+    """Asks for 64 TB."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.expand(1 << 44, 1).contiguous()
+
+
+@scripts
+def test_memory_that_runs_out_inside_a_scripted_module_is_told_of_in_its_own_words():
+    told = []
+    for module in (Large(), scripted(Large(), torch.device("cpu"))):
+        with pytest.raises(RuntimeError) as error:
+            module(torch.ones(1, 1))
+        told.append(first_line(error.value))
+        assert is_out_of_memory(error.value)
+    assert isinstance(module, torch.jit.ScriptModule) and told[1] == f"RuntimeError: {told[0]}"
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

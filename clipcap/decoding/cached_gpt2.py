@@ -61,7 +61,8 @@ class CachedGPT2:
 
     Args:
         gpt: the model; its weights must not change afterwards.
-        fast: use packed weights, attention by plain products and captured steps where they help (`clipcap.fast`).
+        fast: use packed weights, attention by plain products, and captured steps or scripted blocks where they help
+            (`clipcap.fast`).
         capture: False captures no steps and scripts no blocks, for weights that change before it would pay.
 
     Attributes:
@@ -70,7 +71,7 @@ class CachedGPT2:
 
     def __init__(self, gpt: GPT2LMHeadModel, fast: bool = True, capture: bool = True) -> None:
         self.embedding, self.position = gpt.transformer.wte.weight, gpt.transformer.wpe.weight
-        blocks = [Block(block, gpt.config.n_head, fast).eval() for block in gpt.transformer.h]
+        blocks = [Block(block, gpt.config.n_head, fast) for block in gpt.transformer.h]
         self.norm = gpt.transformer.ln_f
         self.head: Callable[[Tensor], Tensor] = prepare_linear(gpt.lm_head, fast=fast)
         self.fast, self.capture = fast, fast and capture

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import NewGELUActivation
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from clipcap.fast.int8 import Int8Linear
@@ -91,7 +91,8 @@ class Packed(nn.Module):
 
 def in_one_kernel(activation: nn.Module) -> nn.Module:
     """PyTorch's own GELU in place of GPT-2's, which transformers writes as eight operations; others stay."""
-    return nn.GELU(approximate="tanh") if isinstance(activation, NewGELUActivation) else activation
+    tanh = isinstance(activation, NewGELUActivation | GELUTanh)
+    return nn.GELU(approximate="tanh") if tanh else activation
 
 
 def is_linear(layer: nn.Module) -> bool:

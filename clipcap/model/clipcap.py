@@ -241,4 +241,4 @@ class ClipCap(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy gets: all but what is prepared for decoding, whose packed weights cannot be copied."""
-        return self.__dict__ | {"_prepared": None}
+        return super().__getstate__() | {"_prepared": None}
