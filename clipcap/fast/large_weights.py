@@ -3,8 +3,8 @@
 Left to autograd and autocast, each of these weights costs a step several fresh tensors of its size: the weight in bf16,
 its gradient in bf16 and in fp32 (for the embedding, a gradient that is zero except for the batch's few tokens), and for
 the head the logits and their gradients. Clearing that memory takes a CPU as long as the arithmetic. Here gradients are
-added directly to `.grad`, the loss and its gradient are computed together for some rows at a time, and the memory this
-takes is kept for the next step.
+added directly to `.grad`, the loss and its gradient are computed together, in the memory of the logits, which is kept
+for the next step.
 
 Only `backward()` fills these gradients in; `torch.autograd.grad` and hooks do not see them. Therefore none of this is
 used on other devices, or where several processes exchange the gradients that autograd gives them.
@@ -25,7 +25,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS = 128  # caption tokens whose logits exist at a time: enough for a product at full speed
+ROWS = 16  # caption tokens whose losses are computed at a time, so that their logits stay in a CPU's cache
 BYTES = 1 << 24  # bytes of a gradient that are converted at a time
 
 
@@ -122,16 +122,14 @@ class _Losses(torch.autograd.Function):
         ctx.states, ctx.product = states.to(dtype), weight
         if weight.dtype != dtype:
             ctx.product = memory.take("weight", size, weight.shape[1], dtype).copy_(weight)
-        ctx.gradients = memory.take("gradients", count, size, dtype)  # of each loss by its logits, (N, V)
-        room = memory.take("logits", min(count, ROWS), size, dtype)
+        # First the logits, then the gradient of each loss by its logits, (N, V).
+        ctx.gradients = torch.mm(ctx.states, ctx.product.t(), out=memory.take("gradients", count, size, dtype))
         losses = states.new_empty(count, dtype=torch.float32)
         for start in range(0, count, ROWS):
             rows, target = slice(start, start + ROWS), targets[start : start + ROWS, None]
-            logits = torch.mm(ctx.states[rows], ctx.product.t(), out=room[: len(target)])
-            found = logits.float().log_softmax(-1)
+            found = ctx.gradients[rows].float().log_softmax(-1)
             losses[rows] = -found.gather(1, target)[:, 0]
             ctx.gradients[rows] = found.exp_().scatter_add_(1, target, found.new_full(target.shape, -1))
-        memory.give_back("logits", room)
         return losses
 
     @staticmethod
