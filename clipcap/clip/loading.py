@@ -24,7 +24,7 @@ from clipcap.clip.archive import is_archive, read_archive
 from clipcap.clip.config import check_config, check_preprocessing, no_code
 from clipcap.clip.names import WIDTHS, file_name, model_and_weights, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
-from clipcap.clip.tensors import check_finite, check_room
+from clipcap.clip.tensors import check_finite, check_room, uninitialised
 from clipcap.errors import UserError
 from clipcap.offline import offline_if_unreachable
 from clipcap.world import shipped
@@ -223,7 +223,7 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
             config["quick_gelu"] = True  # OpenAI alone publishes archives, and trained all of its models with it
         with no_code(), torch.device("meta"):
             check_room(kind(**copy.deepcopy(config)), weights)
-        model = kind(**config)
+        model = uninitialised(partial(kind, **config))
         if state is not None:
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in ARCHIVE_EXTRAS})
         else:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clipcap.errors import UserError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
 Model = TypeVar("Model")
+RANDOM = {
+    *(nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, Tensor.normal_, Tensor.uniform_),
+    *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.xavier_uniform_),
+}
 
 
 def check_plain(tensors: Mapping[Any, Any], most_bytes: int) -> None:
@@ -73,3 +78,19 @@ def check_room(model: nn.Module, weights: Path) -> None:
     numbers, size = sum(part.numel() for part in (*model.parameters(), *model.buffers())), weights.stat().st_size
     if numbers > size:
         raise UserError(f"the model has {numbers:,} numbers, and the file of its weights has {size:,} bytes")
+
+
+def uninitialised(make: Callable[[], Model]) -> Model:
+    """The model that `make` builds, without the random numbers that a file of weights will replace: a second's work."""
+    with _Uninitialised():
+        return make()
+
+
+class _Uninitialised(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)

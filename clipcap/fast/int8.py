@@ -80,9 +80,10 @@ def quantize(weight: Tensor, vnni: bool | None = None) -> tuple[Tensor, Tensor]:
     vnni = torch.cpu._is_vnni_supported() if vnni is None else vnni
     integers, scales = [], []
     for rows in weight.detach().float().split(ROWS):
-        pairs = F.pad(rows, (0, rows.shape[1] % 2)).unflatten(1, (-1, 2))
-        most = pairs.abs() if vnni else torch.maximum(pairs.clamp(min=0).sum(-1), pairs.clamp(max=0).sum(-1).neg())
-        scale = most.flatten(1).amax(1).div_(LEVELS).clamp_min_(SMALLEST)
+        first, second = rows[:, ::2], F.pad(rows[:, 1::2], (0, rows.shape[1] % 2))  # of each pair of neighbours
+        positive, negative = first.clamp(min=0) + second.clamp(min=0), first.clamp(max=0) + second.clamp(max=0)
+        most = rows.abs() if vnni else torch.maximum(positive, negative.neg())
+        scale = most.amax(1).div_(LEVELS).clamp_min_(SMALLEST)
         integers.append((rows / scale[:, None]).round_().to(torch.int8))
         scales.append(scale)
     return torch.cat(integers), torch.cat(scales)

@@ -82,7 +82,7 @@ class FastViT:
 
     def __init__(self, visual: Any, cast: Cast, int8: bool = False) -> None:
         self.patch = visual.conv1.stride
-        self.patches = prepare_weight(cast(visual.conv1.weight.permute(0, 2, 3, 1).flatten(1)), None)
+        self.patches = _prepare(cast(visual.conv1.weight.permute(0, 2, 3, 1).flatten(1)), None)
         self.class_embedding, self.positions = cast(visual.class_embedding), cast(visual.positional_embedding)
         self.norm_before, self.norm_after = _norm(visual.ln_pre, cast), _norm(visual.ln_post, cast)
         self.blocks = [_Block(block, cast, int8) for block in visual.transformer.resblocks]
@@ -104,7 +104,7 @@ class FastViT:
 class _Block:
     def __init__(self, block: Any, cast: Cast, int8: bool) -> None:
         def prepare(weight: Tensor, bias: Tensor, activation: nn.Module | None = None) -> Callable[[Tensor], Tensor]:
-            made = prepare_int8 if int8 else prepare_weight
+            made = prepare_int8 if int8 else _prepare
             return made(cast(weight), cast(bias), activation)
 
         self.heads = block.attn.num_heads
@@ -126,6 +126,12 @@ class _Block:
         mixed = F.scaled_dot_product_attention(query, keys, values)  # (B, heads, W, D / heads)
         wanted = wanted + self.attention_output(mixed.transpose(1, 2).flatten(2))
         return wanted + self.down(self.up(self.norm_2(wanted)))
+
+
+def _prepare(weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None) -> nn.Module:
+    """As `prepare_weight`. Hundreds of rows multiply faster in MKL, which takes fp32 as it is, than in oneDNN."""
+    plain = weight.dtype == torch.float32 and torch.backends.mkl.is_available()
+    return prepare_weight(weight, bias, activation, fast=not plain)
 
 
 def _norm(layer: nn.Module, cast: Cast) -> Callable[[Tensor], Tensor]:
