@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from clipcap.cli.processes import on_this_machine
-from clipcap.errors import UserError, first_line
+from clipcap.errors import UserError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     Where the GPU cannot add two numbers, as where this PyTorch has no kernels for it, "auto" says so and takes the CPU.
 
     Raises:
-        UserError: the device that is named cannot be used.
+        UserError: the device that is named cannot be used; or the GPU is full, and a CPU would take days instead.
     """
     import torch
 
@@ -55,12 +55,16 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def _fails(device: str | torch.device) -> str | None:
-    """Why a device cannot be used, None if it can."""
+    """Why a device cannot be used, None if it can. Raises UserError where it could be, if others did not use it."""
     import torch
 
     try:
         (torch.zeros(1, device=torch.device(device)) + 1).item()  # one without memory, such as "meta", can do less
     except (RuntimeError, AssertionError, TypeError) as error:
+        if is_out_of_memory(error) or "busy or unavailable" in str(error):
+            raise UserError(
+                f"the GPU {device} is in use ({first_line(error)}): end what uses it, wait, or give --device cpu"
+            ) from None
         return first_line(error)
     return None
 

@@ -103,6 +103,17 @@ def test_auto_takes_a_gpu_that_adds_and_else_the_cpu(
         devices.pick_device(kind)
 
 
+@pytest.mark.parametrize(
+    "fails", ["CUDA error: out of memory", "CUDA error: all CUDA-capable devices are busy or unavailable"]
+)
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_in_use_by_others_is_told_of(monkeypatch: pytest.MonkeyPatch, fails: str, device: str) -> None:
+    """Guards against days on the CPU, and the advice to install another PyTorch, where a notebook holds the memory."""
+    gpu(monkeypatch, fails=fails)
+    with pytest.raises(UserError, match="the GPU cuda is in use .CUDA error.*--device cpu"):
+        devices.pick_device(device)
+
+
 def gpu(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (8, 0), kind: str = "cuda", fails: str = ""
 ) -> None:

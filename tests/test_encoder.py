@@ -9,6 +9,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from PIL import Image
 from tiny import TINY_CLIP, save_tiny_clip
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.loading import registry_name, uses_quick_gelu
@@ -108,6 +109,26 @@ def test_half_precision_means_weights_in_it(folder, dtype):
     assert embeddings.dtype == torch.float32
     assert torch.cosine_similarity(embeddings, exact).min() > 0.99
     assert encoder.encode_texts(["a dog"]).dtype == torch.float32
+
+
+class Draws(TorchDispatchMode):
+    """Counts the tensors that are filled with random numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default):
+            self.count += args[0].device.type != "meta"
+        return function(*args, **kwargs or {})
+
+
+def test_no_random_numbers_are_drawn_for_weights_that_come_from_a_file(folder):
+    """Guards against a second at every start for numbers that are replaced at once."""
+    with Draws() as draws:
+        ClipEncoder.load(folder)
+        assert not draws.count
+        torch.nn.MultiheadAttention(16, 2)
+        assert draws.count, "and afterwards they are drawn as ever"
 
 
 def test_the_thread_count_stays_as_it_is(folder):

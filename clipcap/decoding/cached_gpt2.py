@@ -30,7 +30,7 @@ from clipcap.fast.linear import prepare_linear
 from clipcap.fast.scripted import scripted
 
 GROWTH = 32  # the number of steps that a cache has room for at first, and by which it grows
-KEPT = 2 << 30  # bytes of cache, at most, that captured steps keep for later batches, unless a single one needs more
+KEPT = 4 << 30  # bytes of cache, at most, that captured steps keep for later batches, unless a single one needs more
 
 
 @dataclass
