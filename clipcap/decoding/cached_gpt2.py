@@ -73,7 +73,7 @@ class CachedGPT2:
         self.embedding, self.position = gpt.transformer.wte.weight, gpt.transformer.wpe.weight
         blocks = [Block(block, gpt.config.n_head, fast) for block in gpt.transformer.h]
         self.norm = gpt.transformer.ln_f
-        self.head: Callable[[Tensor], Tensor] = prepare_linear(gpt.lm_head, fast=fast)
+        self.head = prepare_linear(gpt.lm_head, fast=fast)
         self.fast, self.capture = fast, fast and capture
         self.blocks = [scripted(block, self.embedding.device) for block in blocks] if self.capture else blocks
         self.heads = gpt.config.n_head

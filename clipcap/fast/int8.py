@@ -81,13 +81,18 @@ def quantize(weight: Tensor, vnni: bool | None = None) -> tuple[Tensor, Tensor]:
     vnni = torch.cpu._is_vnni_supported() if vnni is None else vnni
     integers, scales = [], []
     for rows in weight.detach().float().split(ROWS):
-        first, second = rows[:, ::2], F.pad(rows[:, 1::2], (0, rows.shape[1] % 2))  # of each pair of neighbours
-        positive, negative = first.clamp(min=0) + second.clamp(min=0), first.clamp(max=0) + second.clamp(max=0)
-        most = rows.abs() if vnni else torch.maximum(positive, negative.neg())
+        most = rows.abs() if vnni else _sums_of_neighbours(rows)
         scale = most.amax(1).div_(LEVELS).clamp_min_(SMALLEST)
         integers.append((rows / scale[:, None]).round_().to(torch.int8))
         scales.append(scale)
     return torch.cat(integers), torch.cat(scales)
+
+
+def _sums_of_neighbours(rows: Tensor) -> Tensor:
+    """The positive, or the negative, numbers of each two neighbours added up, whichever are larger; without a sign."""
+    first, second = rows[:, ::2], F.pad(rows[:, 1::2], (0, rows.shape[1] % 2))
+    positive, negative = first.clamp(min=0) + second.clamp(min=0), first.clamp(max=0) + second.clamp(max=0)
+    return torch.maximum(positive, negative.neg())
 
 
 class Packed(nn.Module):

@@ -90,7 +90,7 @@ class Packed(nn.Module):
 
 
 def in_one_kernel(activation: nn.Module) -> nn.Module:
-    """PyTorch's own GELU in place of GPT-2's, which transformers writes as eight operations; others stay."""
+    """PyTorch's own GELU in place of transformers': eight operations, or one that cannot be scripted; others stay."""
     tanh = isinstance(activation, NewGELUActivation | GELUTanh)
     return nn.GELU(approximate="tanh") if tanh else activation
 

@@ -103,7 +103,7 @@ class FastViT:
 
 class _Block:
     def __init__(self, block: Any, cast: Cast, int8: bool) -> None:
-        def prepare(weight: Tensor, bias: Tensor, activation: nn.Module | None = None) -> Callable[[Tensor], Tensor]:
+        def prepare(weight: Tensor, bias: Tensor, activation: nn.Module | None = None) -> nn.Module:
             made = prepare_int8 if int8 else _prepare
             return made(cast(weight), cast(bias), activation)
 
