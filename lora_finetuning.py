@@ -50,8 +50,8 @@ class LoRALoopArguments(LoopArguments):
 
 def build(experiment: Experiment, args: StrategyArguments, rank: int) -> dict[str, Any]:
     """Put in adapters of this rank; they and the mapping network train. Returns what `save_adapters` needs."""
-    if max(args.rank) > (width := experiment.model.config.width):
-        raise UserError(f"--rank must be at most {width}, the width of this language model, not {max(args.rank)}")
+    if wrong := [rank for rank in args.rank if not 1 <= rank <= experiment.model.config.width]:
+        raise UserError(f"--rank must be from 1 to {experiment.model.config.width}, the model's width, not {wrong[0]}")
     settings = inject(experiment.model, rank, args.alpha, args.dropout, args.target)
     experiment.model.train_only(lambda n: ".lora_" in n or (not args.freeze_mapping and n.startswith("clip_project.")))
     return {"base": Base.of(experiment.start_args.init or ""), "settings": settings}
@@ -61,7 +61,7 @@ def train_rank(
     args: StrategyArguments, rank: int, data_args: DataArguments, start_args: StartArguments, loop_args: LoopArguments
 ) -> None:
     """Train the model of one rank: a run that can be resumed alone, of several with an output folder of its own."""
-    output, several = loop_args.output_dir, len(args.rank) > 1
+    output, several = loop_args.output_dir, len(set(args.rank)) > 1
     loop_args = replace(loop_args, output_dir=f"{Path(output)}_{rank}" if output and several else output)
     experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args, replace(args, rank=[rank]))
     adapters = build(experiment, args, rank)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments[2].mapping_learning_rate = None
     if not arguments[1].init:
         raise UserError("LoRA adapts trained weights: give them with --init (coco, conceptual, or a file)")
-    for rank in strategy_args.rank:
+    for rank in dict.fromkeys(strategy_args.rank):  # each once
         train_rank(strategy_args, rank, *arguments)
 
 

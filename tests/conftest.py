@@ -1,7 +1,9 @@
 """What several tests share."""
 
+import gc
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was imported, a million objects that stay."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_loss_plot() -> Iterator[None]:
+    """The first loss.png of the session is drawn, and every later one is a copy: drawing takes longer than training."""
+    from clipcap.files import write_whole
+    from clipcap.training import journal
+    from clipcap.training.plots import plot_losses
+
+    drawn: list[bytes] = []
+
+    def plot(runs: object, path: Path, title: str) -> None:
+        if drawn:
+            write_whole(path, drawn[0])
+        else:
+            plot_losses(runs, path, title)
+            drawn.append(Path(path).read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "plot_losses", plot)
+        yield
 
 
 @pytest.fixture(params=[True, False], ids=["fast", "plain"])

@@ -3,7 +3,7 @@
 import json
 import sys
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from tiny import STOP, tiny_model
 from torch import nn
 from torchvision.transforms.functional import to_tensor
 
+import predict
 from benchmarks import captioning, engines, fine_tuning, machine, page, published, results, run
 from benchmarks.alternative import Alternative, Photos
 from benchmarks.machine import Limits, Work
@@ -27,6 +28,16 @@ from clipcap.model.clipcap import ClipCap
 
 CPU = torch.device("cpu")
 LIMITS = Limits({torch.float32: 1e9, torch.bfloat16: 2e9, torch.int8: 4e9}, 1e9)
+
+
+# In place of predict.py: what it was given, and 32 MB a photo.
+PREDICT = """
+import json, os, sys, time
+with open("commands.txt", "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+held = b"x" * (32 << 20) * len(os.listdir(sys.argv[3]))
+time.sleep(0.3)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -289,8 +300,14 @@ def test_photos_are_as_large_as_real_ones() -> None:
     assert (np.asarray(noise_photo(8, 6, seed=0)) == np.asarray(noise_photo(8, 6, seed=0))).all()
 
 
-def test_one_command_measures_everything_that_the_page_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_one_command_measures_everything_that_the_page_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Guards against a comparison that no longer runs, and a row of the page that no comparison measures."""
+    monkeypatch.setattr("benchmarks.machine.measure_limits", cache(machine.measure_limits))
+    # Worker processes, which take seconds to start, have tests of their own.
+    monkeypatch.setattr("clipcap.clip.workers.FEW", 999)
+    monkeypatch.setattr("benchmarks.alternative.WORKERS", 1)
     output = tmp_path / "RESULTS.md"
     timed = [name for name in run.NAMES if "memory" not in name]
     run.main(["--tiny", "--quick", "--rounds", "1", "--output", str(output), "--only", *timed])
@@ -305,8 +322,9 @@ def test_one_command_measures_everything_that_the_page_names(tmp_path: Path, cap
     assert all(rate > 0 for found in measured.values() for rates in found["rates"].values() for rate in rates)
 
 
-def test_a_run_adds_to_what_another_measured(tmp_path: Path) -> None:
+def test_a_run_adds_to_what_another_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a page that mixes machines, or that loses or changes what it held."""
+    monkeypatch.setattr("benchmarks.machine.measure_limits", cache(machine.measure_limits))
     output = tmp_path / "RESULTS.md"
     command = ["--tiny", "--quick", "--rounds", "1", "--output", str(output), "--only"]
     with pytest.raises(UserError, match="leave out --add"):
@@ -343,8 +361,12 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     on_cuda = memory.tasks(Setting(tmp_path, torch.device("cuda"), TINY))
     assert not any("int8" in task for task in on_cuda)  # which would end the whole run
-    few, many = memory.predict_folders(memory.tiny(setting), 9, 18).values()
-    assert min(few, many) > 1 << 26
+    (tmp_path / "predict.py").write_text(PREDICT)
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    few, many = memory.predict_folders(memory.tiny(setting), 3, 6).values()
+    assert 96 << 20 < few < 192 << 20 < many < 384 << 20
+    *_, command = (tmp_path / "commands.txt").read_text().splitlines()
+    assert predict.main(json.loads(command)) == 0  # the real one takes the options that it is given
 
 
 def test_unknown_comparison_lists_the_known_ones() -> None:

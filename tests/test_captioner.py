@@ -252,10 +252,15 @@ def test_wider_searches_stay_within_the_bounds(captioner, pictures, options, mon
     assert len(asked) == 4 and all(options["num_captions"] <= decoding.width <= 17 for decoding in asked)
 
 
-def test_a_long_caption_with_a_required_word_fits_into_the_positions(captioner, pictures):
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_long_caption_with_a_required_word_fits_into_the_positions(weights, pictures, fast):
     """Guards against openings that leave GPT-2 no position: "shorten the prompt", in the middle of a run."""
+    captioner = Captioner.load(weights, precision="fp32", fast=fast)
+    gpt = captioner.model.gpt
+    captioner.model.config.gpt2 |= {"n_positions": 64}
+    gpt.transformer.wpe.weight.data = gpt.transformer.wpe.weight.data[:64].clone()
     options = {"require": "dog", "max_tokens": 1000, "stop_token": -1}
-    for caption in captioner(pictures[:2], **options) + captioner(pictures[:1], min_tokens=200, **options):
+    for caption in captioner(pictures[:2], **options) + captioner(pictures[:1], min_tokens=45, **options):
         assert "dog" in caption
 
 

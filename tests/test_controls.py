@@ -120,6 +120,16 @@ def test_what_is_stated_depends_on_seed_epoch_and_row_alone():
     assert before != stated(one, range(60)) != stated(other, range(60)) != before
 
 
+def test_a_row_that_is_repeated_within_an_epoch_states_others_each_time():
+    """Guards against `--min-steps`, which shows a small data set a hundred times with the same controls."""
+    data = controlled()
+    once = stated(data, range(60))
+    data.rows = [*data.rows] * 8
+    found = stated(data, range(480))
+    assert found[:60] == once
+    assert len({found[place] for place in range(1, 480, 60)}) > 3  # row 1 has three controls
+
+
 def test_a_row_is_never_longer_than_its_length_says():
     data = controlled()
     for data.epoch in range(4):

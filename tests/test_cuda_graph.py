@@ -5,6 +5,7 @@ repeats them without running the Python code again. What Python computes, like a
 """
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -83,6 +84,15 @@ def test_numbers_that_overflowed_do_not_reach_the_next_batch(captured):
         for state in model.decoder().captured.values():
             state.cache.fill_(float("nan"))
     assert model.generate(embeddings(), decoding) == expected and len(captured) == 1
+
+
+def test_two_threads_do_not_write_into_each_others_cache(captured):
+    """Guards against one picture that gets the words of another: both threads would use the same captured step."""
+    model, decoding = tiny_model(), Decoding(max_tokens=12, stop_token=-1)
+    batches = [embeddings() * sign for sign in (1, -1, 2, -2)]
+    expected = [model.generate(batch, decoding) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda batch: model.generate(batch, decoding), batches * 5)) == expected * 5
 
 
 def test_a_shape_is_captured_once(captured):

@@ -291,6 +291,7 @@ def test_show_prints_captions_figures_and_places(tmp_path, monkeypatch, capsys, 
     from demo import draw, show
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SPLITS, "test", 24)  # drawing all of them takes seconds
     with pytest.raises(UserError, match="give a folder or nothing"):
         draw.main(["--help"])
     draw.main([])

@@ -339,9 +339,10 @@ def test_what_a_strangers_file_says_about_its_training_is_not_believed(world, tm
         7,
         {},
     ]
-    model.record = {"strategy": ["x"], "trained_parameters": "many", "seconds": float("nan"), "peak_memory_bytes": -1}
+    model.record = {"trained_parameters": "many", "seconds": float("nan"), "peak_memory_bytes": -1}
+    strategies = (["x"], "a\x1b]0;title\x07\nb", "x" * 10_000)
     for number, losses in enumerate(({"history": rows}, {"history": 5}, 5)):
-        model.record["losses"] = losses
+        model.record |= {"strategy": strategies[number], "losses": losses}
         checkpoint.save_checkpoint(model, tmp_path / f"{number}_weights.pt")
     assert run(world, *(tmp_path / f"{number}_weights.pt" for number in range(3)), output=tmp_path / "report") == 0
     models = read_report(tmp_path / "report")["models"]

@@ -18,6 +18,7 @@ from clipcap.errors import first_line, is_out_of_memory
 from clipcap.fast import attention, cuda_graph, exchange, linear, nucleus
 from clipcap.fast.scripted import scripted
 from clipcap.model.settings import ACTIVATIONS
+from clipcap.weights.lora import ALL_LINEAR, inject
 
 
 @pytest.fixture
@@ -41,6 +42,48 @@ def no_fast(monkeypatch):
 
 
 scripts = pytest.mark.skipif(sys.version_info >= (3, 14), reason="PyTorch's TorchScript ends with Python 3.13")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_callers_autocast_changes_nothing(fast, tmp_path):
+    """Guards against keys of one type and a cache of another, and embeddings that a caller's pipeline rounds."""
+    model, clip = tiny_model(), ClipEncoder.load(save_tiny_clip(tmp_path), fast=fast)
+    model.use_fast(fast)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *clip.preprocessing.size, 3), "uint8")
+    expected, encoded = model.generate(embeddings()), clip.encode_pixels(pixels)
+    with torch.autocast("cpu"):
+        model.use_fast(fast)
+        assert model.generate(embeddings()) == expected
+        assert torch.equal(clip.encode_pixels(pixels), encoded)
+
+
+def test_adapters_count_as_they_do_in_peft():
+    """Guards against an adapter that is added twice once it is merged, and one that captions although it is off."""
+    model = tiny_model()
+    inject(model, 4, 64.0, 0.0, [ALL_LINEAR])
+    layers = [module for module in model.modules() if hasattr(module, "lora_B")]
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    adapted = model.generate(embeddings())
+    for layer in layers:
+        layer.enable_adapters(False)
+    without = model.use_fast(True) or model.generate(embeddings())
+    assert without == tiny_model().generate(embeddings()) != adapted
+    for layer in layers:
+        layer.enable_adapters(True)
+        layer.merge()
+    assert (model.use_fast(True) or model.generate(embeddings())) == adapted
+
+
+def test_weights_of_inference_mode_are_prepared_anew_when_they_are_replaced():
+    with torch.inference_mode():
+        model = tiny_model()
+        model.generate(embeddings())
+        other = tiny_model(seed=1)
+        for mine, parameter in zip(model.gpt.parameters(), other.gpt.parameters(), strict=True):
+            mine.data = parameter.data
+        model.clip_project = other.clip_project
+        assert model.generate(embeddings()) == other.generate(embeddings())
 
 
 @scripts

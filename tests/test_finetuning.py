@@ -337,9 +337,48 @@ def test_a_base_that_cannot_be_downloaded_says_where_to_get_it(world, tmp_path, 
         load_checkpoint(tmp_path / "lora.pt")
 
 
+def test_adapters_on_weights_of_the_hub_say_that_only_base_helps(world, tmp_path):
+    """Guards against advice to put a file beside the adapters, where none is looked for."""
+    from clipcap.weights.lora import save_adapters
+    from clipcap.weights.places import Base
+
+    model, settings = trained_adapters(world)
+    save_adapters(model, tmp_path / "lora.pt", Base("hf:jane/voice", "0" * 64), settings)
+    with pytest.raises(UserError, match="'hf:jane/voice' .* is fetched only if you name it: give it with --base"):
+        load_checkpoint(tmp_path / "lora.pt")
+
+
+def test_no_run_writes_over_what_it_starts_from(world, tmp_path):
+    """Guards against adapters without a base, and starting weights lost to worse ones."""
+    literal = str(shutil.copy(world / "literal.pt", tmp_path))
+    first = train(lora_finetuning, world, tmp_path, "--init", literal) / "lora_4_weights.pt"
+    second = train(lora_finetuning, world, tmp_path, "--init", str(first), "--rank", "2") / "lora_2_weights.pt"
+    base = train(basic_finetuning, world, tmp_path, "--init", str(second)) / "base_weights.pt"
+    merged = Path(shutil.copy(base, tmp_path / "lora_4_merged_weights.pt"))
+    before = {file: sha256(file) for file in (first, second, base, merged)}
+    linked = tmp_path / "linked"
+    linked.symlink_to(tmp_path)
+    for script, start, output in (
+        (lora_finetuning, first, linked),
+        (lora_finetuning, second, tmp_path),  # whose own base is the first
+        (lora_finetuning, merged, tmp_path),
+        (basic_finetuning, base, tmp_path),
+        (basic_finetuning, linked / base.name, tmp_path),
+    ):
+        with pytest.raises(UserError, match="write its own weights over it: choose another --output-dir"):
+            train(script, world, output, "--init", str(start))
+    assert {file: sha256(file) for file in before} == before
+
+
+def test_a_rank_that_is_named_twice_is_trained_once(world, tmp_path, capsys):
+    train(lora_finetuning, world, tmp_path / "run", "--rank", "2", "2")
+    assert (tmp_path / "run" / "lora_2_weights.pt").exists()
+    assert capsys.readouterr().err.count("of training") == 1
+
+
 def test_lora_refuses_what_it_cannot_do(world, tmp_path):
     for options, message in (
-        (["--rank", "0"], "at least 1, not 0"),
+        (["--rank", "0"], "from 1 to 32, .* not 0"),
         (["--target", "all-linear", "c_conv"], "--target c_conv matches no layer"),
         (["--target", "c_conv"], "c_conv matches no layer.*c_attn, c_fc, c_proj"),
         (["--language-model", str(world / "gpt2")], "--init"),

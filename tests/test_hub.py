@@ -385,6 +385,7 @@ def test_an_exported_file_is_a_published_one(tmp_path, capsys, strategy):
     assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())
     said = capsys.readouterr().err
     assert ("divide CLIP's embedding by its norm" in said) == strategy.startswith("LoRA")
+    assert ("lm_head.weight = nn.Parameter(" in said) == (not model.config.tied_head) == (strategy == "head-only")
     assert "let them stop at token" in said and ("literally {literal}" in said) == (strategy == "prompted")
 
 

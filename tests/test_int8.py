@@ -118,6 +118,7 @@ def test_a_model_in_int8_neither_trains_nor_is_saved(weights, tmp_path):
         save_checkpoint(model, tmp_path / "saved.pt")
     with pytest.raises(UserError, match="can only caption"):
         model.train()
+    assert not model.training
     assert not (tmp_path / "saved.pt").exists()
 
 

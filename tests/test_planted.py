@@ -178,7 +178,7 @@ def test_gradients_are_scaled_down_to_the_largest_norm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("warmup", "rising"), [(0.5, 12), (0.25, 6), (0.0, 0)])
 def test_the_learning_rate_warms_up_and_falls_to_nothing(tmp_path: Path, warmup: float, rising: int) -> None:
-    run = trainer(tmp_path, warmup=warmup, learning_rate=1e-3)
+    run = trainer(tmp_path, warmup=warmup, learning_rate=1e-3, evals_per_epoch=1)
     rates = []
     move = run.optimizer.step
 
@@ -241,7 +241,7 @@ def test_an_evaluation_sees_every_row_without_dropout_and_leaves_no_trace(tmp_pa
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(5, 1), (5, 3), (48, 2)])
 def test_every_caption_is_learnt_once_in_each_epoch(tmp_path: Path, batch_size: int, accumulate: int) -> None:
     """Guards against a last batch or a last group that is too small, and is dropped."""
-    run = trainer(tmp_path, batch_size=batch_size, accumulate=accumulate, epochs=2)
+    run = trainer(tmp_path, batch_size=batch_size, accumulate=accumulate, epochs=2, evals_per_epoch=1)
     learnt: list[list[float]] = []
     move = run.step
     run.step = lambda group: learnt.extend(b.clip_embedding[:, 0].tolist() for b in group) or move(group)

@@ -24,7 +24,6 @@ from test_training import same, tensors_of, trainer
 
 import load_data
 from clipcap.errors import UserError
-from clipcap.training import losses
 from clipcap.training.arguments import NO_NUMBERS
 from clipcap.training.state import State
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -140,7 +139,8 @@ def test_a_run_is_not_resumed_with_another_option(
     option = f"--{name.replace('_', '-')}"
     said = rf"other {NAMES.get(name, option)} \((.+), not (.+)\): give the same to --resume it, or start anew"
     value = other_value(script, options_of(script)[name], files)
-    monkeypatch.setattr(losses, "BACKEND", "eager")  # of --compile: another one takes a minute
+    # It takes seconds, and comes before the refusal.
+    monkeypatch.setattr("clipcap.training.trainer.compile_now", lambda *_: None)
     if name == "precision":
         AcceleratorState._reset_state()  # which accelerate keeps for the whole process
     with pytest.raises(UserError, match=said) as refused:

@@ -87,7 +87,7 @@ def test_two_processes_write_what_one_writes(world, weights, photos, tmp_path, c
     """Guards against pictures that every process writes, rows in another order, and ranks that fall out of step."""
     out, models = tmp_path / "out", [world / f"{name}/{name}_weights.pt" for name in ("base", "prompted", "stranger")]
     short = ["--max-tokens", "8", "--precision", "fp32", "--device", "cpu"]
-    captions = ["predict", "--weights", weights, *short, "--batch-size", "4", photos]
+    captions = ["predict", "--weights", weights, *short, "--batch-size", "4", "--workers", "0", photos]
     several = ["--num-captions", "2", "--show-literal"]
     scores = ["evaluate", "--data", world / "data", *short, models[0]]
     commands = [

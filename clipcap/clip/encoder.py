@@ -125,7 +125,8 @@ class ClipEncoder:
         pixels = torch.as_tensor(pixels)
         # On a CPU a batch is split into parts whose activations stay in the caches.
         at_once = self.vit.at_once if self.vit and self.device.type == "cpu" else max(1, len(pixels))
-        return torch.cat([self._encode(part) for part in pixels.split(at_once)])
+        with torch.autocast(self.device.type, enabled=False):  # a caller's own would round embeddings
+            return torch.cat([self._encode(part) for part in pixels.split(at_once)])
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """One part of a batch: uint8 (B, H, W, 3) -> float32 (B, C) on the CPU."""

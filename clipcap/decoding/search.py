@@ -9,6 +9,7 @@ Shapes: B images, K continuations of each (beams or samples), T tokens, P prefix
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from clipcap.decoding.forbidden import Constraint, Forbidden
 from clipcap.decoding.next_token import argmax, draw, most_probable, random_numbers
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
+from clipcap.fast.cuda_graph import ONE_THREAD
 
 ROWS = 512  # continuations decoded side by side, at most: it bounds the memory of logits and attention
 CACHE = 4 << 30  # bytes of keys and values, at most, unless a single image needs more
@@ -116,10 +118,12 @@ def decode(
         while rows:
             size = gpt.rows(len(rows), most)
             part, rows = (2 * rows[:size])[:size], rows[size:]  # the same images again fill a batch up
-            session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
             constrain = forbidden.behind([beginnings[row] for row in part])
-            found = search(session, decoding, steps, stop_token, constrain, streams[part])
-            captions |= zip(part, found.as_lists(1 if decoding.return_all else decoding.num_captions), strict=True)
+            with ONE_THREAD if gpt.captures else nullcontext():
+                session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
+                found = search(session, decoding, steps, stop_token, constrain, streams[part])
+                lists = found.as_lists(1 if decoding.return_all else decoding.num_captions)
+            captions |= zip(part, lists, strict=True)
     if not all(captions.values()):
         raise NoCaption(f"every token of its caption is forbidden, or the logits of the weights are not finite{hint}")
     return [captions[row] for row in range(len(prefix))]

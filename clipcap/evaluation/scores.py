@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from clipcap.evaluation.held_out import HeldOut, Judge
 
 MAX_TOKENS = 67  # of a true caption in the test loss, as in training
+LONGEST_STRATEGY = 100  # characters: what is longer, or would move a terminal's cursor, is no strategy's name
 LOSS_BATCH = 64  # captions, at most: their logits take 0.9 GB with GPT-2's vocabulary
 
 
@@ -84,7 +85,8 @@ def evaluate_model(
         file = resolve_weights(weights)
         model = convert(_load(file, held_out, base, normalize, int8), dtype)
         if not same_clip(held_out.store, model.config):
-            check_clip_place(model.config, file)  # its own CLIP is loaded then
+            # Its own CLIP is loaded then.
+            check_clip_place(model.config, file, "put it into that folder, or evaluate on data made with it")
         return file, sha256(file), model, tokenizer_of(model.config), own.embeddings(model)
 
     file, identity, model, tokenizer, embeddings = processes.load(load)
@@ -172,7 +174,8 @@ def _trained(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, 
     The file may come from a stranger, and what it says goes into tables and plots.
     """
     strategy, losses = record.get("strategy"), record.get("losses")
-    scores: dict[str, Any] = {"strategy": strategy if isinstance(strategy, str) else None}
+    sensible = isinstance(strategy, str) and strategy.isprintable() and len(strategy) <= LONGEST_STRATEGY
+    scores: dict[str, Any] = {"strategy": strategy if sensible else None}
     for name in ("trained_parameters", "seconds", "peak_memory_bytes"):
         scores[name] = record.get(name) if _is_amount(record.get(name)) else None
     history = losses.get("history") if isinstance(losses, Mapping) else None

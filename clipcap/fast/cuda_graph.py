@@ -10,12 +10,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
+from threading import RLock
 
 import torch
 from torch import Tensor
 
 from clipcap.errors import first_line, is_out_of_memory
 
+# Held while a batch is decoded with captured steps: those of one shape share their memory, and captures a stream.
+ONE_THREAD = RLock()
 FAILED: set[torch.device] = set()  # where a capture has failed: another one fails too, and may crash in the allocator
 
 

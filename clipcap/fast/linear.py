@@ -101,13 +101,14 @@ def is_linear(layer: nn.Module) -> bool:
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The weight (out, in), with the products of peft's LoRA adapters, and the bias (out,) of a linear layer."""
+    """The weight (out, in) and the bias (out,) of a linear layer; with those of peft's adapters that add to it now."""
     base = getattr(layer, "base_layer", layer)  # peft wraps the layer itself
     assert isinstance(base, nn.Linear | Conv1D)
     weight = base.weight.detach()
     adapted: Any = layer  # only peft's layers have the attributes below, and peft is not imported for them
     for adapter in getattr(adapted, "active_adapters", ()):
-        weight = weight + adapted.get_delta_weight(adapter).detach()
+        if adapter in adapted.lora_A and not adapted.disable_adapters and adapter not in adapted.merged_adapters:
+            weight = weight + adapted.get_delta_weight(adapter).detach()
     return weight if isinstance(base, nn.Linear) else weight.t(), None if base.bias is None else base.bias.detach()
 
 

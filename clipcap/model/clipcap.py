@@ -126,8 +126,12 @@ class ClipCap(nn.Module):
 
     def train(self, mode: bool = True) -> ClipCap:
         """Training mode for the modules that train; frozen ones stay in evaluation mode, without dropout."""
-        super().train(mode)
         self._prepared = None
+        try:
+            super().train(mode)
+        except UserError:  # int8 only captions
+            super().train(False)
+            raise
         for module in self.modules() if mode else ():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -208,17 +212,18 @@ class ClipCap(nn.Module):
             finally:
                 self.train()
         stop = self.config.stop_token if decoding.stop_token is None else decoding.stop_token
-        prefix = self.prefix(clip_embedding)
-        return decode(self.decoder(), prefix, decoding, stop, prompts, clip_embedding, begun)
+        with torch.autocast(self.device.type, enabled=False):  # a caller's own would mix types in the cache
+            prefix = self.prefix(clip_embedding)
+            return decode(self.decoder(), prefix, decoding, stop, prompts, clip_embedding, begun)
 
     def decoder(self) -> CachedGPT2 | CachedTransformer:
         """The language model prepared for decoding; kept for the next call as long as its weights stay the same.
 
-        PyTorch counts the changes to a tensor, but not those that a fused optimizer makes. So what was prepared is also
-        dropped by `train()`, by loading weights and by a forward pass with gradients, and not kept in training mode,
-        where a captured step would not pay either.
+        PyTorch counts the changes to a tensor, but not those that a fused optimizer makes, or that go through `.data`.
+        So what was prepared is also dropped by `train()`, by loading weights and by a forward pass with gradients, and
+        not kept in training mode, where a captured step would not pay either. After other such changes call `eval()`.
         """
-        state = [(weight.data_ptr(), weight._version) for weight in self.gpt.parameters() if not weight.is_inference()]
+        state = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in self.gpt.parameters()]
         if self._prepared is None or self._prepared[0] != state:
             prepared: CachedGPT2 | CachedTransformer
             if isinstance(self.gpt, GPT2LMHeadModel):

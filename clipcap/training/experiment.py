@@ -26,6 +26,7 @@ from clipcap.training.loader import CaptionDataset
 from clipcap.training.start import content_of, meet_on, start_model
 from clipcap.weights.checkpoint import save_checkpoint
 from clipcap.weights.format import read, sha256
+from clipcap.weights.places import files_behind
 from clipcap.weights.published import resolve_weights
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class Experiment:
         from clipcap.training.setup import only_run  # here, since accelerate takes seconds to import
         from clipcap.training.trainer import Trainer
 
+        self._check_sources_stay(weights)
         for folder in folders:
             make_folder(folder)
         groups = [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
@@ -197,6 +199,20 @@ class Experiment:
         if self.processes.main:
             print(path)
         return path
+
+    def _check_sources_stay(self, weights: str) -> None:
+        """Raise a UserError if a file that this run starts from is one that it would write over."""
+        output = Path(self.loop_args.output_dir or "")
+        written = {(output / name).resolve() for name in (weights, weights.replace("_weights", "_merged_weights"))}
+        for group in filter(None, (self.start_args, self.strategy_args)):
+            for option in FILES & vars(group).keys():
+                given = getattr(group, option)
+                for file in files_behind(given, self.start_args.base) if given else ():
+                    if file.resolve() in written:
+                        raise UserError(
+                            f"--{option.replace('_', '-')} {given} needs {file}, and this run would write its own "
+                            "weights over it: choose another --output-dir"
+                        )
 
 
 def _restore(model: ClipCap, weights: Path) -> None:

@@ -24,7 +24,7 @@ class CaptionDataset(Dataset):
     """Token ids and embeddings of one split; the embeddings stay where they are, on disk or in memory.
 
     A row is an embedding (C,), the ids of its prompt and those of its caption. With controls, some of them stand behind
-    the prompt, chosen anew in each epoch by nothing but the seed, the epoch and the row.
+    the prompt, chosen by nothing but the seed, the epoch and the place in `rows`: anew whenever a row comes again.
 
     Args:
         embeddings: (rows, C).
@@ -58,7 +58,7 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Sequence[int], Sequence[int]]:
         row = self.rows[index]
-        stated = some_controls(self.controls[row], (self.seed, self.epoch, row))
+        stated = some_controls(self.controls[row], (self.seed, self.epoch, index))
         return self.embeddings[row], [*self.prompts[row], *stated], self.captions[row]
 
     def lengths(self) -> list[int]:

@@ -25,6 +25,8 @@ from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.convert import STOP
 from clipcap.weights.format import write
 
+OWN_HEAD = "model.gpt.lm_head.weight = nn.Parameter(model.gpt.lm_head.weight.detach().clone())"
+
 
 @dataclass
 class ExportArguments:
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"note: {told}: let them stop at token {model.config.stop_token}", file=sys.stderr)
     if model.config.normalize:
         print("note: they must divide CLIP's embedding by its norm, as the transformer's does", file=sys.stderr)
+    if not model.config.tied_head:
+        told = "these weights have a head of its own, and theirs is the token embedding: before `load_state_dict` write"
+        print(f"note: {told} {OWN_HEAD}", file=sys.stderr)
     if model.config.prompt is not None:
         print(f"note: between picture and caption they must write {model.config.prompt!r}", file=sys.stderr)
 

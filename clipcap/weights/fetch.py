@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}\t{file}")
         if not config.clip_model:
             raise UserError(f"{name} does not say which CLIP it was trained on, so that one is not downloaded")
-        check_clip_place(config, file, when=" when you caption")
+        check_clip_place(config, file, "give that CLIP with --clip when you caption (clip= in Python)")
         clip, pretrained, parts = load_parts(config.clip_model, config.clip_pretrained or "openai")
         parts.make_tokenizer()  # for --rank clip
         print(f"CLIP {clip} {pretrained}".rstrip() + f"\t{CLIP if clip == 'demo' else HF_HUB_CACHE}")

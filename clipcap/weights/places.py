@@ -18,6 +18,7 @@ from clipcap.weights.format import read, sha256
 from clipcap.weights.hub import PREFIX
 from clipcap.weights.published import names, resolve_weights
 
+GIVE_CLIP = "give that CLIP with --clip (clip= in Python)"
 # "ViT-L/14@336px", "laion2b_s34b_b79k", "openai-community/gpt2", "hf-hub:owner/name"
 PUBLISHED = re.compile(r"(hf-hub:)?\w[\w.-]*(/\w[\w.-]*)?(@\w+)?", re.ASCII)
 
@@ -56,10 +57,10 @@ def may_follow(place: str | None, file: Path) -> bool:
     return is_inside(place, file)
 
 
-def check_clip_place(config: ClipCapConfig, file: Path, when: str = "") -> None:
-    """Raise a UserError, saying `when` to name it, if weights name a CLIP neither published nor in their folder."""
+def check_clip_place(config: ClipCapConfig, file: Path, how: str = GIVE_CLIP) -> None:
+    """Raise a UserError, saying `how` to give it, if weights name a CLIP neither published nor in their folder."""
     for place in (config.clip_model, config.clip_pretrained):
-        _check(place, file, "CLIP", f"give that CLIP with --clip{when} (clip= in Python)")
+        _check(place, file, "CLIP", how)
 
 
 def check_language_model_place(config: ClipCapConfig, file: Path) -> None:
@@ -93,11 +94,13 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
     base = Base(recorded["weights"], recorded["sha256"])
     shown = f"{base.weights[:200]!r} with SHA-256 {base.sha256[:12]!r}..."
     published = base.weights in names()
+    hub = base.weights.startswith(PREFIX)
     # A path in the file is followed only into its own folder, since the file may be a stranger's.
     name = PureWindowsPath(base.weights).name  # of a path that either system wrote
-    beside = () if base.weights.startswith(PREFIX) else (base.weights, file.parent / base.weights, file.parent / name)
+    beside = () if hub else (base.weights, file.parent / base.weights, file.parent / name)
     known = [base.weights] if published else [place for place in beside if is_inside(place, file)]
-    refusal = f"its base {shown} was not found beside it: put that file there, or give it with --base (base= in Python)"
+    missing = "is fetched only if you name it:" if hub else "was not found beside it: put that file there, or"
+    refusal = f"its base {shown} {missing} give it with --base (base= in Python)"
     for place in [given, *known] if given else known:  # of several files with adapters, the given base may be another's
         try:
             path = resolve_weights(place)
@@ -113,6 +116,14 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
                 f"the base {given} has SHA-256 {found[:12]}..., and its adapters belong to {shown}: give that file"
             )
     raise UserError(refusal)
+
+
+def files_behind(weights: str, base: str | None) -> list[Path]:
+    """The file of these weights and, where they are adapters, of their base and of what that was trained on in turn."""
+    files = [resolve_weights(weights)]
+    while "base" in (content := read(files[-1])):
+        files.append(find_base(content, files[-1], base))
+    return files
 
 
 def check_base(weights: Iterable[str | None], base: str | None) -> None:

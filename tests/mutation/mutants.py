@@ -222,7 +222,7 @@ MUTANTS = [
             "random = np.random.default_rng((self.seed, self.epoch))",
             "random = np.random.default_rng(self.seed)",
         ),
-        ("loader", "(self.seed, self.epoch, row)", "(self.seed, 0, row)", "test_controls"),
+        ("loader", "(self.seed, self.epoch, index)", "(self.seed, 0, index)", "test_controls"),
         ("trainer", "self.train_set.epoch = self.sampler.epoch = epoch", "self.sampler.epoch = epoch", "test_controls"),
         ("loader", "(len(batches))[self.skip :]:", "(len(batches)):"),
         ("loader", "rows[rank::world]", "rows[rank:]", "test_data"),
