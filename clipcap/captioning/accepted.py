@@ -84,5 +84,5 @@ def keep(accepted: Accepted, folder: Path) -> None:
     with (folder / TABLE).open("ab+", buffering=0) as file:
         if file.seek(0, io.SEEK_END):
             file.seek(-1, io.SEEK_END)
-        open_line = file.read(1) not in (b"", b"\n")  # as an editor may leave it
-        append_whole(file, b"\n" * open_line + accepted.line)
+        unended = file.read(1) not in (b"", b"\n")  # an editor may leave out the last line end
+        append_whole(file, b"\n" * unended + accepted.line)

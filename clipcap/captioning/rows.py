@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,6 +73,7 @@ class Writer:
             if regular:  # what a shell names /dev/fd/63 has no other name
                 self.path = Path(os.path.realpath(path))  # one lock, whichever links lead to the file
                 self.absolute = not self.path.is_relative_to(os.path.realpath(os.curdir))
+            self._places = lru_cache(64)(partial(_folders, self.path))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 if regular:
@@ -161,15 +163,23 @@ class Writer:
                         self._remember(image)
 
     def _remember(self, image: str) -> None:
-        """Take a picture of an earlier row for captioned, unless the row may be another's.
-
-        The run that wrote a relative path may have had any folder above the file for its working folder.
-        """
-        places = {os.path.normpath(folder / image) for folder in self.path.parents}
-        there = {place for place in places if os.path.isfile(place)} if len(places) > 1 else places
+        """Take the picture of an earlier row for captioned, unless the row could be that of several pictures."""
+        folder, name = os.path.split(image)
+        there = {os.path.join(place, name) for place in self._places(folder)}
+        if len(there) > 1:
+            there = {place for place in there if os.path.isfile(place)}
         if len(there) == 1:
             self.done |= there
         self.absolute |= len(there) > 1
+
+
+def _folders(file: Path, folder: str) -> set[str]:
+    """The folders that the folder in a row of a file can mean.
+
+    A relative path begins at the working folder of the run that wrote it: the file's own folder, or any above it.
+    """
+    places = (os.path.join(above, folder) for above in file.parents)
+    return {os.path.normpath(place) for place in places if os.path.isdir(place)}
 
 
 def _bytes(text: str) -> bytes:

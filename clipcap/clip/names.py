@@ -25,7 +25,7 @@ WIDTHS = {
 CLIP_OF_WIDTH = {512: "ViT-B/32", 640: "RN50x4", 768: "ViT-L/14", 1024: "RN50"}
 # The models that ClipCap itself used. For embeddings of another width the user has to name the model.
 CLIP_OF_CLIPCAP = {512: "ViT-B/32", 640: "RN50x4"}
-CONFIGS = ("open_clip_config.json", "config.json")  # one of them is in the folder of a CLIP
+CONFIGS = ("open_clip_config.json", "config.json")  # a CLIP's folder holds one of them
 
 
 class ClipIdentity(NamedTuple):
@@ -58,9 +58,9 @@ def open_clip_name(name: str) -> str:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a CLIP's name means a folder. One without a config that happens to be called RN50x4 is ./RN50x4."""
-    as_path = os.path.isabs(name) or name.startswith(".")
-    return os.path.isdir(name) and (as_path or any(os.path.isfile(os.path.join(name, config)) for config in CONFIGS))
+    """Whether a CLIP's name means a folder: one with a config, or any that is written as a path, such as ./RN50x4."""
+    is_path = os.path.isabs(name) or name.startswith(".")
+    return os.path.isdir(name) and (is_path or any(os.path.isfile(os.path.join(name, config)) for config in CONFIGS))
 
 
 def is_place(name: str) -> bool:

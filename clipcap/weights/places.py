@@ -51,7 +51,7 @@ def is_inside(place: str | Path, file: Path) -> bool:
 def may_follow(place: str | None, file: Path, exists: Callable[[str], bool] = is_place) -> bool:
     """Whether what a file of weights names may be opened: a published name, or a place in the file's own folder.
 
-    `exists` says whether a name means something on this machine; by default, whether it means a CLIP.
+    `exists` says whether a name means a place on this machine; by default, a place to load CLIP from.
     """
     # "demo" is the world that ships with the project, also where there is a folder of this name, as in the repository.
     if place in (None, "demo") or (PUBLISHED.fullmatch(place) and len(place) < LONGEST and not exists(place)):
