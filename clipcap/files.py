@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from clipcap.errors import UserError
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_MODES = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
@@ -41,13 +42,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         except Exception as error:
             raise disk.error or error from None
         if path.is_file():
-            shutil.copymode(path, unfinished)  # a private file stays private
+            _copy_mode(path, unfinished)
         unfinished.replace(path)
     except OSError as error:
         error.filename = str(path)
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _copy_mode(path: Path, unfinished: Path) -> None:
+    """Let a private file stay private, on drives that know modes: many network drives and USB sticks do not."""
+    try:
+        shutil.copymode(path, unfinished)
+    except OSError as error:
+        if error.errno not in NO_MODES:
+            raise
 
 
 class _Disk(io.FileIO):

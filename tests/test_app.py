@@ -25,6 +25,7 @@ from PIL import Image
 
 import app
 import load_data
+from clipcap.captioning.accepted import Accepted, keep
 from clipcap.captioning.captioner import Captioner
 from clipcap.captioning.desk import IDLE, LINGER, Desk
 from clipcap.captioning.rows import Row
@@ -363,6 +364,11 @@ def test_only_what_is_asked_to_be_kept_is_kept(photo: Path, tmp_path: Path) -> N
     assert "0" not in desk.sessions and not photo.exists() and not list(tmp_path.glob("*/accepted.zip"))
     [row] = map(json.loads, (tmp_path / "kept" / "metadata.jsonl").read_text().splitlines())
     assert row["caption"] == "my caption" and (tmp_path / "kept" / row["file_name"]).is_file()
+    table = tmp_path / "kept" / "metadata.jsonl"
+    for before in (json.dumps(row), json.dumps(row) + "\n"):  # an editor may leave out the last line end
+        table.write_text(before)
+        keep(Accepted(b"", "another", "", "demo"), tmp_path / "kept")
+        assert [json.loads(line)["caption"] for line in table.read_text().splitlines()] == ["my caption", "another"]
     with pytest.raises(UserError, match="no picture with captions yet"):
         desk.accept("1", "caption", None, None)
 

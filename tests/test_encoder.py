@@ -1,6 +1,7 @@
 """Guards the CLIP encoder: the right activation, strict weights, the same embeddings as open_clip, clear refusals."""
 
 import json
+import shutil
 
 import numpy as np
 import open_clip
@@ -13,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.loading import registry_name, uses_quick_gelu
+from clipcap.clip.names import pretrained_of
 from clipcap.errors import UserError
 from clipcap.offline import offline_if_unreachable
+from clipcap.weights.places import may_follow
 
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
@@ -65,6 +68,32 @@ def test_each_name_gets_its_activation(folder, tiny_registry, monkeypatch, name,
     monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: file)
     encoder = ClipEncoder.load(name, file if pretrained == "file" else pretrained)
     assert activations(encoder) == {QuickGELU if quick else torch.nn.GELU}
+
+
+def test_a_folder_called_like_a_model_is_none_unless_it_holds_one(folder, tiny_registry, tmp_path, monkeypatch):
+    """`load_data.py --clip RN50x4 --output RN50x4` makes such a folder: from then on that CLIP could not be loaded."""
+    file = str(folder / "open_clip_model.safetensors")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: file)
+    monkeypatch.chdir(tmp_path)
+    named = ("RN50x4", "ViT-B/32")
+    for name in named:
+        (tmp_path / name).mkdir(parents=True)
+        assert may_follow(name, folder / "weights.pt")
+        for asked in (name, f"{name}:openai"):
+            assert ClipEncoder.load(asked).identity == {"model": name, "pretrained": "openai", "dim": 16}
+        assert pretrained_of(name, "laion") == "laion"
+        with pytest.raises(UserError, match="holds no open_clip_config.json"):
+            ClipEncoder.load(f"./{name}")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="'photos' is neither a CLIP model's name nor a folder of one"):
+        ClipEncoder.load("photos")
+    (tmp_path / "RN50x4.safetensors").symlink_to(file)
+    for name in named:
+        shutil.copytree(folder, tmp_path / name, dirs_exist_ok=True)
+        assert not may_follow(name, folder / "weights.pt")
+        for asked in (name, f"./{name}"):
+            assert ClipEncoder.load(asked).identity["model"] == str(tmp_path / name)
+    assert ClipEncoder.load("RN50x4.safetensors").identity["pretrained"] == "RN50x4.safetensors"
 
 
 def test_every_tag_agrees_with_open_clip():

@@ -116,6 +116,22 @@ def test_a_private_file_stays_private_when_it_is_written_anew(tmp_path: Path) ->
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_drive_without_modes_takes_a_file_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On network drives and USB sticks that belong to another user no output could be continued."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, "chmod", refuse)
+    for number in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+        write_whole(tmp_path / "a", str(number).encode())
+        assert (tmp_path / "a").read_bytes() == str(number).encode()
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        write_whole(tmp_path / "a", b"new")
+
+
 def test_a_lock_that_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a shared folder the killed run of another user leaves one: the output itself was said to be refused."""
 

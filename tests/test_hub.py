@@ -21,6 +21,7 @@ from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import load_tokenizer
 from clipcap.weights import export, fetch, publish, published
+from clipcap.weights.card import model_card
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import inject, save_adapters
 from clipcap.weights.places import Base
@@ -91,6 +92,15 @@ def test_what_is_pushed_comes_back_bit_by_bit(hub, tmp_path, capsys, strategy):
     assert 'Captioner.load("hf:jane/voice")' in card and "clipcap photos/ --weights hf:jane/voice" in card
     assert ("merged" in card) == strategy.startswith("LoRA")
     assert ("the mapping network" in card.partition("| data")[0]) == (strategy != "head-only")
+
+
+def test_the_card_names_all_that_was_trained():
+    """ "mapping + norms" was said to have trained the mapping network alone."""
+    model = tiny_captioner_model()
+    model.record = {"strategy": "mapping + norms"}
+    assert "| strategy | mapping + norms |" in model_card(model, "jane/voice")
+    model.record = {"strategy": "mapping"}
+    assert "| strategy | mapping: the mapping network was trained |" in model_card(model, "jane/voice")
 
 
 def test_scores_licence_and_data_stand_on_the_card(hub, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from base64 import b64decode
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,31 @@ def test_folders_are_walked_in_order_once(tmp_path):
     assert list(find_images(tmp_path / "notes.txt")) == [tmp_path / "notes.txt"]  # named: the user knows best
     with pytest.raises(UserError, match="nowhere"):
         find_images([tmp_path, "nowhere"])
+
+
+def test_a_junction_is_a_link(tmp_path, monkeypatch):
+    """Windows has both. A folder that one leads back to was walked again and again, as far as paths may be long."""
+    (tmp_path / "a.png").touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    scandir = os.scandir
+
+    class Entry:
+        def __init__(self, entry):
+            self.entry, self.name, self.path, self.is_dir = entry, entry.name, entry.path, entry.is_dir
+
+        def is_symlink(self):
+            return False
+
+        def is_junction(self):
+            return self.entry.is_symlink()
+
+    @contextmanager
+    def listing(path):
+        with scandir(path) as entries:
+            yield [Entry(entry) for entry in entries]
+
+    monkeypatch.setattr(os, "scandir", listing)
+    assert list(find_images(tmp_path)) == [tmp_path / "a.png"]
 
 
 def test_a_folder_that_cannot_be_opened_is_reported(tmp_path, monkeypatch):

@@ -88,6 +88,9 @@ def test_a_report_takes_ratings(tmp_path):
 def test_captions_are_continued_and_failures_tried_again(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     shutil.copy(FILES / name, tmp_path)
+    (tmp_path / "photos").mkdir()
+    for picture in ("a.png", "b.png", "broken.jpg"):
+        (tmp_path / "photos" / picture).touch()
     writer = open_writer(name)
     wanted = [picture for picture in ("photos/a.png", "photos/b.png", "photos/broken.jpg") if writer.wants(picture)]
     writer.close()

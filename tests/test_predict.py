@@ -140,7 +140,12 @@ def test_an_interrupted_run_keeps_what_it_has_and_leaves_nothing_behind(weights,
 
 def test_a_second_run_on_the_same_output_leaves_at_once(weights, photos, tmp_path):
     """Two runs on one output lost and doubled rows; neither loads a model first."""
-    for options, held in ((["--output", tmp_path / "out.csv"], tmp_path / "out.csv"), (["--sidecar"], photos / "sub")):
+    output = ["--output", tmp_path / "out.csv"]
+    for options, held in (
+        (output, tmp_path / "out.csv"),
+        (["--sidecar"], photos / "sub"),
+        ([*output, "--sidecar"], photos / "sub"),  # the second output was asked only when the first had a batch
+    ):
         with only_writer(held), pytest.raises(UserError, match="is being written by process"):
             run("no-such-weights", photos, *options)
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".txt", ".csv", ".lock")]

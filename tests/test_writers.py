@@ -131,6 +131,29 @@ def test_pictures_of_another_folder_with_the_same_names_are_others(tmp_path, mon
     assert names == [str(tmp_path / folder / "1.png") for folder in ("2023", "2024")]
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_relative_path_of_an_earlier_run_is_no_picture_of_this_ones_folder(tmp_path, monkeypatch, ending):
+    """An output within 2023, continued from 2024 or from above both, had all of their pictures already."""
+    for folder in ("2023", "2024", "."):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("1.png", "2.png"):
+            Image.new("RGB", (40, 30)).save(tmp_path / folder / name)
+    (tmp_path / "2.png").unlink()  # what 2023/2.png is called in 2023 means no other picture
+    out = tmp_path / "2023" / f"out.{ending}"
+    monkeypatch.chdir(tmp_path / "2023")
+    write(out, [Row("1.png", ["x"]), Row("2.png", ["x"])])
+    for folder, missing in (("2024", ["1.png", "2.png"]), (".", ["1.png"]), ("2023", ["1.png"]), ("2023", [])):
+        monkeypatch.chdir(tmp_path / folder)
+        with closing(open_writer(out)) as writer:
+            wanted = [name for name in ("1.png", "2.png") if os.path.exists(name) and writer.wants(name)]
+            assert wanted == missing
+            assert writer.wants(tmp_path / "2023" / "2.png") is False
+            for name in wanted:
+                writer.write(Row(name, ["x"]))
+    whole = [tmp_path / name for name in ("2024/1.png", "2024/2.png", "1.png", "2023/1.png")]
+    assert [name for name, _ in read(out)] == ["1.png", "2.png", *map(str, whole)]
+
+
 def test_json_rows():
     assert Row("a", ["x"]).as_dict() == {"image": "a", "caption": "x"}
     assert Row("a", ["x", "y"], asked=2).as_dict() == {"image": "a", "caption": "x", "captions": ["x", "y"]}
@@ -143,6 +166,7 @@ def test_no_csv_cell_begins_a_formula(tmp_path, monkeypatch):
     """A spreadsheet runs what begins with these signs, and captions begin with @ and - all the time."""
     monkeypatch.chdir(tmp_path)
     bad = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "＝1"]
+    Path("=1+1.png").touch()
     write(tmp_path / "out.csv", [Row(f"{text}.png", [text, "@b"], asked=2) for text in bad])
     with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
         for row in csv.reader(file):
@@ -195,6 +219,8 @@ def test_names_that_are_not_utf8(tmp_path, ending, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [os.fsdecode(b"\xff\xe9.png"), "\\udcff\\udce9.png", "\\u005cudcff.png", "C:\\users\\udo.png"]
     path = tmp_path / f"out.{ending}"
+    for name in names[:2]:
+        Path(name).touch()
     write(path, [Row(name, ["x"]) for name in names[:2]])
     assert path.read_bytes().decode("utf-8").count("udcff") >= 2
     if ending == "jsonl":
@@ -266,7 +292,10 @@ def test_zeros_at_the_end_after_a_power_cut_are_a_row_cut_short(tmp_path, rows):
 # A full disk
 
 
-def test_a_table_that_another_program_saved_is_continued(tmp_path):
+def test_a_table_that_another_program_saved_is_continued(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.jpg"):
+        Path(name).touch()
     path = tmp_path / "out.csv"
     path.write_text('"image","caption","more captions","error"\n"a.jpg","x","",""\n\n"b.jpg","y","","note"')
     writer = open_writer(path)
@@ -541,6 +570,16 @@ def test_a_sidecar_that_cannot_be_written_says_why(tmp_path):
     assert "cannot be written" in Sidecars("overwrite").write(Row(str(tmp_path / "a.jpg"), ["x"]))
 
 
+def test_a_sidecar_whose_name_would_be_too_long_fails_alone(tmp_path):
+    """Two pictures of one stem have the longest sidecars: a.jpg.txt. That of such a name ended every run."""
+    for ending in (".jpg", ".png"):
+        (tmp_path / ("a" * 251 + ending)).touch()
+    with closing(Sidecars()) as sidecars:
+        image = tmp_path / ("a" * 251 + ".jpg")
+        assert sidecars.wants(image)
+        assert sidecars.write(Row(str(image), ["x"])) == "its .txt cannot be written (File name too long)"
+
+
 def test_captions_are_put_in_front_once(tmp_path):
     """A second run would put the same caption in front again; one that another only begins with is another."""
     row, text = Row(str(tmp_path / "a.jpg"), ["a dog"]), tmp_path / "a.txt"
@@ -637,9 +676,10 @@ def test_a_description_is_respected(tmp_path):
         assert description(path)["x-default"] == told
     path.write_text(OTHERS.format(""), encoding="utf-8")
     assert Sidecars("skip", [XMP]).wants(row.image)
-    path.unlink()
     Image.new("RGB", (8, 8)).save(row.image, xmp=OTHERS.format(NEW.format(GERMAN)).encode())
-    assert not Sidecars("skip", [XMP]).wants(row.image) and Sidecars("overwrite", [XMP]).wants(row.image)
+    for _ in range(2):  # beside an .xmp with no more than a rating, and without one
+        assert not Sidecars("skip", [XMP]).wants(row.image) and Sidecars("overwrite", [XMP]).wants(row.image)
+        path.unlink(missing_ok=True)
 
 
 def test_a_description_in_a_heic_is_respected(tmp_path, monkeypatch):

@@ -81,5 +81,8 @@ def zipped(accepted: Sequence[Accepted]) -> bytes:
 def keep(accepted: Accepted, folder: Path) -> None:
     """Add one of them to a folder: the picture first, so that no line names one that is not there. Raises OSError."""
     write_whole(folder / accepted.file_name, accepted.picture)
-    with (folder / TABLE).open("ab", buffering=0) as file:
-        append_whole(file, accepted.line)
+    with (folder / TABLE).open("ab+", buffering=0) as file:
+        if file.seek(0, io.SEEK_END):
+            file.seek(-1, io.SEEK_END)
+        unended = file.read(1) not in (b"", b"\n")  # an editor may leave out the last line end
+        append_whole(file, b"\n" * unended + accepted.line)

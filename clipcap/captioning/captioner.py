@@ -24,7 +24,7 @@ from clipcap.captioning.rows import Row
 from clipcap.captioning.rules import Rules, framed
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.images import UnreadableImage
-from clipcap.clip.names import names_weights
+from clipcap.clip.names import is_folder, names_weights
 from clipcap.clip.tensors import convert
 from clipcap.clip.workers import pixel_batches
 from clipcap.decoding.options import Decoding
@@ -241,7 +241,7 @@ def _clip_name(
         check_clip_place(config, file)
         return config.clip_model, config.clip_pretrained
     named = config.clip_model or ""
-    whole = named == "demo" or named.startswith("hf-hub:") or Path(named).is_dir()  # it has weights of its own
+    whole = named == "demo" or named.startswith("hf-hub:") or is_folder(named)  # it has weights of its own
     if named and not whole and Path(clip).is_file():  # a file of the CLIP that the weights name
         return named, str(clip)
     if names_weights(str(clip)):

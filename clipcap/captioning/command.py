@@ -142,5 +142,8 @@ def open_outputs(args: OutputArguments) -> list[Writer | Sidecars]:
 
 
 def wanted(path: Path, outputs: Sequence[Writer | Sidecars]) -> bool:
-    """Whether at least one output has no caption of a picture yet; always if there are no outputs."""
-    return not outputs or any(output.wants(path) for output in outputs)
+    """Whether at least one output has no caption of a picture yet; always if there are no outputs.
+
+    All outputs are asked, since a folder that another run holds is to be noticed before CLIP is loaded.
+    """
+    return not outputs or any([output.wants(path) for output in outputs])

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,13 +66,14 @@ class Writer:
     def __init__(self, path: str | Path) -> None:
         self.path, self.written = Path(path), 0
         self.done: set[str] = set()
-        self.failed, self.end, self.elsewhere = False, 0, False
+        self.failed, self.end, self.absolute = False, 0, False
         try:
             self.created = not self.path.exists()
             regular = self.created or self.path.is_file()  # a pipe or a device needs no lock, nor is it continued
             if regular:  # what a shell names /dev/fd/63 has no other name
                 self.path = Path(os.path.realpath(path))  # one lock, whichever links lead to the file
-                self.elsewhere = not self.path.is_relative_to(os.path.realpath(os.curdir))
+                self.absolute = not self.path.is_relative_to(os.path.realpath(os.curdir))
+            self._places = lru_cache(64)(partial(_folders, self.path))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 if regular:
@@ -93,9 +95,10 @@ class Writer:
     def write(self, row: Row) -> None:
         """Write a row. Raises UserError when the disk is full or no longer there.
 
-        A file outside the working folder may be continued from another one, where a relative path would lead elsewhere.
+        A file outside the working folder may be continued from another one, where a relative path would lead elsewhere:
+        it gets absolute paths, and so does one in which a relative path could mean two pictures.
         """
-        image = os.path.abspath(row.image) if self.elsewhere else row.image
+        image = os.path.abspath(row.image) if self.absolute else row.image
         self._put_or_say(self.format(replace(row, image=image)))
         self.written += 1
 
@@ -157,7 +160,26 @@ class Writer:
                 if not failed:
                     new.write(_bytes(text))
                     if image is not None:
-                        self.done.add(os.path.abspath(image))
+                        self._remember(image)
+
+    def _remember(self, image: str) -> None:
+        """Take the picture of an earlier row for captioned, unless the row could be that of several pictures."""
+        folder, name = os.path.split(image)
+        there = {os.path.join(place, name) for place in self._places(folder)}
+        if len(there) > 1:
+            there = {place for place in there if os.path.isfile(place)}
+        if len(there) == 1:
+            self.done |= there
+        self.absolute |= len(there) > 1
+
+
+def _folders(file: Path, folder: str) -> set[str]:
+    """The folders that the folder in a row of a file can mean.
+
+    A relative path begins at the working folder of the run that wrote it: the file's own folder, or any above it.
+    """
+    places = (os.path.join(above, folder) for above in file.parents)
+    return {os.path.normpath(place) for place in places if os.path.isdir(place)}
 
 
 def _bytes(text: str) -> bytes:

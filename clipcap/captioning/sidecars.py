@@ -74,10 +74,11 @@ class Sidecars:
         if self.existing != "skip":
             return True
         file = self._file(image, kind.ending)
-        if not (os.path.exists(file) and os.stat(file).st_size):  # an empty one is no caption
-            return not (kind.mixed and embedded_description(image))
         with suppress(OSError, LeftAlone):  # `write` will say so
-            return kind.mixed and not kind.read(_content(file))
+            there = os.path.exists(file) and os.stat(file).st_size  # an empty one is no caption
+            if there and (not kind.mixed or kind.read(_content(file))):
+                return False
+            return not (kind.mixed and embedded_description(image))
         return True
 
     def write(self, row: Row) -> str | None:
@@ -93,7 +94,7 @@ class Sidecars:
 
     def _write(self, row: Row, kind: Kind) -> str | None:
         file = self._file(Path(row.image), kind.ending)
-        if file.is_symlink():  # folders of strangers bring links, and these would say where captions are written
+        if os.path.islink(file):  # folders of strangers bring links, and these would say where captions are written
             return f"its {kind.ending} is a link, which is left as it is"
         captions = [" ".join(caption.splitlines()) for caption in row.captions] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n" if not kind.mixed else (row.captions or [""])[0]

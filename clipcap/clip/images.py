@@ -100,8 +100,8 @@ def _found(entry: os.DirEntry[str], real_folder: str) -> Found | None:
         return (entry.path, entry.path, False) if is_picture or error.errno != errno.ELOOP else None
     if not is_folder and not is_picture:
         return None
-    real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_folder, entry.name)
-    return entry.path, real, is_folder
+    is_link = entry.is_symlink() or getattr(entry, "is_junction", bool)()  # Windows has both; Python 3.11 knows one
+    return entry.path, os.path.realpath(entry.path) if is_link else os.path.join(real_folder, entry.name), is_folder
 
 
 def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clipcap.clip.archive import is_archive, read_archive
 from clipcap.clip.config import check_config, check_preprocessing, no_code
-from clipcap.clip.names import WIDTHS, file_name, model_and_weights, open_clip_name
+from clipcap.clip.names import CONFIGS, WIDTHS, file_name, is_folder, model_and_weights, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.clip.tensors import check_finite, check_room, uninitialised
 from clipcap.errors import UserError
@@ -30,7 +30,6 @@ from clipcap.offline import offline_if_unreachable
 from clipcap.world import shipped
 
 Tokenize = Callable[[list[str]], Tensor]  # texts -> token ids (texts, context length)
-CONFIGS = ("open_clip_config.json", "config.json")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # not weights, though OpenAI stores them as such
 PREFERRED = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -72,7 +71,7 @@ def registry_name(name: str) -> str:
     known = open_clip.list_models()
     if registered not in known:
         near = get_close_matches(registered, known, n=5) or list(WIDTHS)
-        raise UserError(f"{name!r} is neither a folder nor a CLIP model's name; near names are: {', '.join(near)}")
+        raise UserError(f"{name!r} is neither a CLIP model's name nor a folder of one; near names: {', '.join(near)}")
     return registered
 
 
@@ -111,15 +110,15 @@ def load_parts(name: str, pretrained: str) -> tuple[str, str, Parts]:
             downloaded.
     """
     asked, (name, pretrained) = name, model_and_weights(name, pretrained)
-    if (name == "demo" or Path(name).is_dir()) and asked.startswith(f"{name}:"):
+    if (name == "demo" or is_folder(name)) and asked.startswith(f"{name}:"):
         raise UserError(f"CLIP {name!r} has weights of its own: leave out {asked.removeprefix(name)!r}")
     if name == "demo":
         return name, "", _from_folder(shipped.CLIP)
-    if Path(name).is_file():
-        name, pretrained = _name_of_file(Path(name)), name
-    if Path(name).is_dir():
+    if is_folder(name):
         folder = Path(name).resolve()
         return str(folder), "", _from_folder(folder)
+    if Path(name).is_file():
+        name, pretrained = _name_of_file(Path(name)), name
     if name.startswith("hf-hub:"):
         return name, "", _from_hub(name)
     return name, pretrained, _from_registry(name, pretrained)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 from clipcap.errors import UserError
@@ -25,6 +25,7 @@ WIDTHS = {
 CLIP_OF_WIDTH = {512: "ViT-B/32", 640: "RN50x4", 768: "ViT-L/14", 1024: "RN50"}
 # The models that ClipCap itself used. For embeddings of another width the user has to name the model.
 CLIP_OF_CLIPCAP = {512: "ViT-B/32", 640: "RN50x4"}
+CONFIGS = ("open_clip_config.json", "config.json")  # a CLIP's folder holds one of them
 
 
 class ClipIdentity(NamedTuple):
@@ -56,9 +57,20 @@ def open_clip_name(name: str) -> str:
     return file_name(name).removesuffix("px")
 
 
+def is_folder(name: str) -> bool:
+    """Whether a CLIP's name means a folder: one with a config, or any that is written as a path, such as ./RN50x4."""
+    is_path = os.path.isabs(name) or name.startswith(".")
+    return os.path.isdir(name) and (is_path or any(os.path.isfile(os.path.join(name, config)) for config in CONFIGS))
+
+
+def is_place(name: str) -> bool:
+    """Whether a CLIP's name, or that of its weights, means a file or a folder of this machine."""
+    return os.path.isfile(name) or is_folder(name)
+
+
 def names_weights(name: str) -> bool:
     """Whether a CLIP's name says which weights it means: NAME:WEIGHTS, a file, a folder, one of the hub, or demo."""
-    return name == "demo" or ":" in name or Path(name).exists()
+    return name == "demo" or ":" in name or is_place(name)
 
 
 def pretrained_of(name: str, pretrained: str | None) -> str:
@@ -80,7 +92,7 @@ def model_and_weights(name: str, pretrained: str) -> tuple[str, str]:
     """
     if pretrained != "openai":
         pretrained_of(name, pretrained)
-    if name == "demo" or name.startswith("hf-hub:") or Path(name).exists():
+    if name == "demo" or name.startswith("hf-hub:") or is_place(name):
         return name, ""
     model, _, weights = name.partition(":")
     return model, weights or pretrained

@@ -97,7 +97,8 @@ def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
     record, strategy = model.record, str(model.record.get("strategy") or "")
     parts = map(record.get, ("data", "losses", "arguments"))
     source, losses, arguments = (part if isinstance(part, dict) else {} for part in parts)
-    kind = STRATEGIES.get(strategy.split(" ")[0], "").replace("GPT-2", _writer(model))
+    name = "LoRA" if strategy.startswith("LoRA ") else strategy  # without its rank
+    kind = STRATEGIES.get(name, "").replace("GPT-2", _writer(model))
     if arguments.get("freeze_mapping"):
         kind = kind.replace("the mapping network and ", "")
     rows = {

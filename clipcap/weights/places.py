@@ -6,12 +6,14 @@ every other place is for the user to name.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from clipcap.clip.names import is_place
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.weights.format import read, sha256
@@ -21,6 +23,7 @@ from clipcap.weights.published import names, resolve_weights
 GIVE_CLIP = "give that CLIP with --clip (clip= in Python)"
 # "ViT-L/14@336px", "laion2b_s34b_b79k", "openai-community/gpt2", "hf-hub:owner/name"
 PUBLISHED = re.compile(r"(hf-hub:)?\w[\w.-]*(/\w[\w.-]*)?(@\w+)?", re.ASCII)
+LONGEST = 256  # characters of a published name, and more than a file's name has
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,14 @@ def is_inside(place: str | Path, file: Path) -> bool:
     return inside
 
 
-def may_follow(place: str | None, file: Path) -> bool:
-    """Whether what a file of weights names may be opened: a published name, or a place in the file's own folder."""
+def may_follow(place: str | None, file: Path, exists: Callable[[str], bool] = is_place) -> bool:
+    """Whether what a file of weights names may be opened: a published name, or a place in the file's own folder.
+
+    `exists` says whether a name means a place on this machine; by default, a place to load CLIP from.
+    """
     # "demo" is the world that ships with the project, also where there is a folder of this name, as in the repository.
-    try:
-        if place in (None, "demo") or (PUBLISHED.fullmatch(place) and not Path(place).exists()):
-            return True
-    except OSError:  # longer than any name
-        return False
+    if place in (None, "demo") or (PUBLISHED.fullmatch(place) and len(place) < LONGEST and not exists(place)):
+        return True
     return is_inside(place, file)
 
 
@@ -66,11 +69,12 @@ def check_clip_place(config: ClipCapConfig, file: Path, how: str = GIVE_CLIP) ->
 def check_language_model_place(config: ClipCapConfig, file: Path) -> None:
     """Raise a UserError if the tokenizer would be looked for elsewhere than on the hub or in the file's own folder."""
     if not config.tokenizer:  # otherwise it is in the file, and the language model's name leads nowhere
-        _check(config.language_model, file, "the language model", "give it with language_model= to load_checkpoint")
+        how = "give it with language_model= to load_checkpoint"
+        _check(config.language_model, file, "the language model", how, os.path.exists)
 
 
-def _check(place: str | None, file: Path, what: str, how: str) -> None:
-    if not may_follow(place, file):
+def _check(place: str | None, file: Path, what: str, how: str, exists: Callable[[str], bool] = is_place) -> None:
+    if not may_follow(place, file, exists):
         raise UserError(
             f"{file} names {what} {str(place)[:200]!r}, which is no published name and lies outside the file's own "
             f"folder, so it is not opened: {how}"
