@@ -170,7 +170,7 @@ def test_another_image_column_is_another_dataset(clip: Path, photos: Path, tmp_p
     command = ["--source", "hub", str(tmp_path / "pairs"), "--clip", str(clip), "--output", str(tmp_path / "data")]
     load_data.main([*command, "--workers", "0"])
     info = EmbeddingStore.open(tmp_path / "data").info
-    assert info["source"] == {"name": "hub", "path": str(tmp_path / "pairs")}  # without a column, as in older datasets
+    assert info["source"] == {"name": "hub", "path": str(tmp_path / "pairs")}  # as in older datasets
     with pytest.raises(UserError, match=r"another source image column \(None, now photo\)"):
         load_data.main([*command, "--workers", "0", "--image-column", "photo"])
 

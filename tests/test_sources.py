@@ -99,7 +99,13 @@ def test_folder_with_text_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("Val2014", "validation"), ("test_1", "test"), ("Val d'Isère 2024", "train"), ("Test shots", "train"), ("2", "train")],
+    [
+        ("Val2014", "validation"),
+        ("test_1", "test"),
+        ("Val d'Isère 2024", "train"),
+        ("Test shots", "train"),
+        ("2", "train"),
+    ],
 )
 def test_only_the_whole_name_of_a_subfolder_makes_it_a_split(tmp_path: Path, name: str, split: str) -> None:
     """Holidays in Val d'Isère became the validation split, with a table and without."""
@@ -151,7 +157,10 @@ def test_text_that_bears_the_whole_name_of_a_picture_is_its_own(tmp_path: Path) 
         ({"metadata.jsonl": b"[1]\n"}, "line 1, is not a JSON object"),
         ({"captions.csv": b"picture,caption\na,b\n"}, "line 2, has no column file_name or .*it has picture, caption"),
         *(
-            ({"captions.csv": f"image,caption,split\na,b, test\nc,d,{name}\n".encode()}, f"line 3, has the split '{name}'")
+            (
+                {"captions.csv": f"image,caption,split\na,b, test\nc,d,{name}\n".encode()},
+                f"line 3, has the split '{name}'",
+            )
             for name in ("holdout", "2_test", " ")
         ),
     ],
@@ -263,13 +272,15 @@ def test_any_hub_data_set_by_its_columns(instagram: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("lone", [True, False])
 def test_a_data_set_as_save_to_disk_writes_it(tmp_path: Path, lone: bool) -> None:
-    """A Dataset that was saved was refused; of a DatasetDict, splits of other names were mixed into the training one."""
+    """A Dataset that was saved was refused; of a DatasetDict, splits of other names were left out."""
     from datasets import Dataset, DatasetDict, Features, Image, Value
 
     features = Features(image=Image(), caption=Value("string"))
     rows = {"image": [{"bytes": png(colour), "path": None} for colour in ("red", "blue")], "caption": ["a", "b"]}
     saved = Dataset.from_dict(rows, features=features).with_format("numpy", ["caption"])
-    (saved if lone else DatasetDict(train=saved, extra=saved)).save_to_disk(tmp_path / "x", num_shards=2 if lone else None)
+    (saved if lone else DatasetDict(train=saved, extra=saved)).save_to_disk(
+        tmp_path / "x", num_shards=2 if lone else None
+    )
     source = open_source(["hub", str(tmp_path / "x")])
     splits = ["train"] if lone else ["train", "extra"]
     assert listed(source) == [
@@ -277,7 +288,9 @@ def test_a_data_set_as_save_to_disk_writes_it(tmp_path: Path, lone: bool) -> Non
     ]
     examples = [*source.examples]
     assert colour_of(examples[1]) == "blue"
-    assert {example.origin.parent for example in examples} == {tmp_path / "x" / ("" if lone else name) for name in splits}
+    assert {example.origin.parent for example in examples} == {
+        tmp_path / "x" / ("" if lone else name) for name in splits
+    }
 
 
 def test_without_network_one_sentence_names_the_data_set() -> None:

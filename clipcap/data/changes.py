@@ -119,7 +119,7 @@ def what_differs(table: pa.Table, examples: Iterable[Example]) -> str:
 def changed_plan(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str] | None:
     """The first part of a plan that has changed, and how; None if they are the same.
 
-    An older version had not yet the options that a plan lacks: they are off. Of a hub folder it recorded what was typed.
+    An older version had not yet the options that a plan lacks: they are off. It recorded a hub folder as typed.
     """
     old, new = _flat(before), _flat(now)
     if os.path.realpath(str(old.get("source path")).replace("\0", "")) == new.get("source path"):

@@ -30,7 +30,8 @@ def folder(path: str, allow_outside: bool = False) -> Source:
 
     Raises:
         UserError: there is no such folder, it has no images or no captions, its table cannot be read or names
-            another split, or an image is outside and `allow_outside` is not set. Without a table, listing the examples raises it too.
+            another split, or an image is outside and `allow_outside` is not set. Without a table, listing the examples
+            raises it too.
     """
     root = existing(path, folder=True)
     home = Home(root, allow_outside=allow_outside)
@@ -71,7 +72,7 @@ def _with_text(home: Home, root: Path, image: Path) -> Example:
 
 
 def _split_of(name: Path) -> str:
-    """The split that the first subfolder is called by: "val2014" and "test_1", but not "Val d'Isère" or "Test shots"."""
+    """The split that the whole name of the first subfolder says: "val2014" or "test_1", but not "Test shots"."""
     whole = len(name.parts) > 1 and re.fullmatch(r"[A-Za-z]+[\d_-]*", name.parts[0])
     return split_name(name.parts[0]) if whole else "train"
 

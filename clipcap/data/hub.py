@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through `datasets`: downloaded whole, or in a folder, as they are or as it saves them."""
+"""Data sets of the Hugging Face hub, through `datasets`: downloaded whole, or saved in a folder in either's layout."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _load(path: str, allow_outside: bool) -> dict[str, Dataset]:
 
 
 def _saved(path: str, folder: Path, allow_outside: bool) -> dict[str, Dataset]:
-    """What `save_to_disk` wrote into a folder. Each name in it, and each Arrow file, is checked before it is followed."""
+    """What `save_to_disk` wrote into a folder: names in it and Arrow files are checked before `datasets` reads them."""
     from datasets import Dataset
 
     def checked(*names: str) -> Path:
@@ -142,7 +142,7 @@ def _strings(value: Any) -> Iterator[str]:
 def _check_names(path: str, names: Iterable[str]) -> None:
     """Raise a UserError for data files that are not in the folder: elsewhere on this computer, or in the network."""
     home = Home(Path(path))
-    for name in names:
+    for name in dict.fromkeys(names):
         if "://" in name or "::" in name or ".." in Path(name).parts or not home.holds(Path(path, name)):
             raise UserError(
                 f"data set {path!r} names {short(name)}, which is outside of it; give --allow-outside if you trust it "
