@@ -189,19 +189,22 @@ def test_an_export_in_several_parts_is_read_from_one_folder(tmp_path: Path, buil
 
 def test_posts_are_listed_alike_on_every_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists of one number came in the order in which the disk holds their folders: a copy was another dataset."""
-    unpack(tmp_path, {f"{top}/content/posts_1.json": [alone(f"{top}.jpg")] for top in "bac"})
-    unpack(tmp_path, {f"{top}.jpg": picture("red") for top in "bac"})
-    walk, orders = os.walk, []
+    contents: dict[str, Any] = {}
+    for top, colour in (("b", "red"), ("a", "green"), ("c", "blue")):
+        contents[f"{top}/content/posts_1.json"] = [alone(f"{top}/x.jpg"), alone("x.jpg")]
+        contents[f"{top}/x.jpg"] = picture(colour)
+    archive, folder = pack(tmp_path / "a.zip", contents), unpack(tmp_path / "a", contents)
+    walk, found = os.walk, []
 
     def backwards(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-        for folder, folders, names in walk(root):
-            folders.sort(reverse=True)
-            yield folder, folders, names
+        yield from sorted(walk(root), reverse=True)
 
     for way in (walk, backwards):
         monkeypatch.setattr(os, "walk", way)
-        orders.append([*listed(str(tmp_path))])
-    assert orders == [["a.jpg", "b.jpg", "c.jpg"]] * 2
+        examples = open_source(["instagram-archive", folder]).examples
+        found.append([(example.image_id, colour_of(example)) for example in examples])
+    assert found == [[("a/x.jpg", "green"), ("x.jpg", "green"), ("b/x.jpg", "red"), ("c/x.jpg", "blue")]] * 2
+    assert [*listed(archive)] == [name for name, _ in found[0]]
 
 
 def test_a_picture_that_was_posted_twice_has_two_captions(tmp_path: Path) -> None:

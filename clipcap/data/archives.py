@@ -135,8 +135,7 @@ def _files(root: Path, path: str, home: Home) -> list[tuple[str, File]]:
     if not root.is_dir():
         return _members(root, path)
     found: list[tuple[str, File]] = []
-    for folder, folders, names in os.walk(root):
-        folders.sort()
+    for folder, _, names in sorted(os.walk(root)):
         place = Path(folder)
         found += [((place / name).relative_to(root).as_posix(), place / name) for name in sorted(names)]
     if not any(map(_list_of, found)):
