@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
+import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,26 @@ def test_an_export_in_several_parts_is_read_from_one_folder(tmp_path: Path, buil
     assert listed(str(tmp_path / "alone.zip")) == {f"media/posts/{n}.jpg": (f"caption {n}",) for n in range(2)}
 
 
+def test_posts_are_listed_alike_on_every_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of one number came in the order in which the disk holds their folders: a copy was another dataset."""
+    contents: dict[str, Any] = {}
+    for top, colour in (("b", "red"), ("a", "green"), ("c", "blue")):
+        contents[f"{top}/content/posts_1.json"] = [alone(f"{top}/x.jpg"), alone("x.jpg")]
+        contents[f"{top}/x.jpg"] = picture(colour)
+    archive, folder = pack(tmp_path / "a.zip", contents), unpack(tmp_path / "a", contents)
+    walk, found = os.walk, []
+
+    def backwards(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        yield from sorted(walk(root), reverse=True)
+
+    for way in (walk, backwards):
+        monkeypatch.setattr(os, "walk", way)
+        examples = open_source(["instagram-archive", folder]).examples
+        found.append([(example.image_id, colour_of(example)) for example in examples])
+    assert found == [[("a/x.jpg", "green"), ("x.jpg", "green"), ("b/x.jpg", "red"), ("c/x.jpg", "blue")]] * 2
+    assert [*listed(archive)] == [name for name, _ in found[0]]
+
+
 def test_a_picture_that_was_posted_twice_has_two_captions(tmp_path: Path) -> None:
     posts = [alone("1.jpg", "first"), together("second", "1.jpg", "2.jpg"), alone("1.jpg", "first")]
     path = pack(tmp_path / "a.zip", {POSTS: posts, "1.jpg": picture("red"), "2.jpg": picture("red")})
@@ -312,7 +334,7 @@ def test_a_damaged_member_is_refused_or_skipped(tmp_path: Path, clip: str, place
 
 
 def test_what_unfolds_to_any_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kilobyte can unfold to a gigabyte, and its header may lie about that."""
+    """A kilobyte can unfold to a gigabyte, and its header may lie about that: it was unfolded all the same."""
     monkeypatch.setattr(archives, "MOST_LIST", 10_000)
     monkeypatch.setattr(archives, "MOST_PICTURE", 10_000)
     files = {"1.jpg": bytes(10**6), "2.jpg": bytes(10**6)}
@@ -322,9 +344,13 @@ def test_what_unfolds_to_any_size_is_not_read(tmp_path: Path, monkeypatch: pytes
     content[last + 24 : last + 28] = (100).to_bytes(4, "little")  # the size of 2.jpg, as the list of members says it
     path.write_bytes(content)
     first, second = open_source(["instagram-archive", str(path)]).examples
+    tracemalloc.start()
     for example, reason in ((first, "larger than"), (second, "damaged in the archive")):
         with pytest.raises(Exception, match=reason):
             open_image(example.open())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000
     for build in (pack, unpack):
         where = build(tmp_path / "b", {POSTS: [alone("x" * 20_000)]})
         with pytest.raises(UserError, match="posts_1.json' cannot be read"):

@@ -504,6 +504,44 @@ def test_a_hub_folder_that_names_other_places_is_refused_before_they_are_asked(
         open_source(["hub", str(tmp_path)])
 
 
+SAVED = {  # what a stranger's data set in the layout of `save_to_disk` names -> the sentence about it
+    "outside": ({"x/state.json": {"_data_files": [{"filename": "../../outside.arrow"}]}}, "names '.*is outside of it"),
+    "absolute": ({"x/state.json": {"_data_files": [{"filename": "/dev/zero"}]}}, "names '/dev/zero', which is outside"),
+    "address": ({"x/state.json": {"_data_files": [{"filename": "http://127.0.0.1:9/x"}]}}, "names '.*is outside of it"),
+    "a split outside": ({"dataset_dict.json": {"splits": ["../outside"]}}, "names '../outside.*is outside of it"),
+    "a split of an address": ({"dataset_dict.json": {"splits": ["s3://x"]}}, "names 's3://x.*is outside of it"),
+    "no splits": ({"dataset_dict.json": {"splits": []}}, "has no splits"),
+    "no list": ({"dataset_dict.json": []}, "could not be read"),
+    "numbers": ({"dataset_dict.json": {"splits": [5]}}, "could not be read"),
+    "a pipe": ({"x/state.json": {"_data_files": [{"filename": "pipe"}]}}, "has no file 'x/pipe'"),
+    "cut off": ({"x/state.json": {"_data_files": [{"filename": "cut"}]}}, "x/cut' is missing or damaged"),
+    "code": (
+        {"x/dataset_info.json": {"features": {"caption": {"_type": "partial"}}}},
+        "could not be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", SAVED)
+def test_a_saved_data_set_leads_nowhere_and_runs_nothing(way: str, tmp_path: Path) -> None:
+    """`save_to_disk` writes lists of files, which `load_from_disk` believes."""
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(x=Dataset.from_dict({"image": ["a"] * 9, "caption": ["b"] * 9})).save_to_disk(tmp_path / "place")
+    content = (tmp_path / "place/x/data-00000-of-00001.arrow").read_bytes()
+    (tmp_path / "outside.arrow").write_bytes(content)
+    (tmp_path / "place/x/cut").write_bytes(content[:-300])
+    os.mkfifo(tmp_path / "place/x/pipe")
+    changes, sentence = SAVED[way]
+    for name, changed in changes.items():
+        file = tmp_path / "place" / name
+        known = json.loads(file.read_text())
+        file.write_text(json.dumps(known | changed if isinstance(changed, dict) else changed))
+    with soon(20), pytest.raises(UserError, match=sentence) as caught:
+        open_source(["hub", str(tmp_path / "place")])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["parquet", "json"])
 def test_a_hub_folder_may_be_called_like_a_format(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against `datasets` that takes the name for a format, and reads what is in the current folder."""

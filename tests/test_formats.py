@@ -291,12 +291,16 @@ def record(folder: Path, part: str, thread: int, **images: tuple[str, str]) -> N
 
 
 def test_the_records_of_parse_conceptual_say_whose_image_it_is(tmp_path: Path) -> None:
-    """Guards against its training images paired with the table by number: the first are those of validation."""
+    """Guards against its training images paired with the table by number: the first are those of validation.
+
+    On Python 3.11 a name longer than any file may have ended in a traceback.
+    """
     write_table(tmp_path / "Train_GCC-training.tsv", ROWS)
     write_table(tmp_path / "Validation_GCC-1.1.0-Validation.tsv", [("a green thing", "http://c.example/green.jpg")])
     record(tmp_path, "val", 0, _00000000=("a green thing", "http://c.example/green.jpg"))
     record(tmp_path, "train", 0, _00000000=("a green thing", "http://c.example/green.jpg"))
     record(tmp_path, "train", 1, _00000002=ROWS[2], _00000007=("gone since", "http://d.example/x"))
+    record(tmp_path, "train", 2, **{"a" * 300: ("nowhere", "http://e.example/x")})
     for name, colour in (("val/00000000", "green"), ("train/00000000", "red"), ("train/00000002", "blue")):
         put(tmp_path / f"{name}.jpg", colour)  # red: another answer of the same address
     source = open_source(["conceptual", str(tmp_path)])

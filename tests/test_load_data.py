@@ -175,6 +175,22 @@ def test_another_image_column_is_another_dataset(clip: Path, photos: Path, tmp_p
         load_data.main([*command, "--workers", "0", "--image-column", "photo"])
 
 
+def test_a_hub_folder_is_the_same_however_it_is_spelled(clip: Path, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    """`my_ds/` was another source than `my_ds`. Datasets that record what was typed are continued."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    save_hub_folder(tmp_path / "pairs", {"train": ["1", "2", "3"]}, (photos / "00.jpg").read_bytes())
+    command = ["--clip", str(clip), "--output", str(tmp_path / "data"), "--workers", "0", "--source", "hub"]
+    load_data.main([*command, "pairs"])
+    load_data.main([*command, "./pairs/"])
+    file = tmp_path / "data" / "dataset.json"
+    file.write_text(file.read_text().replace(f'"{tmp_path}/pairs"', '"pairs/"'))
+    assert EmbeddingStore.open(tmp_path / "data").info["plan"]["source"]["path"] == "pairs/"
+    load_data.main([*command, "pairs"])
+    with pytest.raises(UserError, match="another source path"):
+        load_data.main([*command, str(save_hub_folder(tmp_path / "others", {"train": ["1", "2", "3"]}, b""))])
+
+
 def test_the_published_pickle_needs_no_clip(shared: Path, tmp_path: Path, monkeypatch) -> None:
     """Guards against loading CLIP for embeddings that come along, and against losing one of the 100 rows."""
     monkeypatch.setattr(ClipEncoder, "load", None)

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,43 @@ def test_folder_with_text_files(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("Val2014", "validation"),
+        ("test_1", "test"),
+        ("Val d'Isère 2024", "train"),
+        ("Test shots", "train"),
+        ("2", "train"),
+    ],
+)
+def test_only_the_whole_name_of_a_subfolder_makes_it_a_split(tmp_path: Path, name: str, split: str) -> None:
+    """Holidays in Val d'Isère became the validation split, with a table and without."""
+    draw(tmp_path / name / "a.jpg").with_suffix(".txt").write_text("x")
+    assert listed(open_source(["folder", str(tmp_path)])) == [(f"{name}/a.jpg", ("x",), split)]
+    (tmp_path / "captions.csv").write_text(f"image,caption,split\n{name}/a.jpg,x,\n{name}/b.jpg,x, test \n")
+    assert [told[2] for told in listed(open_source(["folder", str(tmp_path)]))] == [split, "test"]
+
+
+def test_a_picture_of_the_longest_name_may_lack_its_text(tmp_path: Path) -> None:
+    """On Python 3.11 the name of its text, four bytes longer than any name may be, ended the run in a traceback."""
+    draw(tmp_path / f"{'a' * 248}.jpg")
+    draw(tmp_path / f"{'b' * 248}.jpg").with_suffix(".txt").write_text("b")
+    assert sorted(told[1] for told in listed(open_source(["folder", str(tmp_path)]))) == [(), ("b",)]
+
+
+@pytest.mark.parametrize("file", ["metadata.jsonl", "captions.csv"])
+def test_a_name_that_comes_twice_is_found_at_once(tmp_path: Path, file: str) -> None:
+    """Of 300,000 names it took hours to find the one that comes twice."""
+    names = [*map(str, range(20_000)), "19999"]
+    cells = ",".join(f'"{name}":0' if file == "metadata.jsonl" else name for name in names)
+    (tmp_path / file).write_text(f"{{{cells}}}" if file == "metadata.jsonl" else cells)
+    start = time.process_time()
+    with pytest.raises(UserError, match="'19999' twice"):
+        open_source(["folder", str(tmp_path)])
+    assert time.process_time() - start < 2
+
+
 def test_text_that_bears_the_whole_name_of_a_picture_is_its_own(tmp_path: Path) -> None:
     """`predict.py --sidecar` writes such names where two pictures differ in their ending alone."""
     for name in ("a.jpg", "a.png"):
@@ -118,6 +156,13 @@ def test_text_that_bears_the_whole_name_of_a_picture_is_its_own(tmp_path: Path) 
         ({"metadata.jsonl": b'{"file_name": "a", "caption": "b"}\n{"file'}, "line 2, is not JSON"),
         ({"metadata.jsonl": b"[1]\n"}, "line 1, is not a JSON object"),
         ({"captions.csv": b"picture,caption\na,b\n"}, "line 2, has no column file_name or .*it has picture, caption"),
+        *(
+            (
+                {"captions.csv": f"image,caption,split\na,b, test\nc,d,{name}\n".encode()},
+                f"line 3, has the split '{name}'",
+            )
+            for name in ("holdout", "2_test", " ")
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_explained(tmp_path: Path, files: dict, sentence: str) -> None:
@@ -223,6 +268,29 @@ def test_any_hub_data_set_by_its_columns(instagram: Path, tmp_path: Path) -> Non
     assert {example.split for example in open_source(["hub", str(one)]).examples} == {"train"}
     with pytest.raises(UserError, match="no column 'text'; it has image, item_id, image_path, caption"):
         open_source(["hub", str(instagram)], SourceArguments(caption_column="text"))
+
+
+@pytest.mark.parametrize("lone", [True, False])
+def test_a_data_set_as_save_to_disk_writes_it(tmp_path: Path, lone: bool) -> None:
+    """A Dataset that was saved was refused; of a DatasetDict, splits of other names were left out."""
+    from datasets import Dataset, DatasetDict, Features, Image, Value
+
+    features = Features(image=Image(), caption=Value("string"))
+    rows = {"image": [{"bytes": png(colour), "path": None} for colour in ("red", "blue")], "caption": ["a", "b"]}
+    saved = Dataset.from_dict(rows, features=features).with_format("numpy", ["caption"])
+    (saved if lone else DatasetDict(train=saved, extra=saved)).save_to_disk(
+        tmp_path / "x", num_shards=2 if lone else None
+    )
+    source = open_source(["hub", str(tmp_path / "x")])
+    splits = ["train"] if lone else ["train", "extra"]
+    assert listed(source) == [
+        (f"{split}/{row}", (caption,), split) for split in splits for row, caption in enumerate("ab")
+    ]
+    examples = [*source.examples]
+    assert colour_of(examples[1]) == "blue"
+    assert {example.origin.parent for example in examples} == {
+        tmp_path / "x" / ("" if lone else name) for name in splits
+    }
 
 
 def test_without_network_one_sentence_names_the_data_set() -> None:

@@ -7,6 +7,7 @@ import re
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -491,14 +492,19 @@ def test_a_dataset_made_from_the_hub(hub, tmp_path: Path, capsys: pytest.Capture
     assert "complete already" in capsys.readouterr().err
 
 
-def test_a_connection_that_breaks_is_tried_again(hub, tmp_path: Path, monkeypatch, capsys) -> None:
-    """Guards against hours of work that end, or images that are skipped for good, because the hub paused."""
+@pytest.mark.parametrize("trouble", ["silent", 500, 429, 408])
+def test_a_connection_that_breaks_is_tried_again(hub, tmp_path: Path, monkeypatch, capsys, trouble: object) -> None:
+    """Guards against hours of work that end, or images that are skipped for good, because the hub paused.
+
+    "Too many requests" and "request timeout" were taken for final.
+    """
     put(hub, "jane/pictures", pictures(tmp_path))
     examples = [*open_source(["parquet", "hf:jane/pictures"]).examples]
     assert len(examples[0].open()) == 2000
-    hub.trouble, hub.troubled = 500, ".*/resolve/.*"
-    monkeypatch.setattr("clipcap.data.remote.time.sleep", lambda seconds: setattr(hub, "trouble", None))
-    constants.HF_HUB_OFFLINE = True  # as after a silence
+    hub.trouble, hub.troubled = trouble, ".*/resolve/.*"
+    waits = SimpleNamespace(sleep=lambda seconds: setattr(hub, "trouble", None))
+    monkeypatch.setattr("clipcap.data.remote.time", waits)  # and not for the hub's client, which tries again too
+    constants.HF_HUB_OFFLINE = trouble == "silent"  # as after a silence
     assert len(examples[150].open()) == 2000 and not constants.HF_HUB_OFFLINE
     assert "note: the hub broke off" in capsys.readouterr().err
 

@@ -63,7 +63,8 @@ class Member:
         if self.info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UnreadableImage("compressed in a way that Instagram does not use")
         try:
-            return self.archive.read(self.info)  # never more than the size above
+            with self.archive.open(self.info) as file:
+                return file.read(self.info.file_size)  # `ZipFile.read` unfolds whatever there is, and then cuts it
         except (*BROKEN, RuntimeError) as error:
             raise UnreadableImage(f"damaged in the archive ({first_line(error)})") from None
 
@@ -86,7 +87,7 @@ def instagram_archive(path: str, allow_outside: bool = False) -> Source:
     root = existing(path)
     home = Home(root, allow_outside=allow_outside)
     files = _files(root, path, home)
-    lists = sorted((found for found in map(_list_of, files) if found), key=lambda found: found[0])
+    lists = sorted((found for found in map(_list_of, files) if found), key=lambda found: found[:2])
     if not lists:
         raise UserError(_what_it_is(path, [name for name, _ in files]))
     pictures: dict[str, File] = {}
@@ -134,7 +135,7 @@ def _files(root: Path, path: str, home: Home) -> list[tuple[str, File]]:
     if not root.is_dir():
         return _members(root, path)
     found: list[tuple[str, File]] = []
-    for folder, _, names in os.walk(root):
+    for folder, _, names in sorted(os.walk(root)):
         place = Path(folder)
         found += [((place / name).relative_to(root).as_posix(), place / name) for name in sorted(names)]
     if not any(map(_list_of, found)):

@@ -7,6 +7,7 @@ are still the same counts as unchanged; of the others the content decides.
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,9 +119,11 @@ def what_differs(table: pa.Table, examples: Iterable[Example]) -> str:
 def changed_plan(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str] | None:
     """The first part of a plan that has changed, and how; None if they are the same.
 
-    An older version had not yet the options that a plan lacks: they are off.
+    An older version had not yet the options that a plan lacks: they are off. It recorded a hub folder as typed.
     """
     old, new = _flat(before), _flat(now)
+    if os.path.realpath(str(old.get("source path")).replace("\0", "")) == new.get("source path"):
+        old["source path"] = new["source path"]
     different = (key for key in new | old if new.get(key, False) != old.get(key, False))
     return next(((key, f"{old.get(key)}, now {new.get(key)}") for key in different), None)
 

@@ -127,7 +127,7 @@ def _from_records(home: Home, folder: Path, records: list[Path]) -> Iterator[Exa
             image = home.check(folder / part / f"{name}.jpg", where)
             if part == "val":
                 of_validation.add(url)
-            if (part == "val" or url not in of_validation) and image.is_file():
+            if (part == "val" or url not in of_validation) and os.path.isfile(image):
                 yield Example(legible(f"{part}/{name}"), captions, image, split_name(part))
 
 

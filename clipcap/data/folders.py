@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import re
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from clipcap.clip.images import find_images
 from clipcap.data.examples import Example, Listing, Source, split_name
-from clipcap.data.reading import Home, legible, needed_text, parse_json, read_captions, read_text, short
+from clipcap.data.reading import Home, legible, needed_text, parse_json, read_captions, read_text, repeated, short
 from clipcap.errors import UserError
 
 IMAGE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path")
@@ -24,11 +26,12 @@ def folder(path: str, allow_outside: bool = False) -> Source:
 
     A row of a table names an image (column file_name) and its caption. An image with several captions has several rows,
     or a list in JSON. A .txt holds one caption. The split is that of the column `split`, or else of the first subfolder
-    if it is called train, validation or test.
+    if it is called train, validation or test, such as `val2014`.
 
     Raises:
-        UserError: there is no such folder, it has no images or no captions, its table cannot be read, or an image is
-            outside and `allow_outside` is not set. Without a table, listing the examples raises it too.
+        UserError: there is no such folder, it has no images or no captions, its table cannot be read or names
+            another split, or an image is outside and `allow_outside` is not set. Without a table, listing the examples
+            raises it too.
     """
     root = existing(path, folder=True)
     home = Home(root, allow_outside=allow_outside)
@@ -62,10 +65,16 @@ def _with_text(home: Home, root: Path, image: Path) -> Example:
     """An image with the .txt beside it, `a.jpg.txt` or `a.txt`; without one it has no caption."""
     name = image.relative_to(root)
     text = image.with_name(f"{image.name}.txt")
-    text = text if text.is_file() else image.with_suffix(".txt")
+    text = text if os.path.isfile(text) else image.with_suffix(".txt")
     home.check(image, repr(str(image)))
-    captions = read_captions(read_text(home.check(text, repr(str(text)))), str(text)) if text.is_file() else ()
-    return Example(legible(name.as_posix()), captions, image, split_name(name.parts[0] if len(name.parts) > 1 else ""))
+    captions = read_captions(read_text(home.check(text, repr(str(text)))), str(text)) if os.path.isfile(text) else ()
+    return Example(legible(name.as_posix()), captions, image, _split_of(name))
+
+
+def _split_of(name: Path) -> str:
+    """The split that the whole name of the first subfolder says: "val2014" or "test_1", but not "Test shots"."""
+    whole = len(name.parts) > 1 and re.fullmatch(r"[A-Za-z]+[\d_-]*", name.parts[0])
+    return split_name(name.parts[0]) if whole else "train"
 
 
 def _from_rows(home: Home, root: Path, table: Path) -> list[Example]:
@@ -76,9 +85,12 @@ def _from_rows(home: Home, root: Path, table: Path) -> list[Example]:
         where = f"{str(table)!r}, line {line}"
         name = needed_text(_value(row, IMAGE_COLUMNS, where), f"{where}: file_name")
         texts = read_captions(_value(row, CAPTION_COLUMNS, where), where)
-        parts = Path(name).parts
-        split = row.get(SPLIT_COLUMN) or (parts[0] if len(parts) > 1 else "train")
-        key = (name, split_name(needed_text(split, f"{where}: split")))
+        split = _split_of(Path(name))
+        if given := row.get(SPLIT_COLUMN):
+            split = split_name(needed_text(given, f"{where}: split").strip(), "")
+        if not split:
+            raise UserError(f"{where}, has the split {short(given)}: none of train, validation, test")
+        key = (name, split)
         if key not in captions:
             home.check(root / name, f"{where}: {short(name)}")
         captions.setdefault(key, []).extend(texts)
@@ -110,8 +122,8 @@ def _csv_rows(lines: io.StringIO, table: str) -> Iterator[tuple[int, dict[str, A
     try:
         for cells in reader:
             line, first = reader.line_num + 1, line
-            if not columns and len(set(cells)) < len(cells):
-                raise UserError(f"{table!r}, line {first}, has the column {short(_twice(cells))} twice")
+            if not columns and (twice := repeated(cells)) is not None:
+                raise UserError(f"{table!r}, line {first}, has the column {short(twice)} twice")
             if not columns or not cells:
                 columns = columns or cells
                 continue
@@ -125,10 +137,6 @@ def _csv_rows(lines: io.StringIO, table: str) -> Iterator[tuple[int, dict[str, A
         raise UserError(
             f"{table!r}, line {line}, cannot be read ({error}); close its double quotes, and write those inside twice"
         ) from None
-
-
-def _twice(names: list[str]) -> str:
-    return next(name for name in names if names.count(name) > 1)
 
 
 def _value(row: dict[str, Any], columns: Iterable[str], where: str) -> Any:

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through `datasets`: downloaded whole, or saved in a folder in their layout."""
+"""Data sets of the Hugging Face hub, through `datasets`: downloaded whole, or saved in a folder in either's layout."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from clipcap.clip.images import UnreadableImage
 from clipcap.data.examples import Deferred, Example, Listing, Source, split_name
-from clipcap.data.reading import Home, legible, read_captions, short
+from clipcap.data.reading import Home, legible, parse_json, read_captions, read_text, short
+from clipcap.data.tables import map_table
 from clipcap.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
+
+STATE, SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes for a Dataset, and for a DatasetDict
 
 
 def from_hub(
     name: str, path: str, image_column: str, caption_column: str, allow_outside: bool, id_column: str | None = None
 ) -> Source:
-    """A data set of the hub, which is downloaded whole, or one that was saved in a folder.
+    """A data set of the hub, which is downloaded whole, or a folder: in the layout of the hub, or of `save_to_disk`.
 
     Captions are read a thousand at a time, and an image's bytes when its turn comes.
 
@@ -48,11 +51,12 @@ def from_hub(
                 image_id = legible(str(ids[0] if ids else f"{part}/{number}"))
                 yield Example(image_id, captions, image, split, origin=origin)
 
-    info = {"name": name, "path": path} | ({} if image_column == "image" else {"image column": image_column})
+    place = os.path.realpath(path) if os.path.isdir(path) else path
+    info = {"name": name, "path": place} | ({} if image_column == "image" else {"image column": image_column})
     return Source(info, Listing(examples))
 
 
-def _load(path: str, allow_outside: bool) -> DatasetDict:
+def _load(path: str, allow_outside: bool) -> dict[str, Dataset]:
     from datasets import load_dataset, load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
@@ -64,6 +68,8 @@ def _load(path: str, allow_outside: bool) -> DatasetDict:
         raise UserError(f"there is no folder {path!r}, and no data set of this name; check the path")
     place = os.path.abspath(path) if is_folder else path  # never a format, however the folder is called
     try:
+        if is_folder and any(os.path.isfile(os.path.join(place, name)) for name in (STATE, SPLITS)):
+            return _saved(path, Path(place), allow_outside)
         if is_folder and not allow_outside:
             _check_names(path, _named(Path(path)))  # before `datasets` looks for them, also in the network
             files = load_dataset_builder(place).config.data_files or {}
@@ -81,6 +87,33 @@ def _load(path: str, allow_outside: bool) -> DatasetDict:
         ) from None
     except Exception as error:  # builders raise anything over files that they cannot read
         raise UserError(f"data set {path!r} could not be read ({first_line(error)})") from error
+
+
+def _saved(path: str, folder: Path, allow_outside: bool) -> dict[str, Dataset]:
+    """What `save_to_disk` wrote into a folder: names in it and Arrow files are checked before `datasets` reads them."""
+    from datasets import Dataset
+
+    def checked(*names: str) -> Path:
+        name = os.path.join(*names)
+        if not allow_outside:
+            _check_names(path, [name])
+        if not os.path.isfile(folder / name):  # opening a pipe would block
+            raise UserError(f"data set {path!r} has no file {short(name)}; save it again")
+        return folder / name
+
+    def read(*names: str) -> Any:
+        return parse_json(read_text(checked(*names)), f"data set {path!r}, {short(os.path.join(*names))},")
+
+    lone = (folder / STATE).is_file()
+    saved = {}
+    for split in [""] if lone else read(SPLITS)["splits"]:
+        checked(split, "dataset_info.json")
+        for file in read(split, STATE)["_data_files"]:
+            map_table(checked(split, file["filename"]), "save the data set again")
+        saved[split or "train"] = Dataset.load_from_disk(str(folder / split)).with_format(None)
+    if not saved:
+        raise UserError(f"data set {path!r} has no splits; save it again")
+    return saved
 
 
 def _named(folder: Path) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,18 @@ def parse_json(text: str | bytes, where: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has the key {short(next(name for name in names if names.count(name) > 1))} twice")
+        raise ValueError(f"it has the key {short(repeated(name for name, _ in pairs))} twice")
     return content
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that comes a second time; None if none does."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_object)  # `json.loads` would make one for each row

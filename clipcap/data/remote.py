@@ -29,6 +29,7 @@ NAME = re.compile(
 )
 CONVERTED = "refs/convert/parquet"  # where the hub keeps what it made of other formats
 WAITS = (5, 30, 120)  # seconds between attempts, each of which is several of the hub's client
+PASSING = (408, 429)  # request timeout, too many requests
 
 T = TypeVar("T")
 
@@ -114,7 +115,7 @@ def _patiently(ask: Callable[[], T], path: str) -> T:
         except Exception as error:  # of the hub's client and of its HTTP client
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             reason = f"status {status}" if status else first_line(error)[:200]
-            if wait is None or (status or 500) < 500:
+            if wait is None or ((status or 500) < 500 and status not in PASSING):
                 raise UserError(
                     f"{path} could not be read from the hub ({reason}); run the same command again to go on"
                 ) from None

@@ -73,7 +73,7 @@ def instagram(path: str | None, options: SourceArguments, *_: Any) -> Source:
 
 
 def hub(path: str, options: SourceArguments, *_: Any) -> Source:
-    """A data set of the Hugging Face hub, or a folder in its layout, with a column of images and one of captions."""
+    """A data set of the hub, or a folder as `datasets` saves it, with a column of images and one of captions."""
     return from_hub("hub", path, options.image_column, options.caption_column, options.allow_outside)
 
 
@@ -112,7 +112,7 @@ SOURCES = {
         "EXPORT.ZIP",
         "your own posts: the export that Instagram makes, as JSON",
     ),
-    "hub": Kind(hub, "DATASET", "another image-caption data set of the hub"),
+    "hub": Kind(hub, "DATASET", "another image-caption data set of the hub, or saved in a folder"),
     "folder": Kind(
         lambda path, options, _: folder(path, options.allow_outside),
         "PATH",
