@@ -95,7 +95,8 @@ def published_steps(setting: Setting) -> list[Contender]:
     model = setting.published(setting.model())
     model.gpt.train()
     optimizer = published.default_optimizer(model)
-    tokens = published.pad(captions(setting.sizes.vocabulary, PUBLISHED_BATCH)).to(setting.device)
+    dataset = captions(setting.sizes.vocabulary)
+    tokens = published.pad(dataset[:PUBLISHED_BATCH], published.padded_length(dataset)).to(setting.device)
     photos = setting.photos(BATCH)
     embeddings = torch.randn(PUBLISHED_BATCH, setting.sizes.clip["embed_dim"], device=setting.device)
 

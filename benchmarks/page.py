@@ -230,7 +230,7 @@ def _explained(results: Results) -> Iterator[str]:
     )
     yield (
         f"- **{REFERENCES['published']}** is the published algorithm (`published.py`): fp32, one image at a time, no "
-        "key-value cache; training pads captions to 77 tokens."
+        "key-value cache; training pads captions to the longest."
     )
     yield (
         "- **llama.cpp** gets embeddings from open_clip, in the precision of ours, and **CTranslate2** gets random "

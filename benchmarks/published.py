@@ -25,7 +25,6 @@ from transformers import GPT2LMHeadModel
 from clipcap.clip.formats import open_picture
 
 PADDING = 0  # the published loss ignores this token, wherever it stands
-PADDED = 77  # tokens that every training caption is padded to
 
 
 class PublishedClipCap(nn.Module):
@@ -123,7 +122,13 @@ def beam_search(
     return [captions[k, : int(lengths[k])].tolist() for k in order]
 
 
-def pad(captions: Sequence[Sequence[int]], length: int = PADDED) -> Tensor:
+def padded_length(captions: Sequence[Sequence[int]]) -> int:
+    """The tokens that every caption of a dataset is padded or cut to: the mean plus ten deviations, or the longest."""
+    lengths = torch.tensor([len(ids) for ids in captions], dtype=torch.float)
+    return min(int(lengths.mean() + 10 * lengths.std()), int(lengths.max()))
+
+
+def pad(captions: Sequence[Sequence[int]], length: int) -> Tensor:
     """Lists of ids -> (B, length), cut or padded on the right."""
     tokens = torch.full((len(captions), length), PADDING)
     for row, ids in enumerate(captions):
