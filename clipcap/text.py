@@ -43,9 +43,12 @@ MENTION = re.compile(
     re.IGNORECASE,
 )
 PLACEHOLDER = "@user"  # stands for a mention in training captions, so that the sentence stays whole
+# Where it ends, a mention has ended: right behind it may stand a particle of Korean or Japanese, but no more of a name.
+PLACEHOLDER_TRACE = regex.compile(rf"{PLACEHOLDER}(?![{_OF_NAME}])(?:['’]s\b)?", regex.IGNORECASE)
 
 # The characters of Chinese and Japanese, which are written without blanks, for use inside a set of a pattern.
 CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC"
+UNSPACED = rf"[{CJK}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}]"  # of all scripts without blanks between words
 
 # What is removed from a caption that must not hold any of them.
 EMOJI_TRACE = regex.compile(
@@ -54,7 +57,9 @@ EMOJI_TRACE = regex.compile(
 )
 # A "#" that stands alone takes the word behind it away too, which was meant to be a hashtag.
 HASHTAG_TRACE = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+[^\S\n]*[\w\p{M}\u200C\u200D]*")
-MENTION_TRACE = regex.compile(r"(?<![\w.])@[\w.]*|@(?![\w-]+\.\w)[\w.]*")  # but no mail address
+MENTION_TRACE = regex.compile(  # but no mail address
+    rf"(?<![\w.])@[{_OF_NAME}.]*|@(?![\w-]+\.\w)[{_OF_NAME}.]*", regex.IGNORECASE
+)
 
 # Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word.
 COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C\u200D]+)")

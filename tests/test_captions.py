@@ -59,6 +59,37 @@ def test_hashtags_and_mentions_go():
     assert Rules(hashtags="none", mentions="none").clean("#a@b #c#d") == ""
     assert Rules(hashtags="none").clean("step 1️⃣ and #️⃣") == "step 1️⃣ and #️⃣"
     assert Rules().clean(text) == text
+    assert Rules(mentions="none").clean("和@user一起去海边了 #夏天") == "和一起去海边了 #夏天"
+    assert Rules(mentions="none").clean("@jane님과 함께") == "님과 함께"
+
+
+@pytest.mark.parametrize("caption", ["@user님과", "@userさん", "和@user一起", "@userน่ารัก", "by @user's", "@USER!"])
+def test_what_stands_for_a_mention_goes_before_letters_of_any_script(caption):
+    """Guards against posts with "@user" in them: cleaning puts it in front of these letters."""
+    assert not Rules().allows(caption) and "@" not in Rules().clean(caption)
+    assert Rules().allows("@users and @user_1")
+
+
+@pytest.mark.parametrize(
+    ("word", "caption", "rest"),
+    [
+        ("猫", "我家的猫 so cute", "我家的 so cute"),
+        ("猫", "うちの猫です", "うちのです"),
+        ("猫", "今日 #猫", "今日"),
+        ("แมว", "รักแมวมาก", "รักมาก"),
+        ("cat", "我的cat很可爱", "我的很可爱"),
+        ("❤️", "❤️love", "love"),
+        ("cat猫", "cat猫です", "です"),
+    ],
+)
+def test_words_are_found_where_no_blanks_are_put(word, caption, rest):
+    """Guards against banned words in most captions of these scripts, and required ones that are never found."""
+    assert Rules(ban=(word,)).clean(caption) == rest and Rules(require=(word,)).missing([caption]) == []
+
+
+@pytest.mark.parametrize("caption", ["concatenate", "cats", "고양이cat_1", "cat́"])
+def test_a_part_of_a_word_is_not_the_word(caption):
+    assert Rules(ban=("cat",)).clean(caption) == caption
 
 
 @pytest.mark.parametrize("text", ["a Dog.", "DOG", "my dog's bed", "#dog", "the\ndog", "“dog”", "dog-friendly", "@dog"])

@@ -21,7 +21,7 @@ from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import load_tokenizer
 from clipcap.weights import export, fetch, publish, published
-from clipcap.weights.card import model_card
+from clipcap.weights.card import model_card, portable
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.lora import inject, save_adapters
 from clipcap.weights.places import Base
@@ -317,6 +317,25 @@ def test_a_hub_that_does_not_answer_costs_seconds(hub, monkeypatch, trouble):
 
 
 @pytest.mark.parametrize("troubled", ["/api/", "/jane/"])
+def test_paths_of_every_system_stay_private():
+    """Guards against the home folder of who trained in Windows, and publishes from Linux, or the other way round."""
+    paths = {"data": [r"C:\Users\Jane Doe\posts", "/home/jane/posts", r"\\nas\jane\posts"], "init": "coco"}
+    assert portable(paths) == {"data": ["posts"] * 3, "init": "coco"}
+
+
+@pytest.mark.parametrize("status", [500, 429])
+def test_a_single_file_opens_from_the_cache_while_the_hub_has_a_fault(hub, tmp_path, status):
+    """Guards against weights that are on the disk, and open only if the hub can list them."""
+    model = tiny_captioner_model()
+    save_checkpoint(model, tmp_path / "weights.pt")
+    put(hub, "jane/file", {"weights.pt": (tmp_path / "weights.pt").read_bytes()})
+    assert same(load_checkpoint("hf:jane/file"), model)
+    hub.trouble, hub.troubled = status, "/api/"
+    assert same(load_checkpoint("hf:jane/file"), model)
+    with pytest.raises(UserError, match="the hub refused jane/other .*; try again later"):
+        load_checkpoint("hf:jane/other")
+
+
 def test_a_hub_that_falls_silent_later_costs_seconds(hub, monkeypatch, capsys, troubled):
     """Guards against a hub that answers the first question and leaves the next one open for ever."""
     kept = push_to_hub(tiny_captioner_model(), "jane/voice")

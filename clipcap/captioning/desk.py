@@ -104,7 +104,10 @@ class Session:
     def check(self, photo: str) -> None:
         """Raise a UserError if this is not the upload any more: Gradio takes another while captions are written."""
         if self.upload != Path(photo):
-            raise UserError("the picture was changed while its captions were written: write them again")
+            raise UserError(
+                "the picture was changed while its captions were written: write them again, or if that does not help, "
+                "upload it again"  # where a full queue has refused to tell of the upload
+            )
 
 
 class Desk:

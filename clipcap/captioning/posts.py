@@ -11,7 +11,7 @@ import regex
 
 from clipcap.clip.images import ImageSource, UnreadableImage, date_taken
 from clipcap.errors import UserError
-from clipcap.text import COUNTED_HASHTAG, EMOJI_PATTERN, LONE_SIGN, cut_out, has_field
+from clipcap.text import COUNTED_HASHTAG, EMOJI_PATTERN, LONE_SIGN, UNSPACED, cut_out, has_field
 
 FIELDS = ("folder", "date")
 
@@ -118,11 +118,10 @@ def size_of(text: str) -> int:
 
 # What is kept or dropped as a whole, with the blanks in front: an emoji, a hashtag, a letter of a script that puts no
 # blanks between words, or a word with its punctuation. \X is a character as a reader sees it, with all its modifiers.
-_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _HASHTAG = r"[\#\uFF03]+[\w\p{M}\u200C\u200D]+"
 _UNIT = regex.compile(
-    rf"\s*(?: (?={EMOJI_PATTERN})\X | {_HASHTAG} | (?={_UNSPACED})\X"
-    rf" | (?: (?!{EMOJI_PATTERN} | {_HASHTAG} | {_UNSPACED} | \s)\X )+ )",
+    rf"\s*(?: (?={EMOJI_PATTERN})\X | {_HASHTAG} | (?={UNSPACED})\X"
+    rf" | (?: (?!{EMOJI_PATTERN} | {_HASHTAG} | {UNSPACED} | \s)\X )+ )",
     regex.VERBOSE | regex.VERSION1,
 )
 _SENTENCE = regex.compile(

@@ -10,10 +10,11 @@ from pathlib import Path
 import regex
 
 from clipcap.errors import UserError, check_text
-from clipcap.text import cut_out
+from clipcap.text import PLACEHOLDER, PLACEHOLDER_TRACE, UNSPACED, cut_out
 
 LONGEST = 1000  # characters of a word or phrase: each is searched for in each caption
 MOST_BYTES = 1 << 20  # of a file of words
+LETTER = rf"[\w--[{UNSPACED}\uFE0F]]"  # what a whole word has none of in front and behind
 
 
 def words_of(words: str | Sequence[str]) -> tuple[str, ...]:
@@ -53,8 +54,14 @@ def without(pattern: regex.Pattern, text: str) -> str:
 
 @lru_cache(maxsize=8192)
 def pattern_of(word: str) -> regex.Pattern:
-    """Matches the whole word in any case, together with a "#" or "@" in front of it and a "'s" behind it."""
+    """Matches the whole word in any case, together with a "#" or "@" in front of it and a "'s" behind it.
+
+    In scripts that put no blanks between words, it matches wherever these characters stand.
+    """
+    if word == PLACEHOLDER:
+        return PLACEHOLDER_TRACE
     body = r"\s+".join(regex.escape(part) for part in word.split())
-    start = r"[#@]?(?<!\w)" if regex.match(r"\w", word) else ""
-    end = r"(?!\w)(?:['’]s\b)?" if regex.search(r"\w$", word) else ""
-    return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE)
+    start = "[#@]?" if regex.match(r"\w", word) else ""
+    start += rf"(?<!{LETTER})" if regex.match(LETTER, word, regex.VERSION1) else ""
+    end = rf"(?!{LETTER})(?:['’]s\b)?" if regex.search(rf"{LETTER}$", word, regex.VERSION1) else ""
+    return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE | regex.VERSION1)

@@ -16,19 +16,17 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import regex
 
-from clipcap.text import CJK, EMOJI, EMOJI_PATTERN
+from clipcap.text import EMOJI, EMOJI_PATTERN, UNSPACED
 
 Tokens = Sequence[str]
 References = Sequence[Sequence[Tokens]]
 NGram = tuple[str, ...]
 
 _WORD = r"[\p{L}\p{M}\p{N}_]"
-# Scripts that are written without blanks, in which each character counts as a word, with the marks behind it.
-_UNSPACED = rf"[{CJK}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}]"
-_SPACED = rf"[{_WORD}--{_UNSPACED}]"
+_SPACED = rf"[{_WORD}--{UNSPACED}]"  # in other scripts each character counts as a word, with the marks behind it
 _TOKEN = regex.compile(
     rf"""https?://\S+ | {EMOJI_PATTERN} | \#(?:{_WORD}|{EMOJI_PATTERN})+
-      | @{_WORD}+(?:\.{_WORD}+)* | {_UNSPACED}\p{{M}}* | {_SPACED}+(?:'{_SPACED}+)*""",
+      | @{_WORD}+(?:\.{_WORD}+)* | {UNSPACED}\p{{M}}* | {_SPACED}+(?:'{_SPACED}+)*""",
     regex.VERBOSE | regex.VERSION1,
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from clipcap.model.clipcap import ClipCap
@@ -103,7 +103,7 @@ def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
         kind = kind.replace("the mapping network and ", "")
     rows = {
         "strategy": f"{strategy}: {kind}" if kind else strategy,
-        "data": data or PurePath(str(source.get("path", ""))).name or "not recorded",
+        "data": data or PureWindowsPath(str(source.get("path", ""))).name or "not recorded",
         "training captions": source.get("rows"),
         "trained parameters": record.get("trained_parameters"),
         "epochs": record.get("epochs"),
@@ -120,12 +120,14 @@ def _writer(model: ClipCap) -> str:
 
 
 def portable(value: Any) -> Any:
-    """A value in which paths of this machine, which tell of its owner, are the names of their files."""
+    """A value in which whole paths, of whatever system, are the names of their files: they tell of their owner."""
     if isinstance(value, dict):
         return {name: portable(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [portable(part) for part in value]
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+        return PureWindowsPath(value).name
+    return value
 
 
 def _figure(value: Any) -> str:

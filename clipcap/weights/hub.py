@@ -19,6 +19,11 @@ from clipcap.offline import offline_if_unreachable
 from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
 
 PREFIX = "hf:"
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+ADVICE = {
+    401: f"the token is wrong or has expired: {LOG_IN} anew",
+    403: f"this needs a right that your token has not: {LOG_IN}",
+}
 NAME = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 
 
@@ -41,7 +46,7 @@ def find_on_hub(name: str) -> Path:
     if not match:
         raise UserError(f"{name!r} is no name on the hub; write hf:owner/name, or hf:owner/name@revision")
     repository, revision = match.groups()
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     with spoken(repository, revision):
         silent: Any = _Silent  # the declared type is another of tqdm's classes
@@ -51,6 +56,11 @@ def find_on_hub(name: str) -> Path:
             if not all((folder / name).is_file() for name in (TENSORS, TOKENIZER)):
                 snapshot_download(repository, revision=commit, allow_patterns=[CONFIG, TENSORS, TOKENIZER])
             if not (folder / TENSORS).is_file():
+                if constants.HF_HUB_OFFLINE:
+                    raise UserError(
+                        f"the download of {repository} broke off: go online once, or give an earlier commit that was "
+                        f"downloaded, as {PREFIX}{repository}@COMMIT"
+                    )
                 raise UserError(f"{repository} holds no {TENSORS}: publish it again with clipcap.weights.publish")
             return folder / TENSORS
         return Path(hf_hub_download(repository, _only(repository, commit, folder), revision=commit))
@@ -77,12 +87,15 @@ def _describes(file: Path) -> bool:
 
 def _only(repository: str, revision: str, cached: Path) -> str:
     """The name of the only `.pt` that a repository holds, or that its folder in the cache does. Raises UserError."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, errors
 
-    if constants.HF_HUB_OFFLINE:
-        names = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()]
-    else:
-        names = HfApi().list_repo_files(repository, revision=revision)
+    names = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()]
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            names = HfApi().list_repo_files(repository, revision=revision)
+        except errors.HfHubHTTPError:  # the hub has a fault, or is asked too often
+            if not any(name.endswith(".pt") for name in names):
+                raise
     weights = [name for name in names if name.endswith(".pt")]
     if len(weights) == 1:
         return weights[0]
@@ -100,7 +113,6 @@ def spoken(repository: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
     offline_if_unreachable()
-    log_in = "log in with `hf auth login`, or set HF_TOKEN"
     try:
         yield
     except UserError:
@@ -108,14 +120,16 @@ def spoken(repository: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise UserError(f"{repository[:100]} is no name on the hub ({first_line(error)[:200]})") from None
     except errors.GatedRepoError:
-        raise UserError(f"{repository} is gated: accept its terms on its page on the hub, and {log_in}") from None
+        raise UserError(f"{repository} is gated: accept its terms on its page on the hub, and {LOG_IN}") from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"the hub has no repository {repository}, or it is private: check its spelling; for a private one {log_in}"
+            f"the hub has no repository {repository}, or it is private: check its spelling; for a private one {LOG_IN}"
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{repository} has no revision {revision!r}: give a branch, a tag or a commit of it") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise _refusal(repository, error.__cause__) from None
         raise UserError(
             f"{constants.ENDPOINT} is out of reach, and {repository} is not in its cache {constants.HF_HUB_CACHE}: "
             "go online once"
@@ -123,10 +137,15 @@ def spoken(repository: str, revision: str | None) -> Iterator[None]:
     except errors.EntryNotFoundError:
         raise UserError(f"{repository} does not hold that file") from None
     except errors.HfHubHTTPError as error:
-        refused = error.response.status_code in (401, 403)
-        advice = f"this needs the right to write there: {log_in}" if refused else "try again later"
-        raise UserError(f"the hub refused {repository} ({first_line(error)[:200]}); {advice}") from None
+        raise _refusal(repository, error) from None
     except Exception as error:  # of the HTTP client
         if isinstance(error, OSError) and error.errno:  # a full disk, a folder that cannot be written
             raise
         raise UserError(f"the hub could not be asked for {repository} ({first_line(error)[:200]}); try again") from None
+
+
+def _refusal(repository: str, error: Any) -> UserError:
+    """The sentence for an answer of the hub that is an error of its own."""
+    reason = first_line(error.server_message or error)[:200]
+    advice = ADVICE.get(error.response.status_code, "try again later")
+    return UserError(f"the hub refused {repository} ({reason}); {advice}")
