@@ -64,18 +64,18 @@ def train_rank(
     output, several = loop_args.output_dir, len(set(args.rank)) > 1
     loop_args = replace(loop_args, output_dir=f"{Path(output)}_{rank}" if output and several else output)
     experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args, replace(args, rank=[rank]))
-    adapters = build(experiment, args, rank)
+    adapters, whole = build(experiment, args, rank), f"lora_{rank}_merged_weights.pt"
 
     def save(model: ClipCap, path: Path) -> None:
         save_adapters(model, path, **adapters)
         if args.merged:
-            save_checkpoint(merged(model), path.with_name(f"lora_{rank}_merged_weights.pt"))
+            save_checkpoint(merged(model), path.with_name(whole))
         if args.export_peft:
             export_peft(model, adapters["settings"], Path(args.export_peft, f"lora_{rank}" if several else ""))
 
     folders = [Path(args.export_peft)] if args.export_peft else []
-    more = args.merged or bool(folders)
-    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=folders, save_again=more)
+    more: dict[str, Any] = {"save_again": args.merged or bool(folders), "beside": [whole] * args.merged}
+    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=folders, **more)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

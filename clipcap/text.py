@@ -73,6 +73,8 @@ def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
     for start, stop in spans:
         kept = (kept + text[end:start]).rstrip(" \t")
         end = stop
+        if regex.match(UNSPACED, kept[-1:]) and regex.match(UNSPACED, text[end:]):
+            continue
         if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(r"[\w#@\uFF03]", text[end:]):
             kept += " "
     return kept + text[end:]

@@ -79,6 +79,9 @@ def test_what_stands_for_a_mention_goes_before_letters_of_any_script(caption):
         ("แมว", "รักแมวมาก", "รักมาก"),
         ("cat", "我的cat很可爱", "我的很可爱"),
         ("❤️", "❤️love", "love"),
+        ("love", "❤️love", "❤️"),
+        ("1️⃣", "1️⃣love", "love"),
+        ("东京", "东京's best", "best"),
         ("cat猫", "cat猫です", "です"),
     ],
 )

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from test_decoding import METHODS, embeddings
+from test_language_models import tiny_network
+from test_model import batch_of
 from tiny import save_tiny_clip, tiny_model
 from torch import nn
 from transformers.activations import ACT2FN
@@ -67,12 +69,62 @@ def test_adapters_count_as_they_do_in_peft():
     adapted = model.generate(embeddings())
     for layer in layers:
         layer.enable_adapters(False)
-    without = model.use_fast(True) or model.generate(embeddings())
-    assert without == tiny_model().generate(embeddings()) != adapted
+    plain = tiny_model().generate(embeddings())
+    assert model.generate(embeddings()) == plain != adapted
     for layer in layers:
         layer.enable_adapters(True)
         layer.merge()
-    assert (model.use_fast(True) or model.generate(embeddings())) == adapted
+    assert model.generate(embeddings()) == adapted
+    for layer in layers:
+        layer.enable_adapters(False)
+    assert model.generate(embeddings()) == plain
+
+
+def with_adapters(kind: str):
+    model = tiny_model() if kind == "gpt2" else tiny_network(kind)
+    inject(model, 4, 8.0, 0.5, [ALL_LINEAR])
+    model.train_only(lambda name: ".lora_" in name)
+    for layer in (module for module in model.modules() if hasattr(module, "lora_B")):
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+        layer.lora_dropout["default"] = nn.Threshold(-0.3, 0.0)  # drops the same numbers each time
+    return model
+
+
+def gradients_of(model, **autocast) -> tuple[torch.Tensor, dict]:
+    with torch.autocast("cpu", **autocast):
+        loss = model.loss(batch_of([[5, 9, 3], [4, 8]]))
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return loss.detach(), found
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_adapters_train_as_they_do_in_peft(kind):
+    """Guards against an adapter that is scaled otherwise, loses its dropout or its gradient, or counts although off."""
+    plain = with_adapters(kind)
+    model = copy.deepcopy(plain)
+    exchange.speed_up(model, large=1 << 40)
+    copied = copy.deepcopy(model)
+    loss, exact = gradients_of(plain, enabled=False)
+    for other in (model, copied):
+        found_loss, found = gradients_of(other, enabled=False)
+        assert found_loss == pytest.approx(loss.item(), rel=1e-5) and found.keys() == exact.keys() and found
+        assert all(torch.allclose(found[name], exact[name], rtol=1e-3, atol=1e-5) for name in exact)
+    rounded, theirs = (gradients_of(m, dtype=torch.bfloat16)[1] for m in (model, plain))
+    for name, true in exact.items():
+        assert rounded[name].dtype == torch.float32
+        assert (rounded[name] - true).norm() <= 2 * (theirs[name] - true).norm() + 1e-3 * true.norm(), name
+    for layer in (module for module in model.modules() if hasattr(module, "lora_B")):
+        layer.enable_adapters(False)
+    off = {name for name, module in model.named_modules() if hasattr(module, "lora_B")}
+    with torch.no_grad():
+        without = model.loss(batch_of([[5, 9, 3], [4, 8]]))
+        for name in off:
+            model.get_submodule(name).lora_B["default"].weight.zero_()
+        for name in off:
+            model.get_submodule(name).enable_adapters(True)
+        assert model.loss(batch_of([[5, 9, 3], [4, 8]])) == pytest.approx(without.item(), rel=1e-6) != loss.item()
 
 
 def test_weights_of_inference_mode_are_prepared_anew_when_they_are_replaced():

@@ -358,15 +358,15 @@ def test_no_run_writes_over_what_it_starts_from(world, tmp_path):
     before = {file: sha256(file) for file in (first, second, base, merged)}
     linked = tmp_path / "linked"
     linked.symlink_to(tmp_path)
-    for script, start, output in (
+    for script, start, output, *more in (
         (lora_finetuning, first, linked),
         (lora_finetuning, second, tmp_path),  # whose own base is the first
-        (lora_finetuning, merged, tmp_path),
+        (lora_finetuning, merged, tmp_path, "--merged"),
         (basic_finetuning, base, tmp_path),
         (basic_finetuning, linked / base.name, tmp_path),
     ):
         with pytest.raises(UserError, match="write its own weights over it: choose another --output-dir"):
-            train(script, world, output, "--init", str(start))
+            train(script, world, output, "--init", str(start), *more)
     assert {file: sha256(file) for file in before} == before
 
 

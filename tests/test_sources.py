@@ -102,6 +102,8 @@ def test_folder_with_text_files(tmp_path: Path) -> None:
     [
         ("Val2014", "validation"),
         ("test_1", "test"),
+        ("val-images", "validation"),
+        ("Test set", "test"),
         ("Val d'Isère 2024", "train"),
         ("Test shots", "train"),
         ("2", "train"),

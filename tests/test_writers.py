@@ -131,6 +131,27 @@ def test_pictures_of_another_folder_with_the_same_names_are_others(tmp_path, mon
     assert names == [str(tmp_path / folder / "1.png") for folder in ("2023", "2024")]
 
 
+def test_rows_that_lead_nowhere_are_told_of(tmp_path, monkeypatch, capsys):
+    """Guards against a folder that is captioned once more, without a word, since its output was moved."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write("out.jsonl", [Row("photos of 2023/1.png", ["x"]), Row("/photos/2.png", ["x"])])
+    Path("out.jsonl").rename("elsewhere/out.jsonl")
+    with closing(open_writer("elsewhere/out.jsonl")):
+        told = capsys.readouterr().err
+    assert told.startswith("note: 1 rows of ") and "they do not count as captioned" in told
+
+
+def test_a_picture_is_known_through_a_linked_folder(tmp_path, monkeypatch):
+    """Guards against pictures of a drive with two names, as in Windows: every run captioned them once more."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "linked").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "out.jsonl", [Row("linked/1.png", ["x"])])
+    with closing(open_writer("out.jsonl")) as writer:
+        assert not writer.wants("photos/1.png") and not writer.wants("linked/1.png")
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_relative_path_of_an_earlier_run_is_no_picture_of_this_ones_folder(tmp_path, monkeypatch, ending):
     """An output within 2023, continued from 2024 or from above both, had all of their pictures already."""

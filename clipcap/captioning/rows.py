@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,7 @@ class Writer:
                 self.path = Path(os.path.realpath(path))  # one lock, whichever links lead to the file
                 self.absolute = not self.path.is_relative_to(os.path.realpath(os.curdir))
             self._places = lru_cache(64)(partial(_folders, self.path))
+            self._real = lru_cache(64)(os.path.realpath)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 if regular:
@@ -90,7 +92,8 @@ class Writer:
 
     def wants(self, image: str | Path) -> bool:
         """Whether a caption of this picture is still missing."""
-        return os.path.abspath(image) not in self.done
+        folder, name = os.path.split(os.path.abspath(image))
+        return os.path.join(self._real(folder), name) not in self.done
 
     def write(self, row: Row) -> None:
         """Write a row. Raises UserError when the disk is full or no longer there.
@@ -155,15 +158,21 @@ class Writer:
             whole_file(self.path) as new,  # replaces the old file, so that one must be closed first
             self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as old,
         ):
+            lost = 0
             new.write(_bytes(self.header()))
             for text, image, failed in self.read(old):
                 if not failed:
                     new.write(_bytes(text))
-                    if image is not None:
-                        self._remember(image)
+                    lost += image is not None and not self._remember(image)
+        if lost:
+            told = "name pictures in folders that are not there, seen from its own: they do not count as captioned"
+            print(f"note: {lost} rows of {str(self.path)!r} {told}", file=sys.stderr)
 
-    def _remember(self, image: str) -> None:
-        """Take the picture of an earlier row for captioned, unless the row could be that of several pictures."""
+    def _remember(self, image: str) -> bool:
+        """Take the picture of an earlier row for captioned, unless the row could be that of several pictures.
+
+        Returns whether the row leads anywhere: the folder of a relative path may not be there.
+        """
         folder, name = os.path.split(image)
         there = {os.path.join(place, name) for place in self._places(folder)}
         if len(there) > 1:
@@ -171,6 +180,7 @@ class Writer:
         if len(there) == 1:
             self.done |= there
         self.absolute |= len(there) > 1
+        return bool(there) or os.path.isabs(image)
 
 
 def _folders(file: Path, folder: str) -> set[str]:
@@ -179,7 +189,7 @@ def _folders(file: Path, folder: str) -> set[str]:
     A relative path begins at the working folder of the run that wrote it: the file's own folder, or any above it.
     """
     places = (os.path.join(above, folder) for above in file.parents)
-    return {os.path.normpath(place) for place in places if os.path.isdir(place)}
+    return {os.path.realpath(place) for place in places if os.path.isdir(place)}
 
 
 def _bytes(text: str) -> bytes:

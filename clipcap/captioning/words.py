@@ -14,7 +14,7 @@ from clipcap.text import PLACEHOLDER, PLACEHOLDER_TRACE, UNSPACED, cut_out
 
 LONGEST = 1000  # characters of a word or phrase: each is searched for in each caption
 MOST_BYTES = 1 << 20  # of a file of words
-LETTER = rf"[\w--[{UNSPACED}\uFE0F]]"  # what a whole word has none of in front and behind
+LETTER = rf"[\w--[{UNSPACED}\uFE0E\uFE0F\u20E3]]"  # what a whole word has none of in front and behind
 
 
 def words_of(words: str | Sequence[str]) -> tuple[str, ...]:
@@ -63,5 +63,6 @@ def pattern_of(word: str) -> regex.Pattern:
     body = r"\s+".join(regex.escape(part) for part in word.split())
     start = "[#@]?" if regex.match(r"\w", word) else ""
     start += rf"(?<!{LETTER})" if regex.match(LETTER, word, regex.VERSION1) else ""
-    end = rf"(?!{LETTER})(?:['’]s\b)?" if regex.search(rf"{LETTER}$", word, regex.VERSION1) else ""
+    end = rf"(?!{LETTER})" if regex.search(rf"{LETTER}$", word, regex.VERSION1) else ""
+    end += r"(?:['’]s\b)?" if regex.search(r"\w$", word) else ""
     return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE | regex.VERSION1)

@@ -19,6 +19,8 @@ from clipcap.errors import UserError
 IMAGE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path")
 CAPTION_COLUMNS = ("caption", "captions", "text")
 SPLIT_COLUMN = "split"
+# A subfolder that may be a split, in lower case.
+SPLIT_FOLDER = re.compile(r"[a-z]+[ _-]*(\d+|set|split|data|images?|imgs?|photos?|pictures?)?")
 
 
 def folder(path: str, allow_outside: bool = False) -> Source:
@@ -72,8 +74,8 @@ def _with_text(home: Home, root: Path, image: Path) -> Example:
 
 
 def _split_of(name: Path) -> str:
-    """The split that the whole name of the first subfolder says: "val2014" or "test_1", but not "Test shots"."""
-    whole = len(name.parts) > 1 and re.fullmatch(r"[A-Za-z]+[\d_-]*", name.parts[0])
+    """The split that the whole name of the first subfolder says: "val2014" or "test_images", but not "Test shots"."""
+    whole = len(name.parts) > 1 and SPLIT_FOLDER.fullmatch(name.parts[0].lower())
     return split_name(name.parts[0]) if whole else "train"
 
 

@@ -6,6 +6,8 @@ as fast in fp32 on 2 cores with AVX2. The figures of the other layers stand in t
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from transformers import GPT2PreTrainedModel, PreTrainedModel
@@ -15,6 +17,7 @@ from clipcap.fast.dropout import Dropout
 from clipcap.fast.int8 import Int8Linear, give_back
 from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
 from clipcap.fast.linear import in_one_kernel, is_linear, weight_and_bias
+from clipcap.fast.lora import adapted
 
 # From this many numbers in a weight on, clearing fresh memory for its gradients costs a step more than what
 # `large_weights` does instead. GPT-2's token embedding and the second layer of ClipCap's MLP have more.
@@ -22,7 +25,7 @@ LARGE = 1 << 23
 
 
 def speed_up(model: nn.Module, large: int = LARGE, int8: bool = False) -> None:
-    """Replace dropout, GELU, large embeddings and large linear layers with a bias by their faster equals.
+    """Replace dropout, GELU, adapters, large embeddings and large linear layers with a bias by their faster equals.
 
     Args:
         model: changed in place; its parameters keep their names and whether they train.
@@ -43,6 +46,8 @@ def speed_up(model: nn.Module, large: int = LARGE, int8: bool = False) -> None:
         model._apply(torch.clone)  # what is left may be mapped from a file, all of which would stay in memory
         give_back()
     for module in list(model.modules()):
+        if hasattr(module, "lora_A"):
+            vars(module)["forward"] = partial(adapted, module)
         for name, child in module.named_children():
             faster = _faster(child, large)
             if faster is not child:

@@ -105,11 +105,20 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     base = getattr(layer, "base_layer", layer)  # peft wraps the layer itself
     assert isinstance(base, nn.Linear | Conv1D)
     weight = base.weight.detach()
-    adapted: Any = layer  # only peft's layers have the attributes below, and peft is not imported for them
-    for adapter in getattr(adapted, "active_adapters", ()):
-        if adapter in adapted.lora_A and not adapted.disable_adapters and adapter not in adapted.merged_adapters:
-            weight = weight + adapted.get_delta_weight(adapter).detach()
+    adapted: Any = layer
+    for adapter, sign in adapters_in_use(layer):
+        weight = torch.add(weight, adapted.get_delta_weight(adapter).detach(), alpha=sign)
     return weight if isinstance(base, nn.Linear) else weight.t(), None if base.bias is None else base.bias.detach()
+
+
+def adapters_in_use(layer: nn.Module) -> list[tuple[str, int]]:
+    """The LoRA adapters that peft adds to the weight of a layer (1), or takes from it: merged, and off (-1)."""
+    adapted: Any = layer  # only peft's layers have these attributes, and peft is not imported for them
+    if not hasattr(layer, "lora_A"):
+        return []
+    off, merged = adapted.disable_adapters, adapted.merged_adapters
+    names = merged if off else [] if merged else adapted.active_adapters
+    return [(name, -1 if off else 1) for name in names if name in adapted.lora_A]
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -2,8 +2,7 @@
 
 Mokady et al., "ClipCap: CLIP Prefix for Image Captioning", 2021, https://arxiv.org/abs/2111.09734.
 
-Shapes: B batch, C CLIP width, P prefix length, T tokens, D width of the token embeddings, V vocabulary, N caption
-tokens in the batch.
+Shapes: B batch, C CLIP width, P prefix length, T tokens, D width of token embeddings, V vocabulary, N caption tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from clipcap.decoding.cached_transformer import CachedTransformer, WholeTexts
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import decode
 from clipcap.errors import UserError
+from clipcap.fast.linear import adapters_in_use
 from clipcap.model.batches import Batch
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.mapping import MAPPINGS
@@ -60,7 +60,7 @@ class ClipCap(nn.Module):
         self.literal_captioner = literal_captioner
         self.record: dict[str, Any] = {}
         self.fast = True
-        self._prepared: tuple[list[tuple[int, int]], CachedGPT2 | CachedTransformer] | None = None
+        self._prepared: tuple[list[Any], CachedGPT2 | CachedTransformer] | None = None
         # The function of the class: a model that held its own method would outlive its last user, with captured steps.
         self.register_load_state_dict_post_hook(type(self)._drop_prepared)
 
@@ -219,11 +219,12 @@ class ClipCap(nn.Module):
     def decoder(self) -> CachedGPT2 | CachedTransformer:
         """The language model prepared for decoding; kept for the next call as long as its weights stay the same.
 
-        PyTorch counts the changes to a tensor, but not those that a fused optimizer makes, or that go through `.data`.
-        So what was prepared is also dropped by `train()`, by loading weights and by a forward pass with gradients, and
-        not kept in training mode, where a captured step would not pay either. After other such changes call `eval()`.
+        PyTorch counts the changes to a tensor, but not those of a fused optimizer or through `.data`. So what was
+        prepared is also dropped by `train()`, `eval()`, loading weights and a forward pass with gradients, and is not
+        kept in training mode, where a captured step would not pay.
         """
-        state = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in self.gpt.parameters()]
+        state: list[Any] = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in self.gpt.parameters()]
+        state += [(adapters_in_use(m), *getattr(m, "merged_adapters", ())) for m in self.gpt.modules()]
         if self._prepared is None or self._prepared[0] != state:
             prepared: CachedGPT2 | CachedTransformer
             if isinstance(self.gpt, GPT2LMHeadModel):

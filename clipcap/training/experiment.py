@@ -136,6 +136,7 @@ class Experiment:
         save: Save = save_checkpoint,
         folders: Sequence[Path] = (),
         save_again: bool = False,
+        beside: Sequence[str] = (),
     ) -> Path:
         """Train the parameters that the strategy has chosen, and print what they are and where the weights are.
 
@@ -147,6 +148,7 @@ class Experiment:
             folders: what `save` writes into besides the output folder.
             save_again: whether a resumed run ends with a `save` of the best weights. It may write more than the
                 weights, which an earlier run was perhaps not asked for.
+            beside: names of other files in the output folder that `save` writes.
 
         Returns:
             The file of the weights with the best validation loss.
@@ -154,7 +156,7 @@ class Experiment:
         from clipcap.training.setup import only_run  # here, since accelerate takes seconds to import
         from clipcap.training.trainer import Trainer
 
-        self._check_sources_stay(weights)
+        self._check_sources_stay({weights, *beside})
         for folder in folders:
             make_folder(folder)
         groups = [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
@@ -200,10 +202,10 @@ class Experiment:
             print(path)
         return path
 
-    def _check_sources_stay(self, weights: str) -> None:
+    def _check_sources_stay(self, names: set[str]) -> None:
         """Raise a UserError if a file that this run starts from is one that it would write over."""
         output = Path(self.loop_args.output_dir or "")
-        written = {(output / name).resolve() for name in (weights, weights.replace("_weights", "_merged_weights"))}
+        written = {(output / name).resolve() for name in names}
         for group in filter(None, (self.start_args, self.strategy_args)):
             for option in FILES & vars(group).keys():
                 given = getattr(group, option)

@@ -178,11 +178,12 @@ MUTANTS = [
         "fast",
         (
             "linear",
-            "weight = weight + adapted.get_delta_weight(adapter).detach()",
+            "weight = torch.add(weight, adapted.get_delta_weight(adapter).detach(), alpha=sign)",
             "weight = weight",
             "test_fast test_checkpoint test_finetuning",
         ),
         ("linear", 'nn.GELU(approximate="tanh")', "nn.GELU()"),
+        ("lora", ", alpha=layer.scaling[name]", ""),
         ("nucleus", "above = probabilities.cumsum(-1) - probabilities", "above = probabilities.cumsum(-1)"),
         (
             "nucleus",
