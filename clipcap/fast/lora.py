@@ -3,8 +3,8 @@
 peft computes the product of an adapter, scales it and adds it to what the layer gives: three matrices of that size, and
 as many gradients. Here the product is scaled and added while it is computed.
 
-What it buys, measured by turns with and without it on full-size GPT-2, rank 4, in fp32 on 2 cores with AVX2: a LoRA step
-is 1.05 times as fast.
+What it buys, measured by turns with and without it on full-size GPT-2, rank 4, in fp32 on 2 cores with AVX2: LoRA is
+1.05 times as fast.
 """
 
 from __future__ import annotations
