@@ -318,7 +318,7 @@ def test_a_hub_that_does_not_answer_costs_seconds(hub, monkeypatch, trouble):
 
 def test_paths_of_every_system_stay_private():
     """Guards against the home folder of who trained in Windows, and publishes from Linux, or the other way round."""
-    paths = {"data": [r"D:\Jane Doe\posts", "/home/jane/posts", r"\\nas\jane\posts"], "init": "coco"}
+    paths = {"data": [r"D:\Jane Doe\posts", "/data/jane/posts", r"\\nas\jane\posts"], "init": "coco"}
     assert portable(paths) == {"data": ["posts"] * 3, "init": "coco"}
 
 
