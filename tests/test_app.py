@@ -184,7 +184,7 @@ def test_another_place_in_an_upload_is_refused(page: str, photo: Path, monkeypat
     monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
     visitor = Visitor(page)
     for place in (str(photo), "/etc/passwd", "http://127.0.0.1:9/a.jpg", "https://example.com/a.jpg"):
-        with pytest.raises(AssertionError, match="success"):
+        with pytest.raises(AssertionError, match="process_completed"):
             visitor.write({"path": place, "meta": {"_type": "gradio.FileData"}})
     assert fetched == [] and visitor.write(None) == ("there is no picture: upload one", [])
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from peft import AutoPeftModelForCausalLM
 from test_decoding import plain_beams
 from test_model import batch_of
@@ -205,6 +206,10 @@ class Questions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+# transformers 5.15 asks in OPT itself; 5.23, which the tests are pinned to, does not.
+ASK = {"opt"} if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23) else set()
+
+
 @pytest.mark.parametrize("kind", ["gpt2", *ARCHITECTURES])
 def test_a_training_step_asks_the_device_nothing(kind, monkeypatch):
     """Guards against a wait for the GPU in every step; the losses and gradients are those of transformers' own way."""
@@ -218,7 +223,7 @@ def test_a_training_step_asks_the_device_nothing(kind, monkeypatch):
         gradients = [p.grad.clone() for p in model.parameters()]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    assert asked.count == 0
+    assert asked.count == 0 or kind in ASK
     again = (tiny_model() if kind == "gpt2" else tiny_network(kind)).train()
     monkeypatch.setattr(clipcap, "WholeTexts", lambda: None)
     torch.manual_seed(0)
@@ -240,4 +245,4 @@ def test_a_decoding_step_asks_the_device_nothing(kind):
             session.reorder(torch.zeros(2, 3, dtype=torch.long))
             session.keep(torch.tensor([1]))
             session.step(torch.ones(1, 3, dtype=torch.long))
-        assert asked.count == 0, prompts
+        assert asked.count == 0 or kind in ASK, prompts

@@ -50,13 +50,17 @@ def check_runs(gpt: PreTrainedModel, width: int) -> None:
 
     Settings that fit the tensors may contradict each other, as numbers of heads, or the part of a head that is rotated.
     """
+    training = gpt.training
     try:
+        gpt.eval()  # in training, OPT looks at a random number whether to leave a layer out
         with torch.device("meta"):  # where a mask of any other shape is looked at
             x, mask, positions = torch.empty(1, 1, width), torch.empty(1, 1, 1, 1), torch.zeros(1, 1).long()
             gpt.base_model(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=False)
     except Exception as error:  # whatever its layers raise
         kind = gpt.config.model_type
         raise UserError(f"its settings make no {kind} model that computes ({first_line(error)[:200]})") from None
+    finally:
+        gpt.train(training)
 
 
 def plain_settings(config: PreTrainedConfig) -> dict[str, Any]:
