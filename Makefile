@@ -47,7 +47,7 @@ app: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	@$(RUN) -m mypy & $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/test_layout.py tests && wait $$!
+	$(RUN) -m mypy & $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/test_layout.py tests && wait $$!
 
 # Every bound `NAME>=VERSION` of pyproject.toml becomes `NAME==VERSION`: pip refuses bounds that do not go together.
 test-oldest: PYTHON = python3.11

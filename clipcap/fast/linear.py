@@ -113,9 +113,9 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 def adapters_in_use(layer: nn.Module) -> list[tuple[str, int]]:
     """The LoRA adapters that peft adds to the weight of a layer (1), or takes from it: merged, and off (-1)."""
-    adapted: Any = layer  # only peft's layers have these attributes, and peft is not imported for them
-    if not hasattr(layer, "lora_A"):
+    if "lora_A" not in layer._modules:  # `hasattr` takes long where it is not, as in most modules
         return []
+    adapted: Any = layer  # only peft's layers have these attributes, and peft is not imported for them
     off, merged = adapted.disable_adapters, adapted.merged_adapters
     names = merged if off else [] if merged else adapted.active_adapters
     return [(name, -1 if off else 1) for name in names if name in adapted.lora_A]

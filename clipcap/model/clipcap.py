@@ -224,7 +224,7 @@ class ClipCap(nn.Module):
         kept in training mode, where a captured step would not pay.
         """
         state: list[Any] = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in self.gpt.parameters()]
-        state += [(adapters_in_use(m), *getattr(m, "merged_adapters", ())) for m in self.gpt.modules()]
+        state += [(adapters_in_use(m), str(m.merged_adapters)) for m in self.gpt.modules() if "lora_A" in m._modules]
         if self._prepared is None or self._prepared[0] != state:
             prepared: CachedGPT2 | CachedTransformer
             if isinstance(self.gpt, GPT2LMHeadModel):

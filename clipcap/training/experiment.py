@@ -156,13 +156,14 @@ class Experiment:
         from clipcap.training.setup import only_run  # here, since accelerate takes seconds to import
         from clipcap.training.trainer import Trainer
 
-        self._check_sources_stay({weights, *beside})
-        for folder in folders:
-            make_folder(folder)
         groups = [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
         options = settings(*groups) | {"language_model": self.language_model}
-        for name in FILES & options.keys():
-            options[name] = sha256(resolve_weights(options[name])) if options[name] else None
+        for name in sorted(FILES & options.keys()):
+            if given := options[name]:
+                self._check_stays(name, given, [weights, *beside])
+            options[name] = sha256(resolve_weights(given)) if given else None
+        for folder in folders:
+            make_folder(folder)
         for name, value in {"data": self.store.identity, **options}.items():
             self.processes.agree(value, name)
         train, validation = self.datasets(prompts)
@@ -202,19 +203,16 @@ class Experiment:
             print(path)
         return path
 
-    def _check_sources_stay(self, names: set[str]) -> None:
-        """Raise a UserError if a file that this run starts from is one that it would write over."""
-        output = Path(self.loop_args.output_dir or "")
-        written = {(output / name).resolve() for name in names}
-        for group in filter(None, (self.start_args, self.strategy_args)):
-            for option in FILES & vars(group).keys():
-                given = getattr(group, option)
-                for file in files_behind(given, self.start_args.base) if given else ():
-                    if file.resolve() in written:
-                        raise UserError(
-                            f"--{option.replace('_', '-')} {given} needs {file}, and this run would write its own "
-                            "weights over it: choose another --output-dir"
-                        )
+    def _check_stays(self, option: str, given: str, names: Sequence[str]) -> None:
+        """Raise a UserError if weights that this run starts from need a file that it would write over."""
+        places = [Path(self.loop_args.output_dir or "", name) for name in names]
+        there = {place.resolve() for place in places if place.exists()}
+        for file in files_behind(given, self.start_args.base) if there else ():
+            if file.resolve() in there:
+                raise UserError(
+                    f"--{option.replace('_', '-')} {given} needs {file}, and this run would write its own weights over "
+                    "it: choose another --output-dir"
+                )
 
 
 def _restore(model: ClipCap, weights: Path) -> None:
