@@ -35,16 +35,14 @@ HASHTAG = regex.compile(
     rf"{_OF_TAG}+(?:[\u200C\u200D]{_OF_TAG}+)*{_NO_KEYCAP}",
     regex.VERSION1,
 )
-_OF_NAME = r"a-z0-9_\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u0373\u0386\u0388-\u052F\u1E00-\u1EFF"
-NAME = rf"[{_OF_NAME}](?:[{_OF_NAME}.]*[{_OF_NAME}])?{_NO_KEYCAP}"
-LONGER_NAME = rf"(?=\d*[^\W\d][{_OF_NAME}.]{{2}}){NAME}"  # with a letter; to be used where a short word is none
+OF_NAME = r"a-z0-9_\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u0373\u0386\u0388-\u052F\u1E00-\u1EFF"
+NAME = rf"[{OF_NAME}](?:[{OF_NAME}.]*[{OF_NAME}])?{_NO_KEYCAP}"
+LONGER_NAME = rf"(?=\d*[^\W\d][{OF_NAME}.]{{2}}){NAME}"  # with a letter; to be used where a short word is none
 MENTION = re.compile(
-    rf"(?<![{_OF_NAME}])@(?!\d{{1,2}}(?:[ap]m|h)?(?![{_OF_NAME}])){NAME}|(?<=[{_OF_NAME}]{{2}})@{LONGER_NAME}",
+    rf"(?<![{OF_NAME}])@(?!\d{{1,2}}(?:[ap]m|h)?(?![{OF_NAME}])){NAME}|(?<=[{OF_NAME}]{{2}})@{LONGER_NAME}",
     re.IGNORECASE,
 )
 PLACEHOLDER = "@user"  # stands for a mention in training captions, so that the sentence stays whole
-# Where it ends, a mention has ended: right behind it may stand a particle of Korean or Japanese, but no more of a name.
-PLACEHOLDER_TRACE = regex.compile(rf"{PLACEHOLDER}(?![{_OF_NAME}])(?:['’]s\b)?", regex.IGNORECASE)
 
 # The characters of Chinese and Japanese, which are written without blanks, for use inside a set of a pattern.
 CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC"
@@ -58,7 +56,7 @@ EMOJI_TRACE = regex.compile(
 # A "#" that stands alone takes the word behind it away too, which was meant to be a hashtag.
 HASHTAG_TRACE = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+[^\S\n]*[\w\p{M}\u200C\u200D]*")
 MENTION_TRACE = regex.compile(  # but no mail address
-    rf"(?<![\w.])@[{_OF_NAME}.]*|@(?![\w-]+\.\w)[{_OF_NAME}.]*", regex.IGNORECASE
+    rf"(?<![\w.])@[{OF_NAME}.]*|@(?![\w-]+\.\w)[{OF_NAME}.]*", regex.IGNORECASE
 )
 
 # Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word.

@@ -83,6 +83,7 @@ def test_what_stands_for_a_mention_goes_before_letters_of_any_script(caption):
         ("1️⃣", "1️⃣love", "love"),
         ("东京", "东京's best", "best"),
         ("cat猫", "cat猫です", "です"),
+        ("@Jane", "@jane님과", "님과"),
     ],
 )
 def test_words_are_found_where_no_blanks_are_put(word, caption, rest):

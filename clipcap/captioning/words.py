@@ -10,7 +10,7 @@ from pathlib import Path
 import regex
 
 from clipcap.errors import UserError, check_text
-from clipcap.text import PLACEHOLDER, PLACEHOLDER_TRACE, UNSPACED, cut_out
+from clipcap.text import OF_NAME, UNSPACED, cut_out
 
 LONGEST = 1000  # characters of a word or phrase: each is searched for in each caption
 MOST_BYTES = 1 << 20  # of a file of words
@@ -56,13 +56,13 @@ def without(pattern: regex.Pattern, text: str) -> str:
 def pattern_of(word: str) -> regex.Pattern:
     """Matches the whole word in any case, together with a "#" or "@" in front of it and a "'s" behind it.
 
-    In scripts that put no blanks between words, it matches wherever these characters stand.
+    In scripts that put no blanks between words, it matches wherever these characters stand. A mention ends where a name
+    does: right behind it may stand a particle of Korean or Japanese.
     """
-    if word == PLACEHOLDER:
-        return PLACEHOLDER_TRACE
+    letter = f"[{OF_NAME}]" if regex.search(f"@[{OF_NAME}.]+$", word, regex.IGNORECASE) else LETTER
     body = r"\s+".join(regex.escape(part) for part in word.split())
     start = "[#@]?" if regex.match(r"\w", word) else ""
     start += rf"(?<!{LETTER})" if regex.match(LETTER, word, regex.VERSION1) else ""
-    end = rf"(?!{LETTER})" if regex.search(rf"{LETTER}$", word, regex.VERSION1) else ""
+    end = rf"(?!{letter})" if regex.search(rf"{letter}$", word, regex.VERSION1 | regex.IGNORECASE) else ""
     end += r"(?:['’]s\b)?" if regex.search(r"\w$", word) else ""
     return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE | regex.VERSION1)
