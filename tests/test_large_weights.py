@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_model import batch_of
 from tiny import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipcap.fast import large_weights
 from clipcap.fast.exchange import speed_up
@@ -37,17 +38,26 @@ def by_autograd(model, precision: torch.dtype = torch.float32) -> tuple[list, di
 
 
 def trains(kind: str, model) -> None:
-    if kind == "head alone":
+    if kind.startswith("head"):
         model.untie_head()
-    parts = {"everything": "", "head alone": "gpt.lm_head.", "embedding and head": "gpt.transformer.wte."}
-    model.train_only(lambda name: name.startswith(parts.get(kind, "clip_project.")))
+    parts = {
+        "everything": "",
+        "head alone": "gpt.lm_head.",
+        "head and norm": ("gpt.lm_head.", "gpt.transformer.ln_f."),
+        "embedding and head": "gpt.transformer.wte.",
+        "mapping network": "clip_project.",
+    }
+    model.train_only(lambda name: name.startswith(parts[kind]))
 
 
 @pytest.mark.parametrize("rows", [2, large_weights.ROWS], ids=["some rows at a time", "all rows at once"])
-@pytest.mark.parametrize("kind", ["everything", "head alone", "embedding and head", "mapping network"])
+@pytest.mark.parametrize("kind", ["everything", "head alone", "head and norm", "embedding and head", "mapping network"])
 def test_gradients_are_those_of_autograd(kind, rows, monkeypatch):
     monkeypatch.setattr(large_weights, "ROWS", rows)
+    monkeypatch.setattr(large_weights, "TOKENS", 40 * rows)  # 211 are no multiple
     model = tiny_model()
+    torch.nn.init.normal_(model.gpt.transformer.ln_f.weight)
+    torch.nn.init.normal_(model.gpt.transformer.ln_f.bias)
     trains(kind, model)
     expected_losses, expected = by_autograd(model)
     for _ in range(2):  # again, in the memory that was kept
@@ -58,7 +68,7 @@ def test_gradients_are_those_of_autograd(kind, rows, monkeypatch):
             assert torch.allclose(found[name], expected[name], atol=1e-6 * expected[name].abs().max()), name
 
 
-@pytest.mark.parametrize("kind", ["everything", "head alone", "mapping network"])
+@pytest.mark.parametrize("kind", ["everything", "head alone", "head and norm", "mapping network"])
 def test_in_bf16_they_differ_by_rounding_only(kind):
     model = tiny_model()
     trains(kind, model)
@@ -68,6 +78,31 @@ def test_in_bf16_they_differ_by_rounding_only(kind):
     for name, true in exact.items():
         assert found[name].dtype == torch.float32
         assert (found[name] - true).norm() <= 2 * (expected[name] - true).norm() + 1e-3 * true.norm(), name
+
+
+class Products(TorchDispatchMode):
+    """Counts the multiplications in products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.overloadpacket.__name__ in ("mm", "addmm", "addmm_"):
+            *_, a, b = args
+            self.count += a.numel() * b.shape[1]
+        return operator(*args, **(kwargs or {}))
+
+
+def test_beside_a_head_that_trains_the_norm_costs_no_product_of_its_own():
+    """Guards against the gradient by the head's input, a product with all of the head's weights."""
+    counts = []
+    for kind in ("head alone", "head and norm"):
+        model = tiny_model()
+        trains(kind, model)
+        objective = Objective(model, fast=True)
+        with Products() as products:
+            objective(BATCHES[0]).backward()
+        counts.append(products.count)
+    assert counts[1] - counts[0] < len(BATCHES[0].targets) * model.head.weight.numel() / 2
 
 
 def test_frozen_weights_get_no_gradient():

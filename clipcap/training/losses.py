@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
 
 from clipcap.cli.processes import ALONE, Processes
 from clipcap.cli.progress import ProgressBar
 from clipcap.errors import UserError, first_line, is_out_of_memory
-from clipcap.fast.large_weights import HeadLoss
+from clipcap.fast.large_weights import HeadLoss, takes_over, without_affine
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.loader import CaptionDataset, in_order, loader
@@ -51,8 +52,18 @@ class Objective(nn.Module):
     def _loss(self, batch: Batch) -> Tensor:
         if self.head_loss is None:
             return self.model.loss(batch) * batch.weight
-        losses = self.head_loss(self.model.caption_states(batch), self.model.head, batch.targets)
-        return losses.mean() * batch.weight
+        norm = self._norm_beside_head()
+        with without_affine(norm):
+            states = self.model.caption_states(batch)
+        return self.head_loss(states, self.model.head, batch.targets, norm).mean() * batch.weight
+
+    def _norm_beside_head(self) -> nn.LayerNorm | None:
+        """GPT-2's final norm, where it and the head train alone: `HeadLoss` then computes the gradients of both."""
+        gpt = self.model.gpt
+        if not isinstance(gpt, GPT2LMHeadModel) or not takes_over(gpt.lm_head.weight):
+            return None
+        norm, trained = gpt.transformer.ln_f, {weight for weight in self.model.parameters() if weight.requires_grad}
+        return norm if trained == {gpt.lm_head.weight, norm.weight, norm.bias} else None
 
 
 def compile_now(
