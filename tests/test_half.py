@@ -29,6 +29,14 @@ def test_frozen_matrices_are_rounded_inside_and_untouched_outside(precision):
 
 
 @in_each
+def test_the_residual_stream_of_a_frozen_mapping_transformer_stays_exact(precision):
+    model = tiny_model(mapping="transformer")
+    model.train_only(lambda name: name.startswith("gpt."))
+    with FrozenInHalf(model, precision).used(), torch.autocast("cpu", DTYPES[precision]):
+        assert model.prefix(torch.randn(2, model.config.clip_dim)).dtype == torch.float32
+
+
+@in_each
 def test_gradients_are_those_of_autocast(precision):
     gradients = []
     for copied in ("no", precision):

@@ -15,6 +15,15 @@ from clipcap.training.losses import Objective
 
 BATCHES = [batch_of([[5, 9, 3], [4, 8]]), batch_of([[5, 5, 5, 7, 1], [4, 8, 5, 5], [200, 3]])]
 
+KINDS = {  # what trains, and how the names of these parameters begin
+    "everything": "",
+    "head alone": "gpt.lm_head.",
+    "head and norm": ("gpt.lm_head.", "gpt.transformer.ln_f."),
+    "embedding and head": "gpt.transformer.wte.",
+    "embedding, head and norm": ("gpt.transformer.wte.", "gpt.transformer.ln_f."),
+    "mapping network": "clip_project.",
+}
+
 
 def gradients(model, precision: torch.dtype = torch.float32, fast: bool = True) -> tuple[list, dict]:
     """Two batches' losses, and the gradients of their sum, computed as the training loop accumulates them."""
@@ -40,18 +49,11 @@ def by_autograd(model, precision: torch.dtype = torch.float32) -> tuple[list, di
 def trains(kind: str, model) -> None:
     if kind.startswith("head"):
         model.untie_head()
-    parts = {
-        "everything": "",
-        "head alone": "gpt.lm_head.",
-        "head and norm": ("gpt.lm_head.", "gpt.transformer.ln_f."),
-        "embedding and head": "gpt.transformer.wte.",
-        "mapping network": "clip_project.",
-    }
-    model.train_only(lambda name: name.startswith(parts[kind]))
+    model.train_only(lambda name: name.startswith(KINDS[kind]))
 
 
 @pytest.mark.parametrize("rows", [2, large_weights.ROWS], ids=["some rows at a time", "all rows at once"])
-@pytest.mark.parametrize("kind", ["everything", "head alone", "head and norm", "embedding and head", "mapping network"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_autograd(kind, rows, monkeypatch):
     monkeypatch.setattr(large_weights, "ROWS", rows)
     monkeypatch.setattr(large_weights, "TOKENS", 40 * rows)  # 211 are no multiple
@@ -145,6 +147,14 @@ def test_a_large_layer_is_a_linear_one():
     assert torch.allclose(found, expected, atol=1e-5)
     with torch.no_grad():
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_many_rows_are_left_to_autocast():
+    """Guards against fp32 in place of bf16 within the blocks of other language models, whose layers may be as large."""
+    layer, few = LargeLinear(8, 3), large_weights.FEW
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(few // 2, 2, 8)).dtype == torch.float32
+        assert layer(torch.randn(few // 2 + 1, 2, 8)).dtype == torch.bfloat16
 
 
 def test_the_names_of_the_parameters_and_what_trains_stay():

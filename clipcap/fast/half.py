@@ -13,14 +13,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-POSITIONS = re.compile(r"\.(wpe|embed_positions)\.")
+RESIDUAL = re.compile(r"\.(wpe|embed_positions)\.|\.prefix_const$")  # what residual streams begin with
 
 
 class FrozenInHalf:
     """Holds a rounded copy of every frozen matrix, and puts either the copies or the originals into the model.
 
-    The originals are never written to, so they are saved bit for bit as they were loaded. Position embeddings are left
-    alone: they are added to the residual stream, which stays in fp32.
+    The originals are never written to, so they are saved bit for bit as they were loaded. Position embeddings and the
+    constants of a mapping transformer are left alone: residual streams stay in fp32.
 
     Args:
         model: with `requires_grad` set on the parameters that train.
@@ -32,7 +32,7 @@ class FrozenInHalf:
         self.matrices = [
             parameter
             for name, parameter in model.named_parameters()
-            if dtype and not parameter.requires_grad and parameter.ndim == 2 and not POSITIONS.search(name)
+            if dtype and not parameter.requires_grad and parameter.ndim == 2 and not RESIDUAL.search(name)
         ]
         self.exact = [parameter.data for parameter in self.matrices]
         self.half = [parameter.data.to(dtype) for parameter in self.matrices]

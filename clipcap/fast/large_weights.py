@@ -11,8 +11,10 @@ Only `backward()` fills these gradients in; `torch.autograd.grad` and hooks do n
 used on other devices, or where several processes exchange the gradients that autograd gives them.
 
 What it buys, measured by turns with and without it on full-size models, 2 cores: in bf16 on AVX-512, full fine-tuning
-is 1.17 times as fast, LoRA 1.13 and head-only 1.18 times. In fp32 on AVX2 the head's loss with its gradients is 1.1 to
-1.2 times as fast; nothing is converted there, and the rest makes no difference.
+is 1.17 times as fast, LoRA 1.13 and head-only 1.18 times. In fp32 on AVX2 nothing is converted; there the head's loss
+with its gradients is 1.1 to 1.2 times as fast, and what three things do besides makes full fine-tuning 1.05, LoRA 1.09
+and head-only 1.14 times as fast: logits are multiplied in parts (`TOKENS`), few rows are multiplied transposed
+(`_few_rows`), and the final norm's gradients are derived (`_add_gradients`).
 
 Shapes: N caption tokens, D width, V vocabulary.
 """
@@ -30,15 +32,17 @@ from torch import Tensor, nn
 
 ROWS = 16  # caption tokens whose losses are computed at a time, so that their logits stay in a CPU's cache
 TOKENS = 512  # of the vocabulary that are multiplied with at a time, for the same reason
+FEW = 512  # rows at most, as many as a batch has captions: blocks of other language models have more
 BYTES = 1 << 24  # bytes of a gradient that are converted at a time
 
 
 class LargeLinear(nn.Linear):
-    """The same as `nn.Linear`, in fp32: for few rows, converting the weight to bf16 costs more than it saves."""
+    """The same as `nn.Linear`; for few rows in fp32, as converting the weight to bf16 costs more than it saves."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Input (..., in) -> output (..., out)."""
-        if not takes_over(self.weight, frozen=self.weight.dtype == torch.float32):
+        few = x.numel() <= FEW * self.in_features
+        if not few or not takes_over(self.weight, frozen=self.weight.dtype == torch.float32):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return _Linear.apply(x.to(self.weight.dtype), self.weight) + self.bias
@@ -150,6 +154,7 @@ class _Losses(torch.autograd.Function):
     ) -> Tensor:
         ctx.memory, ctx.weight, ctx.norm, ctx.dtype = memory, weight, norm, states.dtype
         if norm is not None:
+            assert not ctx.needs_input_grad[0]
             ctx.normalized = states
             states = torch.addcmul(norm.bias, states, norm.weight)
         size, count = len(weight), len(states)

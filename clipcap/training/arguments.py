@@ -81,7 +81,7 @@ class LoopArguments:
     epochs: int = arg(3, "passes over the training captions")
     min_steps: int = arg(0, "a small data set is repeated within each epoch until the run has this many steps")
     batch_size: int = arg(32, "captions per step, which several processes share out")
-    accumulate: int = arg(1, "steps whose gradients are added up before the weights move")
+    accumulate: int = arg(1, "batches whose mean gradient moves the weights")
     learning_rate: float = arg(2e-5, "highest learning rate; warms up to it, then falls to 0")
     mapping_learning_rate: float | None = arg(None, "that of the mapping network (default: the same)", metavar="RATE")
     warmup: float = arg(0.05, "share of the steps that warm up")

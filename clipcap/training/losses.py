@@ -62,6 +62,8 @@ class Objective(nn.Module):
         gpt = self.model.gpt
         if not isinstance(gpt, GPT2LMHeadModel) or not takes_over(gpt.lm_head.weight):
             return None
+        if gpt.lm_head.weight is gpt.transformer.wte.weight:  # what is above it then has gradients, too
+            return None
         norm, trained = gpt.transformer.ln_f, {weight for weight in self.model.parameters() if weight.requires_grad}
         return norm if trained == {gpt.lm_head.weight, norm.weight, norm.bias} else None
 
