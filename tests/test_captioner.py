@@ -8,6 +8,7 @@ from tiny import save_tiny_clip, save_tiny_weights, tiny_captioner_model
 
 from clipcap import Captioner, Decoding
 from clipcap.captioning.candidates import Candidates, likelihoods
+from clipcap.captioning.choice import Choice
 from clipcap.captioning.options import decoding_and_rules
 from clipcap.captioning.posts import Frame
 from clipcap.captioning.rows import Row
@@ -91,22 +92,26 @@ def test_several_captions_are_distinct(captioner, pictures, method, temperature)
         assert len(captions) == 4 == len({caption.casefold() for caption in captions})
 
 
+@pytest.fixture
+def ids_of(monkeypatch):
+    """Row and caption -> the token ids that it was made of."""
+    kept, add = {}, Choice._add
+
+    def remember(self, row, found, ids):
+        add(self, row, found, ids)
+        kept.update({(row, caption): ids for caption, ids in (found.good | found.spoiled).items()})
+
+    monkeypatch.setattr(Choice, "_add", remember)
+    return kept
+
+
 @pytest.mark.parametrize("method", ["nucleus", "beam"])
-def test_the_likeliest_comes_first(captioner, pictures, method):
-    chosen = decoding_and_rules(num_captions=3, method=method, **SHORT)
+def test_the_likeliest_comes_first(captioner, pictures, method, ids_of):
     embeddings = captioner.encoder.encode_images(pictures)
-    for row, captions in enumerate(captioner.caption_embeddings(embeddings, *chosen[:1], num_captions=3)):
-        scores = [score(captioner, embeddings[row], caption) for caption in captions]
-        if None not in scores:
-            assert scores == sorted(scores, reverse=True)
-
-
-def score(captioner, embedding, caption):
-    """Mean log-probability of a caption whose text encodes back into the tokens that it was decoded from."""
-    ids = captioner.tokenizer.encode(caption).ids
-    if len(ids) < SHORT["max_tokens"] or "\ufffd" in caption:
-        return None
-    return likelihoods(captioner.model, embedding[None], [()], [ids])[0]
+    for row, captions in enumerate(captioner.caption_embeddings(embeddings, num_captions=3, method=method, **SHORT)):
+        ids = [ids_of[row, caption] for caption in captions]
+        scores = likelihoods(captioner.model, embeddings[[row] * 3], [()] * 3, ids)
+        assert scores == sorted(scores, reverse=True) and len(set(scores)) == 3
 
 
 def test_likelihoods_equal_the_models_logits(captioner, pictures):
@@ -139,10 +144,14 @@ def test_rules_hold_on_every_caption(captioner, pictures, method):
             assert Rules(**rules).allows(caption) and not set("#@") & set(caption) and not EMOJI.search(caption)
 
 
-def test_lengths_hold(captioner, pictures):
-    for caption in captioner(pictures, min_tokens=9, max_tokens=10, emoji="none"):
-        ids = captioner.model.generate(captioner.encoder.encode_images([pictures[0]]), Decoding(max_tokens=10))
-        assert len(ids[0]) <= 10 and caption
+def test_lengths_hold(captioner, pictures, ids_of):
+    """With a stop token that ends captions sooner than that."""
+    ids = captioner.model.generate(captioner.encoder.encode_images(pictures), Decoding(max_tokens=10))
+    stop = ids[0][4]
+    assert stop not in ids[0][:4]
+    for row, caption in enumerate(captioner(pictures, min_tokens=9, max_tokens=10, stop_token=stop, emoji="none")):
+        length = len([token for token in ids_of[row, caption] if token != stop])
+        assert 9 <= length <= 10
 
 
 @pytest.mark.parametrize("options", [{}, {"num_captions": 3}, {"num_captions": 3, "method": "beam", "rank": "clip"}])

@@ -36,7 +36,7 @@ from clipcap.weights.published import INSTAGRAM, WEIGHTS, resolve_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-DOCUMENTS += ["docs/troubleshooting.md", "docs/reliability.md", "docs/clipcap.md", "docs/scale.md"]
+DOCUMENTS += ["docs/troubleshooting.md", "docs/reliability.md", "docs/clipcap.md", "docs/scale.md", "docs/recipe.md"]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]

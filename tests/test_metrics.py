@@ -91,6 +91,8 @@ def test_equal_to_pycocoevalcap_on_real_captions(shared):
         ("© 2021 Acme™ 3.5", "2021 acme 3 5"),
         ("see https://a.b/c?d=1 now", "see https://a.b/c?d=1 now"),
         ("नमस्ते café cafe\u0301 # @ !", "नमस्ते café café"),
+        ("می\u200cخواهم #می\u200cخواهم क्\u200dष", "می\u200cخواهم #می\u200cخواهم क्\u200dष"),
+        ("®️ ©️ ＃夏天 1\u20e3a", "＃夏天 1\u20e3 a"),
         (" \n ", ""),
     ],
 )

@@ -22,11 +22,11 @@ Tokens = Sequence[str]
 References = Sequence[Sequence[Tokens]]
 NGram = tuple[str, ...]
 
-_WORD = r"[\p{L}\p{M}\p{N}_]"
+_WORD = r"[[\p{L}\p{M}\p{N}_]--[\uFE0E\uFE0F\u20E3]]"  # what belongs to emoji are marks, too
 _SPACED = rf"[{_WORD}--{UNSPACED}]"  # in other scripts each character counts as a word, with the marks behind it
 _TOKEN = regex.compile(
-    rf"""https?://\S+ | {EMOJI_PATTERN} | \#(?:{_WORD}|{EMOJI_PATTERN})+
-      | @{_WORD}+(?:\.{_WORD}+)* | {UNSPACED}\p{{M}}* | {_SPACED}+(?:'{_SPACED}+)*""",
+    rf"""https?://\S+ | {EMOJI_PATTERN} | [\#\uFF03](?:{_WORD}|[\u200C\u200D](?={_WORD})|{EMOJI_PATTERN})+
+      | @{_WORD}+(?:\.{_WORD}+)* | {UNSPACED}\p{{M}}* | {_SPACED}+(?:['\u200C\u200D]{_SPACED}+)*""",
     regex.VERBOSE | regex.VERSION1,
 )
 
@@ -170,7 +170,7 @@ def style(candidates: Sequence[Tokens], known: Collection[Tokens] = ()) -> dict[
 
 
 def _is_hashtag(token: str) -> bool:
-    return token[0] == "#" and not EMOJI.fullmatch(token)  # the keycap #️⃣ begins with one too
+    return token[0] in "#\uff03" and not EMOJI.fullmatch(token)  # the keycap #️⃣ begins with one too
 
 
 def _distinct(candidates: Sequence[Tokens], n: int) -> float:

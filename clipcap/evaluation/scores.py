@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from clipcap.captioning.options import METHOD_OF
 from clipcap.clip.tensors import convert
 from clipcap.data.store import clip_of, same_clip
 from clipcap.decoding.options import Decoding
@@ -202,7 +203,7 @@ def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequen
 def new_report(held_out: HeldOut, decoding: Decoding, judge: Judge | None) -> dict[str, Any]:
     """A report that has no models yet: the data, the decoding, and the versions of the packages."""
     store = held_out.store
-    used = {"greedy": (), "nucleus": ("temperature", "top_p", "top_k", "seed"), "beam": ("beams",)}[decoding.method]
+    used = [name for name, method in METHOD_OF.items() if method == decoding.method]
     shared = ("method", "max_tokens", "min_tokens", "no_repeat_ngram")
     packages = ("torch", "transformers", "open_clip_torch", "numpy")
     return {
