@@ -92,12 +92,14 @@ def without_affine(norm: nn.LayerNorm | None) -> Iterator[None]:
     if norm is None:
         yield
         return
-    weight, bias = norm.weight, norm.bias
-    norm.weight = norm.bias = None
+    kept = {"weight": norm.weight, "bias": norm.bias}
+    for name in kept:
+        norm.register_parameter(name, None)
     try:
         yield
     finally:
-        norm.weight, norm.bias = weight, bias
+        for name, parameter in kept.items():
+            norm.register_parameter(name, parameter)
 
 
 def takes_over(weight: Tensor, frozen: bool = False) -> bool:
