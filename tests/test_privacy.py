@@ -36,6 +36,7 @@ EMAILS = [
     "jane@doe.com", "jane.d+x@mail.example.co.uk", "JANE_DOE@GMAIL.COM", "müller@bücher.de", "почта@домен.рф",
     "jo＠doe．com", "joe@\u200bdoe.com", "janet (at) doe dot com", "jim(at)doe.com", "ann [at] doe [dot] com",
     "amy at gmail dot com", "sam@ doe.com", "tim @ doe.com", "1234@qq.com", "a-b@c-d.info", "o'neil@x.io",
+    "ben @ web.de", "bo @ mail.example.co.uk", "liv @ st.tropez.com", "lea @ doe (dot) io", "лев @ домен.рф",
     "bob@localhost.localdomain", "x_y@z.museum", "eve{at}mail.org", "@kim@mastodon.social",
 ]  # fmt: skip
 HANDLES = [
@@ -91,6 +92,12 @@ NO_EMAILS = [
     "party (at) my place",
     "with @jane.doe",
     "see you at gmail",
+    "Summer @ St.Tropez",
+    "brunch @ cafe.paris with my girls",
+    "Live @ madison.square.garden tonight",
+    "Lunch @ joes.So good",
+    "lunch@ joes.Come on",
+    "sunset @ santa.monica 🌅",
 ]
 
 
