@@ -78,6 +78,21 @@ def test_karpathys_splits(tmp_path: Path, where: str, named: str) -> None:
     assert [colour_of(example) for example in source.examples] == ["red", "green", "blue", "red"]
 
 
+@pytest.mark.parametrize("file", ["dataset_coco.json", "annotations/captions_train2014.json"])
+def test_a_first_picture_that_is_missing_hides_no_other(tmp_path: Path, file: str) -> None:
+    """Guards against pictures in images/ that are looked for elsewhere, since the first of all was not downloaded."""
+    images = [{"id": number, "file_name": f"COCO_train2014_{number:012d}.jpg"} for number in (1, 9)]
+    annotations = [{"image_id": number, "caption": "x"} for number in (1, 9)]
+    content = json.dumps({"images": images, "annotations": annotations})
+    if file == "dataset_coco.json":
+        content = karpathy(*(karpathy_entry(number, "train", "x") for number in (1, 9)))
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / file).write_text(content)
+    there = draw(tmp_path / "images" / "train2014" / "COCO_train2014_000000000009.jpg")
+    missing = there.with_name("COCO_train2014_000000000001.jpg")
+    assert [example.image for example in open_source(["coco", str(tmp_path)]).examples] == [missing, there]
+
+
 def test_karpathys_flickr(tmp_path: Path) -> None:
     """His Flickr files name no folder, and no cocoid."""
     entry = karpathy_entry(3, "val", "A dog.", filename="36979.jpg")
