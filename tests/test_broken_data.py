@@ -508,8 +508,10 @@ SAVED = {  # what a stranger's data set in the layout of `save_to_disk` names ->
     "outside": ({"x/state.json": {"_data_files": [{"filename": "../../outside.arrow"}]}}, "names '.*is outside of it"),
     "absolute": ({"x/state.json": {"_data_files": [{"filename": "/dev/zero"}]}}, "names '/dev/zero', which is outside"),
     "address": ({"x/state.json": {"_data_files": [{"filename": "http://127.0.0.1:9/x"}]}}, "names '.*is outside of it"),
-    "a split outside": ({"dataset_dict.json": {"splits": ["../outside"]}}, "names '../outside.*is outside of it"),
-    "a split of an address": ({"dataset_dict.json": {"splits": ["s3://x"]}}, "names 's3://x.*is outside of it"),
+    **{
+        f"a split {name!r}": ({"dataset_dict.json": {"splits": [name]}}, f"has a split called {name!r}, .*rename it")
+        for name in ("../outside", "s3://x", "sub/more", ".parts", "")
+    },
     "no splits": ({"dataset_dict.json": {"splits": []}}, "has no splits"),
     "no list": ({"dataset_dict.json": []}, "could not be read"),
     "numbers": ({"dataset_dict.json": {"splits": [5]}}, "could not be read"),
@@ -540,6 +542,18 @@ def test_a_saved_data_set_leads_nowhere_and_runs_nothing(way: str, tmp_path: Pat
     with soon(20), pytest.raises(UserError, match=sentence) as caught:
         open_source(["hub", str(tmp_path / "place")])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../evil", "sub/more", ".parts"])
+def test_the_name_of_a_split_decides_about_no_folder(name: str, tmp_path: Path) -> None:
+    """Guards against --allow-outside, which lets a stranger's data set be read from anywhere, and written there."""
+    from datasets import Dataset
+
+    place = tmp_path / "a" / "place"
+    Dataset.from_dict({"image": ["a"], "caption": ["b"]}).save_to_disk(place / name)
+    (place / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(UserError, match=f"has a split called '{name}'"):
+        open_source(["hub", str(place)], SourceArguments(allow_outside=True))
 
 
 @pytest.mark.parametrize("name", ["parquet", "json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,11 @@ def _saved(path: str, folder: Path, allow_outside: bool) -> dict[str, Dataset]:
     lone = (folder / STATE).is_file()
     saved = {}
     for split in [""] if lone else read(SPLITS)["splits"]:
+        if not lone and not re.fullmatch(r"\w+(\.\w+)*", split):  # as `datasets` has it; a folder is called so
+            raise UserError(
+                f"data set {path!r} has a split called {short(split)}, but only letters, digits, _ and dots between "
+                "them are allowed; rename it"
+            )
         checked(split, "dataset_info.json")
         for file in read(split, STATE)["_data_files"]:
             map_table(checked(split, file["filename"]), "save the data set again")
