@@ -158,6 +158,14 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
     "NUL in a caption": ("folder", rows(line(caption="a\0b")), [("ab",)]),
     "numbers": ("folder", rows(line(caption=[5, 2.5])), [("5", "2.5")]),
     "null": ("folder", rows(line(caption=None) + "\n" + line(caption="y")), [("", "y")]),
+    "null beside a text": ("folder", rows(line(caption=None, text="y")), [("y",)]),
+    "nothing beside a text": ("folder", rows(line(caption=float("nan"), captions=[], text="y")), [("y",)]),
+    "null beside a name": ("folder", rows(line(file_name=None, image="a.png")), [("x",)]),
+    "one picture in two spellings": (
+        "folder",
+        rows(line() + "\n" + line(file_name=".//a.png", caption="y")),
+        [("x", "y")],
+    ),
     "NaN as pandas writes it": ("folder", rows('{"file_name": "a.png", "caption": [NaN, "y"]}'), [("", "y")]),
     "an object for a caption": ("folder", rows(line(caption={"raw": "x"})), "jsonl', line 1.*caption.* text.*object"),
     "a list of lists": ("folder", rows("\n" + line(caption=[["x"]])), "jsonl', line 2.*caption.* text"),
@@ -268,6 +276,12 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
         "tar",
         tar(("1.png", PNG), ("2.png", PNG), ("1.txt", b"a"), ("2.txt", b"b")),
         [("a",), ("b",)],
+    ),
+    "tar: null beside a text": ("tar", tar(("1.png", PNG), ("1.json", b'{"caption": null, "text": "y"}')), [("y",)]),
+    "tar: two pictures under a key": (
+        "tar",
+        tar(("1.png", PNG), ("1.txt", b"a"), ("1.jpg", PNG)),
+        "holds '1.png' and '1.jpg' under one key; leave one",
     ),
     "tar: a picture twice": ("tar", tar(("1.png", PNG), ("1.txt", b"a"), ("1.png", PNG)), "train.tar'.*'1.png'.*twice"),
     "tar: two captions": (
