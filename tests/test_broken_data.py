@@ -518,6 +518,15 @@ def test_a_hub_folder_that_names_other_places_is_refused_before_they_are_asked(
         open_source(["hub", str(tmp_path)])
 
 
+@pytest.mark.parametrize("allow_outside", [False, True])
+def test_a_pipe_in_the_place_of_a_description_is_refused(tmp_path: Path, allow_outside: bool) -> None:
+    """Guards against a pipe that is opened, here or in `datasets`, and waited for without end."""
+    hub({"image": IMAGE, "caption": ["x"]})(tmp_path)
+    os.mkfifo(tmp_path / ".huggingface.yaml")
+    with soon(20), pytest.raises(UserError, match="huggingface.yaml' is not a file; remove it"):
+        open_source(["hub", str(tmp_path)], SourceArguments(allow_outside=allow_outside))
+
+
 SAVED = {  # what a stranger's data set in the layout of `save_to_disk` names -> the sentence about it
     "outside": ({"x/state.json": {"_data_files": [{"filename": "../../outside.arrow"}]}}, "names '.*is outside of it"),
     "absolute": ({"x/state.json": {"_data_files": [{"filename": "/dev/zero"}]}}, "names '/dev/zero', which is outside"),
