@@ -158,6 +158,14 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
     "NUL in a caption": ("folder", rows(line(caption="a\0b")), [("ab",)]),
     "numbers": ("folder", rows(line(caption=[5, 2.5])), [("5", "2.5")]),
     "null": ("folder", rows(line(caption=None) + "\n" + line(caption="y")), [("", "y")]),
+    "null beside a text": ("folder", rows(line(caption=None, text="y")), [("y",)]),
+    "nothing beside a text": ("folder", rows(line(caption=float("nan"), captions=[], text="y")), [("y",)]),
+    "null beside a name": ("folder", rows(line(file_name=None, image="a.png")), [("x",)]),
+    "one picture in two spellings": (
+        "folder",
+        rows(line() + "\n" + line(file_name=".//a.png", caption="y")),
+        [("x", "y")],
+    ),
     "NaN as pandas writes it": ("folder", rows('{"file_name": "a.png", "caption": [NaN, "y"]}'), [("", "y")]),
     "an object for a caption": ("folder", rows(line(caption={"raw": "x"})), "jsonl', line 1.*caption.* text.*object"),
     "a list of lists": ("folder", rows("\n" + line(caption=[["x"]])), "jsonl', line 2.*caption.* text"),
@@ -268,6 +276,12 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
         "tar",
         tar(("1.png", PNG), ("2.png", PNG), ("1.txt", b"a"), ("2.txt", b"b")),
         [("a",), ("b",)],
+    ),
+    "tar: null beside a text": ("tar", tar(("1.png", PNG), ("1.json", b'{"caption": null, "text": "y"}')), [("y",)]),
+    "tar: two pictures under a key": (
+        "tar",
+        tar(("1.png", PNG), ("1.txt", b"a"), ("1.jpg", PNG)),
+        "holds '1.png' and '1.jpg' under one key; leave one",
     ),
     "tar: a picture twice": ("tar", tar(("1.png", PNG), ("1.txt", b"a"), ("1.png", PNG)), "train.tar'.*'1.png'.*twice"),
     "tar: two captions": (
@@ -504,12 +518,23 @@ def test_a_hub_folder_that_names_other_places_is_refused_before_they_are_asked(
         open_source(["hub", str(tmp_path)])
 
 
+@pytest.mark.parametrize("allow_outside", [False, True])
+def test_a_pipe_in_the_place_of_a_description_is_refused(tmp_path: Path, allow_outside: bool) -> None:
+    """Guards against a pipe that is opened, here or in `datasets`, and waited for without end."""
+    hub({"image": IMAGE, "caption": ["x"]})(tmp_path)
+    os.mkfifo(tmp_path / ".huggingface.yaml")
+    with soon(20), pytest.raises(UserError, match="huggingface.yaml' is not a file; remove it"):
+        open_source(["hub", str(tmp_path)], SourceArguments(allow_outside=allow_outside))
+
+
 SAVED = {  # what a stranger's data set in the layout of `save_to_disk` names -> the sentence about it
     "outside": ({"x/state.json": {"_data_files": [{"filename": "../../outside.arrow"}]}}, "names '.*is outside of it"),
     "absolute": ({"x/state.json": {"_data_files": [{"filename": "/dev/zero"}]}}, "names '/dev/zero', which is outside"),
     "address": ({"x/state.json": {"_data_files": [{"filename": "http://127.0.0.1:9/x"}]}}, "names '.*is outside of it"),
-    "a split outside": ({"dataset_dict.json": {"splits": ["../outside"]}}, "names '../outside.*is outside of it"),
-    "a split of an address": ({"dataset_dict.json": {"splits": ["s3://x"]}}, "names 's3://x.*is outside of it"),
+    **{
+        f"a split {name!r}": ({"dataset_dict.json": {"splits": [name]}}, f"has a split called {name!r}, .*rename it")
+        for name in ("../outside", "s3://x", "sub/more", ".parts", "")
+    },
     "no splits": ({"dataset_dict.json": {"splits": []}}, "has no splits"),
     "no list": ({"dataset_dict.json": []}, "could not be read"),
     "numbers": ({"dataset_dict.json": {"splits": [5]}}, "could not be read"),
@@ -540,6 +565,18 @@ def test_a_saved_data_set_leads_nowhere_and_runs_nothing(way: str, tmp_path: Pat
     with soon(20), pytest.raises(UserError, match=sentence) as caught:
         open_source(["hub", str(tmp_path / "place")])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../evil", "sub/more", ".parts"])
+def test_the_name_of_a_split_decides_about_no_folder(name: str, tmp_path: Path) -> None:
+    """Guards against --allow-outside, which lets a stranger's data set be read from anywhere, and written there."""
+    from datasets import Dataset
+
+    place = tmp_path / "a" / "place"
+    Dataset.from_dict({"image": ["a"], "caption": ["b"]}).save_to_disk(place / name)
+    (place / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(UserError, match=f"has a split called '{name}'"):
+        open_source(["hub", str(place)], SourceArguments(allow_outside=True))
 
 
 @pytest.mark.parametrize("name", ["parquet", "json"])

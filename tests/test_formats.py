@@ -78,6 +78,21 @@ def test_karpathys_splits(tmp_path: Path, where: str, named: str) -> None:
     assert [colour_of(example) for example in source.examples] == ["red", "green", "blue", "red"]
 
 
+@pytest.mark.parametrize("file", ["dataset_coco.json", "annotations/captions_train2014.json"])
+def test_a_first_picture_that_is_missing_hides_no_other(tmp_path: Path, file: str) -> None:
+    """Guards against pictures in images/ that are looked for elsewhere, since the first of all was not downloaded."""
+    images = [{"id": number, "file_name": f"COCO_train2014_{number:012d}.jpg"} for number in (1, 9)]
+    annotations = [{"image_id": number, "caption": "x"} for number in (1, 9)]
+    content = json.dumps({"images": images, "annotations": annotations})
+    if file == "dataset_coco.json":
+        content = karpathy(*(karpathy_entry(number, "train", "x") for number in (1, 9)))
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / file).write_text(content)
+    there = draw(tmp_path / "images" / "train2014" / "COCO_train2014_000000000009.jpg")
+    missing = there.with_name("COCO_train2014_000000000001.jpg")
+    assert [example.image for example in open_source(["coco", str(tmp_path)]).examples] == [missing, there]
+
+
 def test_karpathys_flickr(tmp_path: Path) -> None:
     """His Flickr files name no folder, and no cocoid."""
     entry = karpathy_entry(3, "val", "A dog.", filename="36979.jpg")
@@ -256,17 +271,29 @@ def test_images_that_arrive_while_they_are_listed_are_one_sentence(tmp_path: Pat
         list(selected)
 
 
-def test_both_tables_have_their_splits(tmp_path: Path) -> None:
-    """Guards against validation images that are trained on: `parse_conceptual.py` puts them in front of train's too."""
-    write_table(tmp_path / "Train_GCC-training.tsv", ROWS)
-    write_table(tmp_path / "Validation_GCC-1.1.0-Validation.tsv", [("a green thing", "http://c.example/green.jpg")])
-    put(tmp_path / "val" / "00000000.jpg", "green")
-    put(tmp_path / "train" / "00000000.jpg", "green")
-    put(tmp_path / "train" / "00000002.jpg", "blue")
-    assert listed(open_source(["conceptual", str(tmp_path)])) == [
-        ("train/00000002", ("something blue , # 3",), "train"),
-        ("val/00000000", ("a green thing",), "validation"),
-    ]
+@pytest.mark.parametrize("given", ["folder", "train table", "no validation table"])
+def test_numbers_that_may_be_those_of_validation_are_left_out(
+    tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against validation images that are trained on, with captions of others.
+
+    `parse_conceptual.py` puts them in front of train's too, as far as their addresses answer a second time, and maybe
+    with other bytes. Its records are not there.
+    """
+    table = tmp_path / "Train_GCC-training.tsv"
+    write_table(table, [*ROWS, ("a white one", "http://d.example/white.jpg")])
+    validation = [("a green thing", "http://c.example/green.jpg"), ("a black one", "http://c.example/black.jpg")]
+    if given != "no validation table":
+        write_table(tmp_path / "Validation_GCC-1.1.0-Validation.tsv", validation)
+    put(tmp_path / "val" / "00000001.jpg", "green")
+    for number, colour in enumerate(["red", "green", "blue"]):
+        put(tmp_path / "train" / f"{number:08}.jpg", colour)
+    kept = [("train/00000002", ("something blue , # 3",), "train")]
+    if given == "folder":
+        kept.append(("val/00000001", ("a black one",), "validation"))
+    assert listed(open_source(["conceptual", str(table if given == "train table" else tmp_path)])) == kept
+    told = "the images of 1 of 4 rows are there, without 2 whose numbers are below 2: those may be of validation, and"
+    assert told in capsys.readouterr().err
 
 
 def test_an_address_that_comes_again_has_one_example(tmp_path: Path) -> None:

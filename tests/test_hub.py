@@ -137,6 +137,25 @@ def test_another_language_model_than_gpt2(hub, tmp_path):
     assert not (tmp_path / "published.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("gpt2", "GPT-2 has OpenAI's modified MIT licence"),
+        ("demo", "GPT-2 has OpenAI's modified MIT licence"),
+        ("openai-community/gpt2-xl", "GPT-2 has OpenAI's modified MIT licence"),
+        ("uer/gpt2-chinese-cluecorpussmall", "`uer/gpt2-chinese-cluecorpussmall` has a licence of its own"),
+        ("distilgpt2", "`distilgpt2` has a licence of its own"),
+        ("/data/jane/gpt2-mine", "`gpt2-mine` has a licence of its own"),
+    ],
+)
+def test_only_openais_models_have_its_licence(name: str, sentence: str):
+    """Guards against a card that gives everybody's GPT-2 the licence of the first."""
+    model = tiny_captioner_model(language_model=name)
+    model.record = {"strategy": "full"}
+    card = model_card(model, "jane/voice")
+    assert sentence in card and ("GPT-2" in card) == sentence.startswith("GPT-2")
+
+
 def test_where_a_clip_lies_is_not_published(hub, capsys):
     """Guards against the owner's name in public, as part of the folder of a CLIP, the literal captioner's too."""
     model = tiny_captioner_model(clip_model="/data/jane/my-clip", clip_pretrained=None, prompt="so {literal}")

@@ -36,6 +36,7 @@ EMAILS = [
     "jane@doe.com", "jane.d+x@mail.example.co.uk", "JANE_DOE@GMAIL.COM", "müller@bücher.de", "почта@домен.рф",
     "jo＠doe．com", "joe@\u200bdoe.com", "janet (at) doe dot com", "jim(at)doe.com", "ann [at] doe [dot] com",
     "amy at gmail dot com", "sam@ doe.com", "tim @ doe.com", "1234@qq.com", "a-b@c-d.info", "o'neil@x.io",
+    "ben @ web.de", "bo @ mail.example.co.uk", "liv @ st.tropez.com", "lea @ doe (dot) io", "лев @ домен.рф",
     "bob@localhost.localdomain", "x_y@z.museum", "eve{at}mail.org", "@kim@mastodon.social",
 ]  # fmt: skip
 HANDLES = [
@@ -91,6 +92,12 @@ NO_EMAILS = [
     "party (at) my place",
     "with @jane.doe",
     "see you at gmail",
+    "Summer @ St.Tropez",
+    "brunch @ cafe.paris with my girls",
+    "Live @ madison.square.garden tonight",
+    "Lunch @ joes.So good",
+    "lunch@ joes.Come on",
+    "sunset @ santa.monica 🌅",
 ]
 
 
@@ -250,7 +257,7 @@ def test_an_older_dataset_counts_as_made_without_the_new_options(tmp_path: Path,
     keep = [*source, "--output", str(tmp_path / "data"), "--keep-mentions", "--no-strip-contacts"]
     load_data.main(keep)
     info = json.loads((tmp_path / "data" / "dataset.json").read_text())
-    del info["canaries"], info["plan"]["number of canaries"]
+    del info["canaries"], info["plan"]["number of canaries"], info["plan"]["JPEG decoder"]
     for option in ("strip_contacts", "keep_mentions"):
         del info["plan"]["cleaning"][option]
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(info))

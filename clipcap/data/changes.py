@@ -124,7 +124,8 @@ def changed_plan(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]
     old, new = _flat(before), _flat(now)
     if os.path.realpath(str(old.get("source path")).replace("\0", "")) == new.get("source path"):
         old["source path"] = new["source path"]
-    different = (key for key in new | old if new.get(key, False) != old.get(key, False))
+    both = new.keys() & old.keys()
+    different = (key for key in new | old if (new[key] != old[key] if key in both else new.get(key) or old.get(key)))
     return next(((key, f"{old.get(key)}, now {new.get(key)}") for key in different), None)
 
 

@@ -8,15 +8,22 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 
+import regex
+
 from clipcap.cli.options import arg
 from clipcap.data.contacts import emails, handles, phones
 from clipcap.errors import UserError, at_least
-from clipcap.text import HASHTAG, PLACEHOLDER, cut_out
+from clipcap.text import HASHTAG, PLACEHOLDER, UNSPACED, cut_out
 
-# Only ASCII, so that a link ends where an emoji begins. Punctuation that closes the sentence stays.
-_LINK = re.compile(
-    r"(?<![ \t])[ \t]*(?:https?://|\bwww\.|\binstagram\.com/)[!#$%&'*+,./:;=?@~\w-]*[\w/=~#&-]",
-    re.IGNORECASE | re.ASCII,
+# A link ends where an emoji begins, or a script without blanks, whose text goes on right behind it; brackets belong to
+# it in pairs, and punctuation that closes the sentence stays.
+_LETTER = rf"[[\p{{L}}\p{{M}}\p{{Nd}}_]--[\uFE0E\uFE0F\u20E3]--{UNSPACED}]"
+_OF_LINK = rf"[!#$%&'*+,./:;=?@~\-{_LETTER}]"
+_IN_BRACKETS = rf"\({_OF_LINK}*+\)"
+_LINK = regex.compile(
+    r"(?:https?://|(?<![a-z0-9_])(?:www\.|instagram\.com/))"
+    rf"(?:{_OF_LINK}|{_IN_BRACKETS})*(?:[/=~#&\-{_LETTER}](?![\uFE0F\u20E3])|{_IN_BRACKETS})",
+    regex.IGNORECASE | regex.VERSION1,
 )
 # White space, and the invisible characters that people post in place of a caption: Braille's blank, Hangul's fillers,
 # marks of direction. Joiners and variation selectors are not among them, since they are parts of emoji. Both patterns
@@ -63,7 +70,7 @@ class Cleaner:
         self.options = options
         self.steps = {
             "unescape_html": _unescape if options.unescape_html else None,
-            "strip_links": (lambda text: _LINK.sub("", text)) if options.strip_links else None,
+            "strip_links": _strip_links if options.strip_links else None,
             "strip_contacts": _strip_contacts if options.strip_contacts else None,
             "mentions": None if options.mentions == "keep" else self._mentions,
             "max_hashtags": None if options.max_hashtags is None else self._hashtags,
@@ -109,6 +116,10 @@ def _unescape(text: str) -> str:
         return html.unescape(text)
     except ValueError:  # it reads "&#999...;" as an integer, and Python refuses those of thousands of digits
         return text
+
+
+def _strip_links(text: str) -> str:
+    return cut_out(text, (match.span() for match in _LINK.finditer(text)))
 
 
 def _strip_contacts(text: str) -> str:

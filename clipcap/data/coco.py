@@ -116,7 +116,7 @@ def _from_coco(home: Home, folder: Path, file: Path, content: dict[str, Any]) ->
         captions.setdefault(key, []).extend(read_captions(caption, where))
     part = file.stem.removeprefix("captions_")  # "train2017"
     places = [folder / part, folder / "images" / part, folder / "images", folder]
-    images = _place(places, next((names[key][0] for key in captions), ""))
+    images = _place(places, [names[key][0] for key in captions])
     for key, texts in captions.items():
         name, where = names[key]
         image = home.check(images / name, f"{where}: {short(name)}")
@@ -125,7 +125,7 @@ def _from_coco(home: Home, folder: Path, file: Path, content: dict[str, Any]) ->
 
 def _from_karpathy(home: Home, folder: Path, file: Path, entries: list[Any]) -> Iterator[Example]:
     seen: set[str] = set()
-    images: Path | None = None
+    listed: list[tuple[str, tuple[str, ...], str, str, str]] = []
     for number, entry in enumerate(entries):
         where = f"{str(file)!r}, 'images', entry {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("sentences"), list):
@@ -140,9 +140,10 @@ def _from_karpathy(home: Home, folder: Path, file: Path, entries: list[Any]) -> 
             raise UserError(f"{where}: the image {short(image_id)} comes twice")
         seen.add(image_id)
         raw = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in entry["sentences"]]
-        images = images or _place([folder, folder / "images"], name)
-        image = home.check(images / name, f"{where}: {short(name)}")
-        yield Example(image_id, read_captions(raw, where), image, split)
+        listed.append((image_id, read_captions(raw, where), split, name, where))
+    images = _place([folder, folder / "images"], [name for *_, name, _ in listed])
+    for image_id, captions, split, name, where in listed:
+        yield Example(image_id, captions, home.check(images / name, f"{where}: {short(name)}"), split)
 
 
 def _from_clipcap(home: Home, folder: Path, file: Path, entries: list[Any]) -> Iterator[Example]:
@@ -158,9 +159,9 @@ def _from_clipcap(home: Home, folder: Path, file: Path, entries: list[Any]) -> I
         yield Example(str(number), tuple(texts), home.check(image, short(image)), split_name(file.stem))
 
 
-def _place(places: Sequence[Path], name: str = "") -> Path:
-    """The first of these places where there is such a file, or else the first of all."""
-    return next((place for place in places if os.path.isfile(place / name)), places[0])
+def _place(places: Sequence[Path], names: Sequence[str] = ("",)) -> Path:
+    """The place of the first of these files that is in any of these places, or else the first place."""
+    return next((place for name in names for place in places if os.path.isfile(place / name)), places[0])
 
 
 def _entries(entries: list[Any], part: str, fields: tuple[str, str], file: Path) -> Iterator[tuple[Any, Any, str]]:

@@ -4,8 +4,8 @@ Which image belongs to which row is known by its name. Two downloaders are in us
 no table, since the sources `folder` and `tar` read it:
 
 - ClipCap's `parse_conceptual.py` (github.com/rmokady/CLIP_prefix_caption) numbers the rows: `train/00000007.jpg`. Its
-  training rows begin with those of validation, whose images so take the first numbers in `train/`. Which ones did, its
-  own records `conceptual_train_00.pkl` say.
+  training rows begin with those of validation, whose images so take the first numbers in `train/`, if their addresses
+  answer once more. Which ones did, its own records `conceptual_train_00.pkl` say; without them, nothing does.
 - `download_data.py` (github.com/igorbrigadir/DownloadConceptualCaptions) takes the CRC-32 of the address:
   `training/3084632216`, without an ending.
 """
@@ -13,7 +13,6 @@ no table, since the sources `folder` and `tar` read it:
 from __future__ import annotations
 
 import csv
-import filecmp
 import os
 import re
 import sys
@@ -34,6 +33,7 @@ from clipcap.errors import UserError, first_line
 MOST_CHARACTERS = 1 << 17  # of a line, as in Python's own reader of tables
 FOLDERS = {"train": ("train", "training"), "validation": ("val", "validation"), "test": ("test",)}
 REPORTS = "downloaded_"  # begins the names of those of `download_data.py`, on what became of each row
+OF_VALIDATION = "Validation_GCC-1.1.0-Validation.tsv"  # the table that `parse_conceptual.py` reads
 RECORDS = r"conceptual_(val|train)_\d\d\.pkl"
 HOW = (
     "to download them, put a first line 'caption', a tab, 'url' into the .tsv, run img2dataset --input_format tsv "
@@ -45,8 +45,9 @@ HOW = (
 def conceptual(path: str, allow_outside: bool = False) -> Source:
     """A table of Conceptual Captions, or the folder that its tables and images are in.
 
-    Rows whose image was not downloaded are left out; how many are there is told on stderr. Where the records of
-    `parse_conceptual.py` are in the folder, they are read in place of the tables.
+    Rows whose image was not downloaded are left out, and those whose image in `train/` may be one of validation; how
+    many are there is told on stderr. Where the records of `parse_conceptual.py` are in the folder, they are read in
+    place of the tables.
 
     Raises:
         UserError: there is no such path, it has no table that can be read or two of one split, no image of a table is
@@ -65,13 +66,15 @@ def conceptual(path: str, allow_outside: bool = False) -> Source:
     if not records and len(by_split) < len(tables):
         raise UserError(f"{path!r} has several tables of one split: give the one to read, such as {str(tables[0])!r}")
     repeated = {} if records else {table: _repeated(home.check(table, repr(str(table)))) for table in tables}
+    unsure = 0 if records else _unsure(home, folder)
     told: set[Path] = set()
 
     def examples() -> Iterator[Example]:
         if records:
             return _from_records(home, folder, records)
-        parts = by_split.items()
-        return chain.from_iterable(_from_table(home, folder, table, split, repeated, told) for split, table in parts)
+        return chain.from_iterable(
+            _from_table(home, folder, table, split, repeated[table], unsure, told) for split, table in by_split.items()
+        )
 
     if next(examples(), None) is None:
         raise UserError(f"no image of {path!r} is there, in a folder {FOLDERS['train'][0]} beside the .tsv: {HOW}")
@@ -79,22 +82,23 @@ def conceptual(path: str, allow_outside: bool = False) -> Source:
 
 
 def _from_table(
-    home: Home, folder: Path, table: Path, split: str, repeated: dict[Path, set[int]], told: set[Path]
+    home: Home, folder: Path, table: Path, split: str, repeated: set[int], unsure: int, told: set[Path]
 ) -> Iterator[Example]:
     """The rows whose image is there. Rows that share an image come last, as one example for each image."""
     places = [folder / name for name in FOLDERS[split]]
     images = next((place for place in places if place.is_dir()), places[0])
     shared: dict[Path, dict[str, list[str]]] = {}
-    rows = there = 0
+    rows = there = left_out = 0
     for rows, (caption, url) in enumerate(_rows(table), 1):
         name = str(zlib.crc32(url.encode()))
         found = next(filter(os.path.isfile, (f"{images}/{rows - 1:08d}.jpg", f"{images}/{name}")), None)
         if found is None:
             continue
         image = home.check(Path(found), repr(found))
-        if _is_of_validation(image, folder):
+        if images.name == "train" and image.name != name and rows <= unsure:
+            left_out += 1
             continue
-        if image.name == name and int(name) in repeated[table]:
+        if image.name == name and int(name) in repeated:
             shared.setdefault(image, {}).setdefault(url, []).append(caption)
             continue
         there += 1
@@ -105,7 +109,11 @@ def _from_table(
             there += len(texts)
             yield _example(image, texts, split)
     if table not in told:  # it is listed several times
-        print(f"{table}: the images of {there} of {rows} rows are there", file=sys.stderr)
+        why = (
+            f", without {left_out} whose numbers are below {unsure}: those may be of validation, and only the records "
+            "of parse_conceptual.py (conceptual_train_00.pkl, ...), in the folder that --source names, say which are"
+        )
+        print(f"{table}: the images of {there} of {rows} rows are there{why if left_out else ''}", file=sys.stderr)
         told.add(table)
 
 
@@ -135,13 +143,14 @@ def _example(image: Path, captions: list[str], split: str) -> Example:
     return Example(f"{image.parent.name}/{image.stem}", read_captions(captions, repr(str(image))), image, split)
 
 
-def _is_of_validation(image: Path, folder: Path) -> bool:
-    """Whether `parse_conceptual.py` put an image of validation here, under the number of a training row."""
-    twin = folder / "val" / image.name
-    try:
-        return image.parent.name == "train" and twin.is_file() and filecmp.cmp(image, twin, shallow=False)
-    except OSError:  # it cannot be read: that is said when its turn comes
-        return False
+def _unsure(home: Home, folder: Path) -> int:
+    """How many numbers in `train/` may be those of validation: all that its table has, or else its images."""
+    table = folder / OF_VALIDATION
+    if table.is_file():
+        return sum(1 for _ in _rows(home.check(table, repr(str(table)))))
+    return max(
+        (int(image.stem) + 1 for image in (folder / "val").glob("[0-9]*.jpg") if image.stem.isdecimal()), default=0
+    )
 
 
 def _repeated(table: Path) -> set[int]:

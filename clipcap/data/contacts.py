@@ -26,13 +26,21 @@ _HIDDEN = re.compile(r"(?<=[\w@.+-])[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]+(?=
 _KEYCAP = re.compile("(?<=[0-9])\ufe0f?\u20e3")
 
 _BLANK = r"[ \t]"
+_DOT = rf"(?:\.|{_BLANK}*[(\[{{]dot[)\]}}]{_BLANK}*|{_BLANK}dot{_BLANK})"
+_DOMAIN = rf"(?:[\w-]{{1,63}}{_DOT}){{1,4}}"  # up to its last part
+_END = r"(?![^\W\d_]|@)"
+# A blank behind the "@" is how people name a place, "@ St.Tropez", unless it ends as most mail addresses do.
+_USUAL = (
+    "com|net|org|edu|gov|mil|int|info|biz|name|pro|app|dev|xyz|online|email|eu|io|co|me|tv|cc|ai|ae|ar|at|au|ba|be|bg|br|"
+    "by|ca|ch|cl|cn|cr|cy|cz|de|dk|do|ec|ee|eg|es|fi|fr|ge|gh|gr|gt|hk|hr|hu|id|ie|il|in|ir|is|it|jp|ke|kr|kz|lk|lt|lu|lv|"
+    "ma|mk|mt|mx|my|ng|nl|no|np|nz|pe|ph|pk|pl|pt|py|qa|ro|rs|ru|sa|se|sg|si|sk|th|tn|tr|tw|ua|uk|us|uy|ve|vn|za|рф|укр"
+)
 _AT = (
-    rf"(?:@{_BLANK}?|{_BLANK}@{_BLANK}|{_BLANK}*[(\[{{]at[)\]}}]{_BLANK}*"
+    rf"(?:@|{_BLANK}?@{_BLANK}(?={_DOMAIN}(?:{_USUAL}){_END})|{_BLANK}*[(\[{{]at[)\]}}]{_BLANK}*"
     rf"|{_BLANK}at{_BLANK}(?=(?:gmail|yahoo|hotmail|outlook|icloud)\b))"
 )
-_DOT = rf"(?:\.|{_BLANK}*[(\[{{]dot[)\]}}]{_BLANK}*|{_BLANK}dot{_BLANK})"
 _LOCAL = r"[\w.!#$%&'*+/=?^`{|}~-]"
-_ADDRESS = rf"{_LOCAL}*\w{_AT}(?:[\w-]{{1,63}}{_DOT}){{1,4}}[^\W\d_]{{2,24}}(?![^\W\d_]|@)"
+_ADDRESS = rf"{_LOCAL}*\w{_AT}{_DOMAIN}[^\W\d_]{{2,24}}{_END}"
 _EMAIL = re.compile(rf"@?(?<!{_LOCAL}){_ADDRESS}", re.IGNORECASE)
 _NEXT_EMAIL = re.compile(rf"(?<=[\W_]){_ADDRESS}", re.IGNORECASE)  # one character behind another, "a@b.com/c@d.com"
 

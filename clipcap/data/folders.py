@@ -85,7 +85,7 @@ def _from_rows(home: Home, root: Path, table: Path) -> list[Example]:
     captions: dict[tuple[str, str], list[str]] = {}
     for line, row in _rows(table):
         where = f"{str(table)!r}, line {line}"
-        name = needed_text(_value(row, IMAGE_COLUMNS, where), f"{where}: file_name")
+        name = Path(needed_text(_value(row, IMAGE_COLUMNS, where), f"{where}: file_name")).as_posix()  # without "./"
         texts = read_captions(_value(row, CAPTION_COLUMNS, where), where)
         split = _split_of(Path(name))
         if given := row.get(SPLIT_COLUMN):
@@ -141,10 +141,15 @@ def _csv_rows(lines: io.StringIO, table: str) -> Iterator[tuple[int, dict[str, A
         ) from None
 
 
+def values_of(row: dict[str, Any], columns: Iterable[str]) -> list[Any]:
+    """What a row has in these columns, as far as it has them; empty values last."""
+    values = [row[column] for column in columns if column in row]
+    return sorted(values, key=lambda value: value in (None, "", []) or value != value)  # NaN is not itself
+
+
 def _value(row: dict[str, Any], columns: Iterable[str], where: str) -> Any:
-    """The value of the first of these columns that the row has. Raises UserError if it has none."""
-    for column in columns:
-        if column in row:
-            return row[column]
+    """The value of the first of these columns that is filled, or else there. Raises UserError if the row has none."""
+    if values := values_of(row, columns):
+        return values[0]
     has = ", ".join(short(column)[1:-1] for column in list(row)[:20])
     raise UserError(f"{where}, has no column {' or '.join(columns)}; it has {has}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STATE, SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes for a Dataset, and for a DatasetDict
+DESCRIPTION = ".huggingface.yaml"  # names files as a README.md does
 
 
 def from_hub(
@@ -70,6 +72,9 @@ def _load(path: str, allow_outside: bool) -> dict[str, Dataset]:
     try:
         if is_folder and any(os.path.isfile(os.path.join(place, name)) for name in (STATE, SPLITS)):
             return _saved(path, Path(place), allow_outside)
+        description = Path(place, DESCRIPTION)
+        if is_folder and description.exists() and not description.is_file():  # `datasets` would wait for a pipe
+            raise UserError(f"{str(description)!r} is not a file; remove it")
         if is_folder and not allow_outside:
             _check_names(path, _named(Path(path)))  # before `datasets` looks for them, also in the network
             files = load_dataset_builder(place).config.data_files or {}
@@ -107,6 +112,11 @@ def _saved(path: str, folder: Path, allow_outside: bool) -> dict[str, Dataset]:
     lone = (folder / STATE).is_file()
     saved = {}
     for split in [""] if lone else read(SPLITS)["splits"]:
+        if not lone and not re.fullmatch(r"\w+(\.\w+)*", split):  # as `datasets` has it; a folder is called so
+            raise UserError(
+                f"data set {path!r} has a split called {short(split)}, but only letters, digits, _ and dots between "
+                "them are allowed; rename it"
+            )
         checked(split, "dataset_info.json")
         for file in read(split, STATE)["_data_files"]:
             map_table(checked(split, file["filename"]), "save the data set again")
@@ -121,7 +131,7 @@ def _named(folder: Path) -> Iterator[str]:
     import yaml
     from huggingface_hub import DatasetCard
 
-    readme, alone = folder / "README.md", folder / ".huggingface.yaml"
+    readme, alone = folder / "README.md", folder / DESCRIPTION
     described = [DatasetCard.load(readme).data.to_dict()] if readme.is_file() else []
     if alone.exists():
         described.append(yaml.safe_load(alone.read_text(encoding="utf-8")) or {})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipcap.clip.images import EXTENSIONS
 from clipcap.data.examples import Deferred, Example, Listing, Source, split_of
-from clipcap.data.folders import CAPTION_COLUMNS
+from clipcap.data.folders import CAPTION_COLUMNS, values_of
 from clipcap.data.patterns import SourceFile, find_shards
 from clipcap.data.reading import legible, parse_json, read_captions, short
 from clipcap.errors import UserError, first_line
@@ -89,11 +89,11 @@ def _last(ending: str) -> str:
 def _pick(members: Members, endings: Collection[str], shard: Path) -> tarfile.TarInfo | None:
     """The member with one of these endings; KEY.png before KEY.seg.png. Raises UserError where it cannot be told."""
     plain = [member for ending, member in members.items() if ending in endings]
-    others = [member for ending, member in members.items() if _last(ending) in endings]
-    if not plain and len(others) > 1:
-        names = " and ".join(short(member.name) for member in others[:2])
+    found = plain or [member for ending, member in members.items() if _last(ending) in endings]
+    if len(found) > 1:
+        names = " and ".join(short(member.name) for member in found[:2])
         raise UserError(f"{str(shard)!r} holds {names} under one key; leave one for each picture")
-    return next(iter(plain or others), None)
+    return found[0] if found else None
 
 
 def _captions(archive: tarfile.TarFile, members: Members, shard: Path) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def _captions(archive: tarfile.TarFile, members: Members, shard: Path) -> tuple[
         fields = parse_json(content, where)
         if not isinstance(fields, dict):
             raise UserError(f"{where} is not a JSON object")
-        return read_captions(next((fields[column] for column in CAPTION_COLUMNS if column in fields), ()), where)
+        return read_captions(next(iter(values_of(fields, CAPTION_COLUMNS)), ()), where)
     return ()
 
 

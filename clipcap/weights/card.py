@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -114,9 +115,10 @@ def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
 
 
 def _writer(model: ClipCap) -> str:
-    """The language model by name: that of its folder, where it is not on the hub."""
+    """The language model by name, that of its folder where it is not on the hub; OpenAI's and the demo's are GPT-2."""
     name = model.config.language_model
-    return f"`{_one_line(portable(name))}`" if model.config.network else "GPT-2"
+    plain = not model.config.network and re.fullmatch(r"demo|(openai-community/)?gpt2(-medium|-large|-xl)?", name)
+    return "GPT-2" if plain else f"`{_one_line(portable(name))}`"
 
 
 def portable(value: Any) -> Any:
