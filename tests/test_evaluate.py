@@ -254,6 +254,15 @@ def test_prompt_that_is_no_text_costs_no_report(world, tmp_path):
         run(world, "base/base_weights.pt", output=tmp_path, **{"clip-prompt": "\udcff"})
 
 
+def test_a_base_that_no_model_has_is_refused(world, tmp_path):
+    """Guards against --base that does nothing, in silence, and a refusal in the place of what is wrong with a file."""
+    base = world / "base/base_weights.pt"
+    with pytest.raises(UserError, match=f"--base {base} is for LoRA weights, and none are named here: leave it out"):
+        run(world, "base/base_weights.pt", "stranger/stranger_weights.pt", output=tmp_path, base=base)
+    assert list(tmp_path.iterdir()) == []
+    assert run(world, "base/base_weights.pt", "broken_weights.pt", output=tmp_path, base=base, limit=2) == 1
+
+
 @pytest.mark.parametrize("moment", [0, 1])
 def test_a_lost_process_costs_no_report_by_advice_to_go_on(world, tmp_path, monkeypatch, moment):
     """Guards against the sentence for other scripts, "run the same command to go on", which replaced the report."""
