@@ -63,9 +63,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 def requests_to_end() -> list[signal.Signals]:
     """Ctrl-C, termination, and the end of the terminal, unless this process was told to outlive it, as by nohup."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    heard = hangup and signal.getsignal(hangup) is not signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+    requests = [signal.SIGINT, signal.SIGTERM]
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        requests.append(hangup)
+    return requests
 
 
 def no_room(error: OSError) -> str:
