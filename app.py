@@ -78,9 +78,10 @@ def opened(args: PageArguments) -> Iterator[tuple[str, Desk]]:
         if isinstance(error, ModuleNotFoundError) and error.name == "gradio":
             raise UserError("the page needs one more package: pip install gradio") from None
         raise UserError(f"the page needs Gradio, which cannot be imported: {first_line(error)}") from None
-    from clipcap.weights.places import short_names
+    from clipcap.weights.places import check_base, short_names
     from clipcap.weights.published import names
 
+    check_base(args.weights or [], args.base)
     weights = dict(short_names(args.weights or names()))
     load = loader(weights, args.clip, args.device, args.precision, args.base, args.normalize)
     kept = Path(args.keep) if args.keep else None

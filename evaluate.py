@@ -19,7 +19,7 @@ from clipcap.cli.options import OnOff, arg, parse
 from clipcap.cli.processes import Ended, Processes, together
 from clipcap.cli.status import run
 from clipcap.decoding.options import SEQUENCES
-from clipcap.devices import CAPTIONING
+from clipcap.devices import CAPTIONING, pick_device, pick_dtype
 from clipcap.errors import UserError, at_least, check_text, first_line
 from clipcap.files import make_folder
 from clipcap.world.shipped import EVALUATE
@@ -119,15 +119,15 @@ def compare(
     check_text(**{"--clip-prompt": args.clip_prompt})
     decoding, _ = chosen(decoding_args)
     from clipcap.data.store import EmbeddingStore
-    from clipcap.devices import pick_device, pick_dtype
     from clipcap.evaluation.held_out import HeldOut, make_judge
     from clipcap.evaluation.java_metrics import java_scorer
     from clipcap.evaluation.scores import evaluate_model, new_report
     from clipcap.evaluation.writer import report_writer
-    from clipcap.weights.places import short_names
+    from clipcap.weights.places import check_base, short_names
 
     device, folder = pick_device(args.device), Path(args.output)
     pick_dtype(args.precision, device, not args.no_fast)  # refuses what no model could be computed in
+    processes.load(lambda: check_base(models, args.base))
     if processes.main:
         make_folder(folder)
     store = EmbeddingStore.open(args.data)

@@ -5,8 +5,6 @@ It trains one model per rank and writes lora_{rank}_weights.pt, a small file tha
     python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,17 +62,20 @@ def train_rank(
     output, several = loop_args.output_dir, len(set(args.rank)) > 1
     loop_args = replace(loop_args, output_dir=f"{Path(output)}_{rank}" if output and several else output)
     experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args, replace(args, rank=[rank]))
-    adapters, whole = build(experiment, args, rank), f"lora_{rank}_merged_weights.pt"
+    adapters, kinds = build(experiment, args, rank), ["weights", *["merged_weights"] * args.merged]
+    own = str(experiment.loop_args.output_dir)  # of several, its name ends with the rank
+    outputs = {each: own.removesuffix(str(rank)) + str(each) for each in args.rank} | {rank: own}
+    files = [Path(outputs[each], f"lora_{each}_{kind}.pt") for each in outputs for kind in kinds]
 
     def save(model: ClipCap, path: Path) -> None:
         save_adapters(model, path, **adapters)
         if args.merged:
-            save_checkpoint(merged(model), path.with_name(whole))
+            save_checkpoint(merged(model), path.with_name(f"lora_{rank}_merged_weights.pt"))
         if args.export_peft:
             export_peft(model, adapters["settings"], Path(args.export_peft, f"lora_{rank}" if several else ""))
 
     folders = [Path(args.export_peft)] if args.export_peft else []
-    more: dict[str, Any] = {"save_again": args.merged or bool(folders), "beside": [whole] * args.merged}
+    more: dict[str, Any] = {"save_again": args.merged or bool(folders), "files": files}
     experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=folders, **more)
 
 

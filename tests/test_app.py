@@ -457,6 +457,10 @@ def test_lora_weights_on_a_base_of_ones_own(tmp_path: Path, monkeypatch: pytest.
         assert desk.load("lora").model.config == desk.load("demo").model.config
     with pytest.raises(UserError, match="give it with --base"), app.opened(app.PageArguments(weights=[lora])):
         pass
+    for weights in (["demo"], None):
+        useless = app.PageArguments(weights=weights, base=str(moved))
+        with pytest.raises(UserError, match="moved.pt is for LoRA weights, and none are named"), app.opened(useless):
+            pass
     own = app.PageArguments(weights=["demo"], normalize=True)
     with pytest.raises(UserError, match="leave --normalize out"), app.opened(own):
         pass

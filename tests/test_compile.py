@@ -17,6 +17,7 @@ import basic_finetuning
 import frozen_finetuning
 import lora_finetuning
 from clipcap.errors import Interrupted, UserError
+from clipcap.files import only_writer
 from clipcap.training import losses
 from clipcap.training.journal import Journal
 
@@ -74,6 +75,16 @@ def test_where_it_cannot_be_compiled_nothing_is_lost(world, tmp_path, monkeypatc
         train(frozen_finetuning, world, tmp_path, "--compile", *SHORT)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_that_cannot_go_on_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
+    """Guards against a minute of compiling before another option is refused, or another run in the folder."""
+    trainer(tmp_path, compile=True, epochs=1).run()
+    monkeypatch.setattr("clipcap.training.trainer.compile_now", lambda *_: pytest.fail("it compiles first"))
+    with pytest.raises(UserError, match=r"other --epochs \(1, not 2\): give the same to --resume it"):
+        trainer(tmp_path, compile=True, resume=True).run()
+    with only_writer(tmp_path), pytest.raises(UserError, match="is being written by process"):
+        trainer(tmp_path, compile=True, resume=True, epochs=1).run()
 
 
 def test_it_is_not_for_sharded_weights(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from tiny import byte_tokenizer, tiny_model
 from tokenizers import Tokenizer
 
+from clipcap.cli.status import requests_to_end
 from clipcap.errors import UserError
 from clipcap.model.batches import IGNORED, Batch, collate, encode_captions, fit_captions
 from clipcap.model.prompts import encode_prompts
@@ -143,7 +143,7 @@ def test_only_cuda_copies_beside_the_computation(device, beside):
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", requests_to_end())
 def test_batches_go_on_while_the_process_group_is_asked_to_end(number):
     """Guards against a run that torchrun or Ctrl-C ends without its state: the workers of its batches ended first."""
     batches = loader(dataset([3] * 200), [[row] for row in range(200)], torch.device("cuda"))

@@ -14,8 +14,9 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -159,11 +160,22 @@ def test_commands_of_the_readme_run(folder: Path, command: str) -> None:
     assert run_short(command) in (None, 0)
 
 
+@pytest.fixture(scope="module")
+def make(folder: Path) -> Callable[[str], None]:
+    """Runs the commands of a target of the Makefile in the folder, once for all tests that need what they make."""
+
+    @cache
+    def run_target(target: str) -> None:
+        for command in made(target):
+            assert run_short(command) in (None, 0), command
+
+    return run_target
+
+
 @pytest.mark.parametrize("target", ["demo", "compare"])
-def test_commands_of_make_run(folder: Path, target: str) -> None:
+def test_commands_of_make_run(make: Callable[[str], None], target: str) -> None:
     """Guards against a Makefile that has fallen behind the scripts."""
-    for command in made(target):
-        assert run_short(command) in (None, 0), command
+    make(target)
 
 
 @pytest.mark.parametrize("command", PYTHON["CONTRIBUTING.md"])
@@ -240,9 +252,10 @@ def copy_documents(folder: Path) -> None:
 
 
 def test_the_readme_is_filled_from_what_was_made(
-    folder: Path, fill_readme: ModuleType, monkeypatch: pytest.MonkeyPatch
+    folder: Path, make: Callable[[str], None], fill_readme: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against figures that were typed in, and against a second filling that doubles or eats the text."""
+    make("compare")
     (folder / "docs").mkdir(exist_ok=True)
     copy_documents(folder)
     monkeypatch.setattr(fill_readme, "ROOT", folder)

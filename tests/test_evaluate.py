@@ -12,6 +12,7 @@ from tiny import save_tiny_clip, tiny_captioner_model, tiny_config
 
 import evaluate
 import load_data
+from clipcap.cli.processes import Ended, Processes
 from clipcap.decoding.options import Decoding
 from clipcap.errors import Interrupted, UserError
 from clipcap.evaluation import treebank
@@ -251,6 +252,37 @@ def test_report_of_another_shape_is_one_sentence(world, tmp_path, gone):
 def test_prompt_that_is_no_text_costs_no_report(world, tmp_path):
     with pytest.raises(UserError, match="--clip-prompt .* is not UTF-8"):
         run(world, "base/base_weights.pt", output=tmp_path, **{"clip-prompt": "\udcff"})
+
+
+def test_a_base_that_no_model_has_is_refused(world, tmp_path):
+    """Guards against --base that does nothing, in silence, and a refusal in the place of what is wrong with a file."""
+    base = world / "base/base_weights.pt"
+    with pytest.raises(UserError, match=f"--base {base} is for LoRA weights, and none are named here: leave it out"):
+        run(world, "base/base_weights.pt", "stranger/stranger_weights.pt", output=tmp_path, base=base)
+    assert list(tmp_path.iterdir()) == []
+    assert run(world, "base/base_weights.pt", "broken_weights.pt", output=tmp_path, base=base, limit=2) == 1
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_lost_process_costs_no_report_by_advice_to_go_on(world, tmp_path, monkeypatch, moment):
+    """Guards against the sentence for other scripts, "run the same command to go on", which replaced the report."""
+    from torch import distributed
+
+    class Lost(Processes):
+        def largest(self, value):
+            with self.watched():
+                raise distributed.DistBackendError("Connection closed by peer")
+
+    scored, counted = evaluate_model, iter(range(9))
+
+    def lost(*args):
+        return Lost(0, 2).wait() if next(counted) == moment else scored(*args)
+
+    monkeypatch.setattr("clipcap.evaluation.scores.evaluate_model", lost)
+    with pytest.raises(Ended, match="another of the 2 processes has ended, and its own message says why; ") as caught:
+        run(world, "base/base_weights.pt", "stranger/stranger_weights.pt", output=tmp_path, limit=2)
+    held = f"the report in {tmp_path} holds 1 of 2 models" if moment else "no report was written yet"
+    assert f"; {held}; the same command begins anew" in str(caught.value) and "to go on" not in str(caught.value)
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2])

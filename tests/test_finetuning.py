@@ -370,6 +370,25 @@ def test_no_run_writes_over_what_it_starts_from(world, tmp_path):
     assert {file: sha256(file) for file in before} == before
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_no_rank_trains_before_another_that_would_write_over_what_they_start_from(world, tmp_path, monkeypatch, named):
+    """Guards against a refusal that comes after hours, when the turn of the second rank comes."""
+    monkeypatch.chdir(tmp_path)
+    line = ["--data", str(world / "data"), *FAST, "--rank", "16", "4"]
+    folder = Path("own" if named else "runs/lora")
+    line += ["--output-dir", str(folder)] if named else []
+    files = [Path(f"{folder}_4", name) for name in ("lora_4_merged_weights.pt", "lora_4_weights.pt")]
+    files[0].parent.mkdir(parents=True)
+    shutil.copy(world / "literal.pt", files[0])
+    train(lora_finetuning, world, files[1].parent, "--init", str(files[0]))
+    for start, *more in ([files[0], "--merged"], [files[1]]):
+        with pytest.raises(UserError, match="write its own weights over it: choose another --output-dir"):
+            lora_finetuning.main([*line, "--init", str(start), *more])
+        assert not list(tmp_path.rglob("lora_16*.pt"))
+    lora_finetuning.main([*line, "--init", str(files[0])])  # which is written with --merged alone
+    assert len(list(tmp_path.rglob("lora_16*.pt"))) == 1
+
+
 def test_a_rank_that_is_named_twice_is_trained_once(world, tmp_path, capsys):
     train(lora_finetuning, world, tmp_path / "run", "--rank", "2", "2")
     assert (tmp_path / "run" / "lora_2_weights.pt").exists()

@@ -56,7 +56,7 @@ def test_the_operators_compute_what_the_public_ones_do(width):
     rows = [torch.tensor(row).repeat(width)[:width] for row in WORST]
     integers = int8.quantize(torch.stack([*rows, *random(50, width)]))
     x = torch.stack([*rows, *(random(50, width) / 5).clamp(-1, 1)])
-    assert torch.allclose(int8.Packed(*integers)(x), int8.Emulated(*integers)(x), atol=1e-4)
+    assert torch.allclose(int8.PackedInt8(*integers)(x), int8.Emulated(*integers)(x), atol=1e-4)
 
 
 def test_no_two_neighbours_saturate_and_no_bit_is_wasted():
@@ -158,7 +158,7 @@ def test_operators_that_fail_or_saturate_are_not_used(monkeypatch, answer):
             return lambda x: answer
         raise answer
 
-    monkeypatch.setattr(int8, "Packed", stand_in)
+    monkeypatch.setattr(int8, "PackedInt8", stand_in)
     assert not int8.operators_work.__wrapped__()
     assert not int8.is_faster(torch.device("cuda"))
 

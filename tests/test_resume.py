@@ -132,15 +132,13 @@ def test_what_may_change_is_known() -> None:
 
 @pytest.mark.parametrize(("script", "name"), CASES, ids=[f"{script.__name__}-{name}" for script, name in CASES])
 def test_a_run_is_not_resumed_with_another_option(
-    begun: Start, files: dict[str, Path], script: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+    begun: Start, files: dict[str, Path], script: ModuleType, name: str
 ) -> None:
     """Nine of ten changed options were once accepted, and the weights were those of no experiment at all."""
     line = [*begun(script, name in FRESH), "--resume"]
     option = f"--{name.replace('_', '-')}"
     said = rf"other {NAMES.get(name, option)} \((.+), not (.+)\): give the same to --resume it, or start anew"
     value = other_value(script, options_of(script)[name], files)
-    # It takes seconds, and comes before the refusal.
-    monkeypatch.setattr("clipcap.training.trainer.compile_now", lambda *_: None)
     if name == "precision":
         AcceleratorState._reset_state()  # which accelerate keeps for the whole process
     with pytest.raises(UserError, match=said) as refused:

@@ -5,8 +5,10 @@ import math
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -31,6 +33,7 @@ from clipcap.training.setup import make_accelerator, parameter_groups
 from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint
 
+ROOT = Path(__file__).resolve().parent.parent
 CAPTIONS = ["sunny days ☀️", "best friends!", "coffee first", "#nofilter"] * 12
 
 
@@ -142,6 +145,71 @@ def test_an_interrupted_run_ends_with_the_same_weights(finished, tmp_path, momen
     assert same(tensors_of(tmp_path / "weights.pt"), tensors_of(finished / "weights.pt"))
     assert (tmp_path / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
     assert (tmp_path / "samples.jsonl").read_text() == (finished / "samples.jsonl").read_text()
+
+
+CLOSED = """
+import fcntl, os, signal, sys, termios, time
+from pathlib import Path
+from clipcap.cli.status import run
+from test_training import at_step, trainer
+
+def closed():
+    try:
+        print("close me", flush=True)
+        while True:
+            time.sleep(0.01)
+            os.write(2, b".")
+    except OSError:
+        return
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+training = trainer(Path(sys.argv[1]))
+at_step(training, 9, closed)
+run(lambda _: training.run() and None)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_closed_terminal_costs_no_step(finished, tmp_path):
+    """Guards against hours of training that end with the connection to a server.
+
+    What is written to a closed terminal raises an error, which must not come before the state.
+    """
+    import pty
+
+    terminal, other_end = pty.openpty()
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    ends = {"stdin": other_end, "stdout": other_end, "stderr": other_end}
+    given = [sys.executable, "-c", CLOSED, str(tmp_path)]
+    with subprocess.Popen(given, env=os.environ | paths, start_new_session=True, **ends) as process:
+        os.close(other_end)
+        said = b""
+        while b"close me" not in said:
+            said += os.read(terminal, 1000)
+        os.close(terminal)
+        process.wait(120)
+    step = torch.load(tmp_path / "state" / "custom_checkpoint_1.pkl", weights_only=True)["step"]
+    assert step in (9, 10)  # the signal may come a moment after the terminal has gone
+    trainer(tmp_path, resume=True).run()
+    assert same(tensors_of(tmp_path / "weights.pt"), tensors_of(finished / "weights.pt"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("nohup", [False, True])
+def test_nohup_is_respected(nohup):
+    """Guards against a run that ends with its terminal although it was told to go on."""
+    given = signal.SIG_IGN if nohup else signal.SIG_DFL
+    before = signal.signal(signal.SIGHUP, given)
+    try:
+        with setup.deferred_interrupt() as received:
+            heard = signal.getsignal(signal.SIGHUP) is not given  # asked first, since the default ends this process
+            if heard or nohup:
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert received == ([] if nohup else [signal.SIGHUP])
+        assert signal.getsignal(signal.SIGHUP) is given
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_without_fast_an_interrupted_run_ends_with_the_same_weights_too(tmp_path):

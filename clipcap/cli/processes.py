@@ -21,7 +21,16 @@ HOW = "start all of them with torchrun --nproc-per-node N, or unset WORLD_SIZE t
 
 
 class Ended(UserError):
-    """Another process of this command has ended, and so must this one."""
+    """Another process of this command has ended, and so must this one.
+
+    Args:
+        world: how many processes there were.
+        kept: what is kept, and how to go on.
+    """
+
+    def __init__(self, world: int, kept: str) -> None:
+        super().__init__(f"another of the {world} processes has ended, and its own message says why; {kept}")
+        self.world = world
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,8 @@ class Processes:
         except RuntimeError as error:
             if self.world == 1 or not _is_closed(error):
                 raise
-            raise Ended(
-                f"another of the {self.world} processes has ended, and its own message says why; what was written is "
-                "kept: run the same command to go on, with --resume where it trains"
-            ) from None
+            kept = "what was written is kept: run the same command to go on, with --resume where it trains"
+            raise Ended(self.world, kept) from None
 
     def attempt(self, work: Callable[[], Any]) -> list[Any]:
         """What `work` gives in each process, by rank, for all of them; where it fails in one, it fails in all.

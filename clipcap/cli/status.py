@@ -61,6 +61,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(status or 0)
 
 
+def requests_to_end() -> list[signal.Signals]:
+    """Ctrl-C, termination, and the end of the terminal, unless this process was told to outlive it, as by nohup."""
+    requests = [signal.SIGINT, signal.SIGTERM]
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        requests.append(hangup)
+    return requests
+
+
 def no_room(error: OSError) -> str:
     """The sentence for a full disk, an exhausted quota, or a file that outgrew a limit."""
     where = f"{str(error.filename)!r} could not be written" if error.filename else "the output could not be written"

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from clipcap.cli.processes import Ended
 from clipcap.errors import Interrupted
 from clipcap.evaluation.report import write_report
 from clipcap.files import only_writer
@@ -27,6 +28,7 @@ def report_writer(
 
     Raises:
         Interrupted: in the place of any KeyboardInterrupt; it says what the report holds, and that nothing goes on.
+        Ended: in the place of one that says that it goes on, likewise.
         UserError: another process holds the folder.
     """
     written = 0
@@ -40,10 +42,12 @@ def report_writer(
     try:
         with only_writer(folder) if main else nullcontext():
             yield write
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Ended) as error:
         held, anew = "no report was written yet", "begins anew"
         if written:
             held = f"the report in {folder} holds {written} of {models} models"
             anew += ", so to keep it name the others with another --output"
-        number = getattr(error, "number", signal.SIGINT)
-        raise Interrupted(f"interrupted: {held}; the same command {anew}", number) from None
+        kept = f"{held}; the same command {anew}"
+        if isinstance(error, Ended):
+            raise Ended(error.world, kept) from None
+        raise Interrupted(f"interrupted: {kept}", getattr(error, "number", signal.SIGINT)) from None

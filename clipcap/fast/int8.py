@@ -44,7 +44,7 @@ class Int8Linear(nn.Module):
         self.training, self.smallest = False, SMALLEST
         if not operators_work():
             warnings.warn("this PyTorch has no fast int8 for this CPU: it is emulated, and no faster", stacklevel=2)
-        self.product = (Packed if operators_work() else Emulated)(*quantize(weight))
+        self.product = (PackedInt8 if operators_work() else Emulated)(*quantize(weight))
         self.bias = None if bias is None else bias.detach().float().clone()  # no view of a file, which would stay open
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _sums_of_neighbours(rows: Tensor) -> Tensor:
     return torch.maximum(positive, negative.neg())
 
 
-class Packed(nn.Module):
+class PackedInt8(nn.Module):
     """The product (..., out) of x (..., in), from -1 to 1 and rounded to int8, and a quantised weight, by fbgemm."""
 
     def __init__(self, integers: Tensor, scales: Tensor) -> None:
@@ -115,7 +115,7 @@ class Packed(nn.Module):
 
 
 class Emulated(nn.Module):
-    """The same as `Packed` by public operators, up to the rounding of sums."""
+    """The same as `PackedInt8` by public operators, up to the rounding of sums."""
 
     def __init__(self, integers: Tensor, scales: Tensor) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def operators_work() -> bool:
     integers = quantize(weight)
     try:
         fbgemm = torch.backends.quantized.engine in ("x86", "fbgemm")
-        return fbgemm and torch.allclose(Packed(*integers)(x), Emulated(*integers)(x), atol=1e-3)
+        return fbgemm and torch.allclose(PackedInt8(*integers)(x), Emulated(*integers)(x), atol=1e-3)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
 

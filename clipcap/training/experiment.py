@@ -136,7 +136,7 @@ class Experiment:
         save: Save = save_checkpoint,
         folders: Sequence[Path] = (),
         save_again: bool = False,
-        beside: Sequence[str] = (),
+        files: Sequence[Path] = (),
     ) -> Path:
         """Train the parameters that the strategy has chosen, and print what they are and where the weights are.
 
@@ -148,7 +148,7 @@ class Experiment:
             folders: what `save` writes into besides the output folder.
             save_again: whether a resumed run ends with a `save` of the best weights. It may write more than the
                 weights, which an earlier run was perhaps not asked for.
-            beside: names of other files in the output folder that `save` writes.
+            files: other weights that the command writes, in this run or a later one; it must start from none of them.
 
         Returns:
             The file of the weights with the best validation loss.
@@ -160,7 +160,7 @@ class Experiment:
         options = settings(*groups) | {"language_model": self.language_model}
         for name in sorted(FILES & options.keys()):
             if given := options[name]:
-                self._check_stays(name, given, [weights, *beside])
+                self._check_stays(name, given, [Path(self.loop_args.output_dir or "", weights), *files])
             options[name] = sha256(resolve_weights(given)) if given else None
         for folder in folders:
             make_folder(folder)
@@ -203,9 +203,8 @@ class Experiment:
             print(path)
         return path
 
-    def _check_stays(self, option: str, given: str, names: Sequence[str]) -> None:
-        """Raise a UserError if weights that this run starts from need a file that it would write over."""
-        places = [Path(self.loop_args.output_dir or "", name) for name in names]
+    def _check_stays(self, option: str, given: str, places: Sequence[Path]) -> None:
+        """Raise a UserError if weights that this run starts from need a file that would be written over."""
         there = {place.resolve() for place in places if place.exists()}
         for file in files_behind(given, self.start_args.base) if there else ():
             if file.resolve() in there:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clipcap.cli.processes import ALONE, Processes
+from clipcap.cli.status import requests_to_end
 from clipcap.data.embeddings import Embeddings
 from clipcap.model.batches import Batch, collate
 from clipcap.model.controls import some_controls
@@ -148,11 +149,11 @@ def loader(
 
 
 def _outlive_requests_to_end(worker: int) -> None:
-    """Go on when torchrun, or Ctrl-C in a terminal, asks the whole process group to end.
+    """Go on when torchrun, or a terminal by Ctrl-C or its own end, asks the whole process group to end.
 
     The process that trains still has to come to the end of its step, and to save its state.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in requests_to_end():
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from clipcap.cli.processes import Processes
+from clipcap.cli.status import requests_to_end
 from clipcap.devices import pick_device, pick_dtype, precision_of
 from clipcap.errors import UserError
 from clipcap.files import only_writer
@@ -115,12 +116,12 @@ def only_run(folders: Iterable[Path], processes: Processes) -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list[int]]:
-    """Inside this context, Ctrl-C and termination only add their number to the list that it gives.
+    """Inside this context, signals that ask the run to end only add their number to the list that it gives.
 
     The loop looks at the list between steps: stopped within a step, weights and progress would not agree.
     """
     received: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    signals = requests_to_end() if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in signals}
     try:
         yield received

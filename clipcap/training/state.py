@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,42 +114,41 @@ class State:
                 with file.open("r+b") as written:  # Windows wants a file that may be written
                     os.fsync(written.fileno())
 
+    def check(self) -> None:
+        """Raise a UserError if the last state belongs to another run, or is damaged: what takes long comes later."""
+        if state := self._last():
+            with _usable(state):
+                self._check_same_run(state)
+
     def load(self) -> None:
         """Restore the last state; if there is none, say so and leave everything as it is.
 
         Raises:
             UserError: the state belongs to another run, or it is damaged.
         """
-        for state in (self.folder / "state", self.folder / "state.old"):
-            if state.is_dir():
-                try:
-                    for path in state.rglob("*"):
-                        if not path.is_file() and not path.is_dir():  # a pipe, for example, would be waited for
-                            raise ValueError(f"its {path.name} is no file")
-                    self._check_same_run(state)
-                    with tensors_only(), self.processes.watched():
-                        self.accelerator.load_state(str(state))
-                    self._restore_random(state)
-                    self.whole.check()
-                except Exception as error:  # a damaged file raises whatever its reader likes
-                    if isinstance(error, UserError) or is_out_of_memory(error):
-                        raise
-                    raise UserError(
-                        f"the state in {state} is damaged or of another model ({first_line(error)}): "
-                        "start anew without --resume"
-                    ) from None
-                return
-        if self.processes.main:
-            print(f"no state in {self.folder} yet: starting from the beginning", file=sys.stderr)
+        if not (state := self._last()):
+            return self.processes.note(f"no state in {self.folder} yet: starting from the beginning")
+        with _usable(state):
+            if unsaid := self._check_same_run(state):
+                self.processes.note(
+                    f"the state in {self.folder} is of an earlier version: make sure that these are as they were then: "
+                    f"{', '.join(unsaid)}"
+                )
+            with tensors_only(), self.processes.watched():
+                self.accelerator.load_state(str(state))
+            self._restore_random(state)
+            self.whole.check()
+
+    def _last(self) -> Path | None:
+        return next((state for name in ("state", "state.old") if (state := self.folder / name).is_dir()), None)
 
     def _restore_random(self, state: Path) -> None:
         """Restore this process's random generators, or seed them by its number and step if it was not there before."""
         before, now = len(list(state.glob("random_states_*.pkl"))), self.processes.world
-        if now != before and self.processes.main:
-            print(
+        if now != before:
+            self.processes.note(
                 f"the state in {self.folder} was saved with {before} as the number of processes, which is {now} now: "
-                "from here on dropout draws other numbers, and all else is the same up to rounding",
-                file=sys.stderr,
+                "from here on dropout draws other numbers, and all else is the same up to rounding"
             )
         if 0 < before <= self.processes.rank:
             set_seed((self.options["seed"] + self.processes.rank + self.whole.progress.step) % 2**32)
@@ -170,7 +168,11 @@ class State:
         device = self.accelerator.device
         return None if device.type == "cpu" else torch.get_device_module(device)
 
-    def _check_same_run(self, state: Path) -> None:
+    def _check_same_run(self, state: Path) -> list[str]:
+        """The options of which the state says nothing. Raises UserError where it says that they were others."""
+        for path in state.rglob("*"):
+            if not path.is_file() and not path.is_dir():  # a pipe, for example, would be waited for
+                raise ValueError(f"its {path.name} is no file")
         begun = json.loads((state / RUN).read_text(encoding="utf-8"))
         if not isinstance(begun, dict):
             raise ValueError(f"its {RUN} holds a {type(begun).__name__}")
@@ -190,12 +192,20 @@ class State:
                     f"the run in {self.folder} was started with other {spelled}{told}: give the same to --resume it, "
                     "or start anew without --resume"
                 )
-        if unsaid and self.processes.main:
-            print(
-                f"the state in {self.folder} is of an earlier version: make sure that these are as they were then: "
-                f"{', '.join(unsaid)}",
-                file=sys.stderr,
-            )
+        return unsaid
+
+
+@contextmanager
+def _usable(state: Path) -> Iterator[None]:
+    """Inside this context, whatever a reader of a damaged file raises is a UserError about the state."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"the state in {state} is damaged or of another model ({first_line(error)}): start anew without --resume"
+        ) from None
 
 
 def _check_best(weights: Path, best: float) -> None:

@@ -97,9 +97,6 @@ class Trainer:
         self.schedule = get_linear_schedule_with_warmup(optimizer, int(self.steps * args.warmup), self.steps)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(model, fast, args.compile), optimizer)
         self.frozen = FrozenInHalf(model, "no" if args.no_fast or sharded else precision)
-        if args.compile:
-            with self.frozen.used():
-                compile_now(self.objective, self.accelerator, train, args.batch_size, processes)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         facts = {
@@ -112,8 +109,7 @@ class Trainer:
             "trained parameters": sorted(name for name, p in model.named_parameters() if p.requires_grad),
         }
         whole = Whole(self.optimizer.optimizer, self.schedule, self.progress, self.steps)
-        options = settings(args) if options is None else options
-        self.state = State(self.accelerator, processes, folder, options, facts, whole)
+        self.state = State(self.accelerator, processes, folder, options or settings(args), facts, whole)
         self.journal = Journal(self.accelerator, folder, strategy, self.progress)
 
     def run(self) -> Path:
@@ -136,15 +132,19 @@ class Trainer:
 
     def _run(self) -> Path:
         args, progress, processes = self.args, self.progress, self.processes
+        if args.compile:
+            if args.resume:  # what is refused is refused before a minute has gone
+                self.state.check()
+            with self.frozen.used():
+                compile_now(self.objective, self.accelerator, self.train_set, args.batch_size, processes)
         set_seed((args.seed + processes.rank) % 2**32)  # each process drops out other numbers
         if args.report_to != "none":
             self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
         self.state.start(args.resume, self.weights)
         start_peak(self.model.device)
         self.journal.start()
-        total = len(self.train_set) * args.epochs
+        total, begun = len(self.train_set) * args.epochs, time.perf_counter()
         bar = ProgressBar(total=total, initial=self.captions, desc=self.strategy, unit="captions")
-        begun = time.perf_counter()
         with bar, deferred_interrupt() as interrupted:
             if not progress.step:
                 self.look_before()

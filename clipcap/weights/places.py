@@ -132,8 +132,15 @@ def files_behind(weights: str, base: str | None) -> list[Path]:
 
 def check_base(weights: Iterable[str | None], base: str | None) -> None:
     """Raise a UserError if a base was given and none of these weights holds adapters."""
-    if base and not any(base_among(name, base) for name in weights if name):
+    if base and not any(_may_need(name, base) for name in weights if name):
         raise UserError(f"--base {base} is for LoRA weights, and none are named here: leave it out")
+
+
+def _may_need(weights: str, base: str) -> bool:
+    try:
+        return base_among(weights, base) is not None
+    except UserError:  # it cannot be read, as whoever loads it says
+        return True
 
 
 def base_among(weights: str | Path, base: str | None) -> str | None:
