@@ -5,6 +5,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_a_bar_tells_where_it_ended(capsys) -> None:
 def shown(piped: bool) -> tuple[str, str]:
     """What a terminal shows of rows with a bar, and what a pipe gets of the rows."""
     terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 80))  # without a size, tqdm 4.66 has no room for a bar
     stdout = subprocess.PIPE if piped else end
     with subprocess.Popen([sys.executable, "-c", ROWS], cwd=ROOT, stdout=stdout, stderr=end) as process:
         os.close(end)
