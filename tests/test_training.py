@@ -352,7 +352,7 @@ class config:
     update = lambda values, **_: None
 
 class Run:
-    log = lambda self, values, step, **_: print("logged", step, *values)
+    log = lambda self, values, step=None: print("logged", step, *values)
     finish = lambda self: print("finished")
 
 init = lambda project, **_: Run()
