@@ -12,7 +12,7 @@ from test_forbidden import ALL as RULED
 from test_forbidden import Operators
 from test_language_models import ARCHITECTURES, tiny_network
 from test_model import batch_of
-from tiny import STOP, TINY_CLIP, VOCABULARY, tiny_model
+from tiny import STOP, TINY_CLIP, VOCABULARY, needs_pretended_gpu, tiny_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from clipcap.clip.encoder import ClipEncoder
@@ -29,6 +29,7 @@ from clipcap.fast.vit import FastViT, is_plain_vit
 from clipcap.model.batches import Batch
 from clipcap.training.losses import Objective
 
+pytestmark = needs_pretended_gpu
 CUDA = torch.device("cuda", 0)
 BATCH = 8
 ROWS = batch_of([[5, 9, 3], [4, 8]])

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from PIL import Image
 from test_images import broken_files
-from tiny import save_tiny_clip, save_tiny_weights
+from tiny import needs_pretended_gpu, save_tiny_clip, save_tiny_weights
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import load_data
@@ -177,6 +177,7 @@ def test_a_batch_is_decoded_in_parts(monkeypatch):
     assert asked == [8, 8, 3]
 
 
+@needs_pretended_gpu
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_the_device_is_not_left_between_decoding_and_clip(orientation):
     """Guards against a filter or an index that stays on the CPU."""

@@ -6,6 +6,7 @@ Enough for everything but good captions.
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from clipcap.model.clipcap import ClipCap
@@ -13,6 +14,11 @@ from clipcap.model.config import ClipCapConfig
 
 VOCABULARY = 211
 STOP = 106  # a token that the tiny models like
+# Tests whose tensors have no numbers and are on a GPU: `FakeTensorMode` of PyTorch 2.8 asks the driver for one.
+needs_pretended_gpu = pytest.mark.skipif(
+    not hasattr(torch._C, "_ensureCUDADeviceGuardSet") and not torch.cuda.is_available(),
+    reason="this PyTorch cannot pretend that there is a GPU",
+)
 
 
 def tiny_config(mapping: str = "mlp", **changes) -> ClipCapConfig:
