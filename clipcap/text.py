@@ -64,13 +64,19 @@ COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C
 # Signs of a hashtag that has no word.
 LONE_SIGN = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))++(?![\p{M}\u200C\u200D]*[\p{L}\p{N}_])")
 
+BLANK_END = regex.compile(r"[ \t]*+(?=\n|$)")  # of a line
+
 
 def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join."""
+    """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join.
+
+    Where a line ends behind such a part, so do the blanks between.
+    """
     kept, end = "", 0
     for start, stop in spans:
         kept = (kept + text[end:start]).rstrip(" \t")
-        end = stop
+        blank = BLANK_END.match(text, stop)
+        end = blank.end() if blank else stop
         if regex.match(UNSPACED, kept[-1:]) and regex.match(UNSPACED, text[end:]):
             continue
         if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(r"[\w#@\uFF03]", text[end:]):

@@ -304,6 +304,33 @@ def test_whole_hashtags_go_and_words_do_not_join(ruled_out, text):
     assert "#" not in "".join(cleaned)
 
 
+@pytest.mark.parametrize(
+    ("written", "left"),
+    [
+        ("so happy :) love you 🐢", "so happy :) love you"),
+        ("Bonjour ! ça va ? 🐢 oui", "Bonjour ! ça va ? oui"),
+        ("wait for it ... 🐢 .5 miles", "wait for it ... .5 miles"),
+        ("two  blanks, and🐢 \n a line 🐢\t\n🐢", "two  blanks, and\n a line"),
+        ("a 🐢, a dog 🐢!", "a, a dog!"),
+    ],
+)
+def test_a_caption_stays_as_it_is_where_nothing_is_cut(written, left):
+    """ "so happy:) love you": blanks in front of punctuation went in the whole caption."""
+    assert Rules(emoji="none").clean(written) == left
+
+
+@pytest.mark.parametrize("start", ["hello :) world", "Paris ?", "two  blanks", "two \nlines"])
+def test_a_start_stays_as_it_is_where_something_is_cut_behind_it(start):
+    rules = Rules(emoji="none", start_with=start)
+    assert rules.post(f"{start}, nice day 🐢", rules.frame()) == f"{start}, nice day"
+
+
+def test_punctuation_follows_a_start_that_a_cut_reaches_into():
+    rules = Rules(start_with="my #", ban=("dog",))
+    assert rules.post("my #dog, and a cat", rules.frame()) == "my #, and a cat"
+    assert rules.post("my #dog and a cat", rules.frame()) == "my # and a cat"
+
+
 def test_words_do_not_join_where_something_goes():
     assert Rules(emoji="none").clean("sun🐢day") == "sun day"
     assert Rules(ban=("-",)).clean("well-known") == "well known"
