@@ -289,7 +289,9 @@ def test_a_cut_caption_ends_with_a_sentence_where_it_can():
 
 
 def test_an_emoji_counts_as_networks_count_it():
-    assert size_of("a") == 1 and size_of("🐢") == 2 and size_of("👨‍👩‍👧") == 8
+    assert size_of("a©") == 2 and size_of("🐢") == 2 and size_of("👨‍👩‍👧") == 8
+    assert all(size_of(emoji) == 2 for emoji in (*"✨☕⭐⚡❤☀♥⛵", "❤️", "1\u20e3"))
+    assert fit("sun ✨✨", 8) == "sun ✨✨" and fit("sun ✨✨", 7) == "sun ✨"
     assert (INSTAGRAM.hashtags, INSTAGRAM.characters) == (5, 2200)
 
 

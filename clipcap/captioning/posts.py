@@ -11,7 +11,7 @@ import regex
 
 from clipcap.clip.images import ImageSource, UnreadableImage, date_taken
 from clipcap.errors import UserError
-from clipcap.text import COUNTED_HASHTAG, EMOJI_PATTERN, LONE_SIGN, UNSPACED, cut_out, has_field
+from clipcap.text import COUNTED_HASHTAG, EMOJI, EMOJI_PATTERN, LONE_SIGN, UNSPACED, cut_out, has_field
 
 FIELDS = ("folder", "date")
 
@@ -108,12 +108,13 @@ def hashtags_of(text: str) -> list[str]:
 
 
 def size_of(text: str) -> int:
-    """Characters in UTF-16, where an emoji counts twice or more.
+    """Characters in UTF-16, and one more for each emoji that is one there: an emoji counts twice or more.
 
     Counters of Instagram's characters differ in this (https://charactercounter.app/tools/instagram-character-counter:
     emoji count as one or two, joined ones as more), and no other way of counting gives more.
     """
-    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+    single = sum(emoji <= "\uffff" for emoji in EMOJI.findall(text) if len(emoji) == 1)
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2 + single
 
 
 # What is kept or dropped as a whole, with the blanks in front: an emoji, a hashtag, a letter of a script that puts no
