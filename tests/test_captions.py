@@ -48,8 +48,14 @@ def test_no_part_of_an_emoji_is_left(emoji):
 
 
 def test_what_is_no_emoji_stays():
-    text = "1 of 2 #3 * “café” – क्‍ष niño 東京 50% (a+b) → C"
-    assert Rules(emoji="none").clean(text) == text
+    text = "1 of 2 #3 * “café” – क्‍ष niño 東京 50% (a+b) → C © Jane® ™"
+    assert Rules(emoji="none", append=text).clean(text) == text
+
+
+def test_a_time_is_no_mention():
+    text = "Doors @ 8pm, show @9:30, end @23h"
+    assert Rules(mentions="none", append=text).clean(text) == text
+    assert Rules(mentions="none").clean("with @8pm_jane @7.jane @ jane, @") == "with jane,"
 
 
 def test_hashtags_and_mentions_go():
