@@ -62,8 +62,9 @@ MENTION_TRACE = regex.compile(  # but no mail address and no time
     rf"@(?:(?<![\w.]@)|(?![\w-]+\.\w))(?![^\S\n]*{_TIME}(?!\.[^\W\d]))[{OF_NAME}.]*", regex.IGNORECASE
 )
 
-# Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word.
-COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C\u200D]+)")
+# Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word,
+# together with a "'s" behind it.
+COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C\u200D]+)(?:['’]s\b)?")
 # Signs of a hashtag that has no word.
 LONE_SIGN = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))++(?![\p{M}\u200C\u200D]*[\p{L}\p{N}_])")
 

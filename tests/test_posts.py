@@ -263,6 +263,12 @@ def test_a_hashtag_comes_once_and_no_more_than_allowed():
     assert Frame().around("a#b#c d", 1, None) == "a#b d"
 
 
+def test_a_hashtag_comes_once_however_it_is_spelled():
+    assert Frame().around("#café #cafe\u0301 by", None, None) == "#café by"
+    assert Frame(after=" #cafe\u0301").around("at #café", None, None) == "at #cafe\u0301"
+    assert Frame().around("#love, #love's day, #Love’s #loves", None, None) == "#love, day, #loves"
+
+
 @pytest.mark.parametrize("left", ["\ufffd", " 👩\u200d\ufffd", " #", "\n", " \ufffd #"])
 def test_half_an_emoji_or_hashtag_at_the_end_goes(left):
     assert Frame().around(f"at the lake{left}", None, None) in ("at the lake", "at the lake 👩")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -66,7 +67,7 @@ class Frame:
         """
         seen, spans, known = set(self.hashtags), [], len(self.sign)
         for found in COUNTED_HASHTAG.finditer(self.sign + rest):
-            tag = found[1].casefold()
+            [tag] = hashtags_of(found[0])
             if tag in seen or (max_hashtags is not None and len(seen) >= max_hashtags):
                 spans.append((found.start() - known, found.end() - known))
             seen.add(tag)
@@ -104,7 +105,7 @@ def fill(template: str, source: ImageSource | None) -> str:
 
 def hashtags_of(text: str) -> list[str]:
     """The hashtags of a text in lower case, without the sign."""
-    return [found[1].casefold() for found in COUNTED_HASHTAG.finditer(text)]
+    return [unicodedata.normalize("NFC", found[1]).casefold() for found in COUNTED_HASHTAG.finditer(text)]
 
 
 def size_of(text: str) -> int:
