@@ -704,6 +704,22 @@ def test_a_description_is_respected(tmp_path):
         path.unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize(("existing", "told"), [("append", "old\nnew\n"), ("prepend", "new\nold\n")])
+def test_a_second_run_changes_nothing_behind_a_byte_order_mark(tmp_path, existing, told):
+    """Windows' Notepad puts one in front, which made the first line another one, and then stood in the middle."""
+    for before, after in (("old\n", told), (told, told), ("new\n", "new\n")):
+        (tmp_path / "a.txt").write_text("\ufeff" + before, encoding="utf-8")
+        assert Sidecars(existing).write(Row(str(tmp_path / "a.jpg"), ["new"])) is None
+        assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "\ufeff" + after
+
+
+@pytest.mark.parametrize("existing", ["append", "prepend"])
+def test_a_caption_with_what_xml_cannot_hold_is_added_once(tmp_path, existing):
+    for _ in range(3):
+        assert Sidecars(existing, [XMP]).write(Row(str(tmp_path / "a.jpg"), ["a\x0bb"])) is None
+        assert description(tmp_path / "a.xmp")["x-default"] == "ab"
+
+
 def test_a_description_in_a_heic_is_respected(tmp_path, monkeypatch):
     """Guards against an opener that only the processes have which decode pictures for CLIP."""
     heif = pytest.importorskip("pillow_heif")
