@@ -38,8 +38,9 @@ HASHTAG = regex.compile(
 OF_NAME = r"a-z0-9_\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u0373\u0386\u0388-\u052F\u1E00-\u1EFF"
 NAME = rf"[{OF_NAME}](?:[{OF_NAME}.]*[{OF_NAME}])?{_NO_KEYCAP}"
 LONGER_NAME = rf"(?=\d*[^\W\d][{OF_NAME}.]{{2}}){NAME}"  # with a letter; to be used where a short word is none
+_TIME = rf"\d{{1,2}}(?:[ap]m|h)?(?![{OF_NAME}])"
 MENTION = re.compile(
-    rf"(?<![{OF_NAME}])@(?!\d{{1,2}}(?:[ap]m|h)?(?![{OF_NAME}])){NAME}|(?<=[{OF_NAME}]{{2}})@{LONGER_NAME}",
+    rf"(?<![{OF_NAME}])@(?!{_TIME}){NAME}|(?<=[{OF_NAME}]{{2}})@{LONGER_NAME}",
     re.IGNORECASE,
 )
 PLACEHOLDER = "@user"  # stands for a mention in training captions, so that the sentence stays whole
@@ -48,29 +49,38 @@ PLACEHOLDER = "@user"  # stands for a mention in training captions, so that the 
 CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC"
 UNSPACED = rf"[{CJK}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}]"  # of all scripts without blanks between words
 
-# What is removed from a caption that must not hold any of them.
+# What is removed from a caption that must not hold any of them. U+FE0F makes pictures of © ® ™.
 EMOJI_TRACE = regex.compile(
-    r"(?:[0-9#*]\uFE0F?\u20E3|[\p{Extended_Pictographic}\p{Regional_Indicator}\p{Emoji_Modifier}\uFE0F])"
-    r"[\uFE0E\uFE0F\u200D\u20E3\p{Emoji_Modifier}\U000E0020-\U000E007F]*"
+    r"(?:[0-9#*]\uFE0F?\u20E3|[©®™](?=\uFE0F)"
+    r"|[[\p{Extended_Pictographic}\p{Regional_Indicator}\p{Emoji_Modifier}\uFE0F]--[©®™]])"
+    r"[\uFE0E\uFE0F\u200D\u20E3\p{Emoji_Modifier}\U000E0020-\U000E007F]*",
+    regex.VERSION1,
 )
 # A "#" that stands alone takes the word behind it away too, which was meant to be a hashtag.
 HASHTAG_TRACE = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+[^\S\n]*[\w\p{M}\u200C\u200D]*")
-MENTION_TRACE = regex.compile(  # but no mail address
-    rf"(?<![\w.])@[{OF_NAME}.]*|@(?![\w-]+\.\w)[{OF_NAME}.]*", regex.IGNORECASE
+MENTION_TRACE = regex.compile(  # but no mail address and no time
+    rf"@(?:(?<![\w.]@)|(?![\w-]+\.\w))(?![^\S\n]*{_TIME}(?!\.[^\W\d]))[{OF_NAME}.]*", regex.IGNORECASE
 )
 
-# Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word.
-COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C\u200D]+)")
+# Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word,
+# together with a "'s" behind it.
+COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C\u200D]+)(?:['’]s\b)?")
 # Signs of a hashtag that has no word.
 LONE_SIGN = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))++(?![\p{M}\u200C\u200D]*[\p{L}\p{N}_])")
 
+BLANK_END = regex.compile(r"[ \t]*+(?=\n|$)")  # of a line
+
 
 def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join."""
+    """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join.
+
+    Where a line ends behind such a part, so do the blanks between.
+    """
     kept, end = "", 0
     for start, stop in spans:
         kept = (kept + text[end:start]).rstrip(" \t")
-        end = stop
+        blank = BLANK_END.match(text, stop)
+        end = blank.end() if blank else stop
         if regex.match(UNSPACED, kept[-1:]) and regex.match(UNSPACED, text[end:]):
             continue
         if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(r"[\w#@\uFF03]", text[end:]):

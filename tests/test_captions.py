@@ -2,6 +2,7 @@
 
 import os
 import threading
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -48,8 +49,14 @@ def test_no_part_of_an_emoji_is_left(emoji):
 
 
 def test_what_is_no_emoji_stays():
-    text = "1 of 2 #3 * “café” – क्‍ष niño 東京 50% (a+b) → C"
-    assert Rules(emoji="none").clean(text) == text
+    text = "1 of 2 #3 * “café” – क्‍ष niño 東京 50% (a+b) → C © Jane® ™"
+    assert Rules(emoji="none", append=text).clean(text) == text
+
+
+def test_a_time_is_no_mention():
+    text = "Doors @ 8pm, show @9:30, end @23h"
+    assert Rules(mentions="none", append=text).clean(text) == text
+    assert Rules(mentions="none").clean("with @8pm_jane @7.jane @ jane, @") == "with jane,"
 
 
 def test_hashtags_and_mentions_go():
@@ -281,6 +288,20 @@ def test_captions_that_differ_in_case_alone_are_one():
     for text in ("A dog", "a Dog", "a cat"):
         choice._add(0, found, list(map(ord, text)))
     assert list(found.good) == ["A dog", "a cat"]
+
+
+def test_a_required_word_is_put_between_whole_words_and_emoji():
+    """Guards against the first bytes of an emoji, or of a word, in front of the required one."""
+    choice, tokenizer = object.__new__(Choice), tiny_tokenizer()
+    config = SimpleNamespace(stop_token=0, blank="")
+    choice.candidates = SimpleNamespace(
+        tokenizer=tokenizer, model=SimpleNamespace(config=config), room=lambda row, most: most
+    )
+    choice.frames, choice.decoding = [Frame()], Decoding(max_tokens=400)
+    half = tokenizer.encode("🐢").ids[:1]
+    openings = choice._openings(0, tokenizer.encode("breakfast 👨‍👩‍👧 東京 isn't! #goldenhour").ids + half, "cat")
+    wholes = accumulate(["", "breakfast ", "👨‍👩‍👧 ", "東", "京 ", "isn't", "! ", "#goldenhour "])
+    assert [tokenizer.decode(ids) for ids in openings] == [f"{whole.strip()} cat".strip() for whole in wholes]
 
 
 @pytest.mark.parametrize(("opening", "kept"), [([1, 2, 1], 0), ([1, 2, 4], 1)])

@@ -21,6 +21,7 @@ from clipcap.evaluation.report import read_report, rewrite_tables
 from clipcap.evaluation.scores import evaluate_model
 from clipcap.files import only_writer
 from clipcap.model.clipcap import ClipCap
+from clipcap.model.language_model import tokenizer_of
 from clipcap.model.prompts import caption_embeddings
 from clipcap.weights import checkpoint, places
 
@@ -400,6 +401,15 @@ def test_as_many_are_decoded_together_as_decode_well(monkeypatch):
     for decoding in (Decoding(), Decoding(method="beam"), Decoding(method="nucleus", num_captions=100)):
         caption_embeddings(model, embeddings[: 4 * decoding.batch], decoding)
     assert sizes == [256, 44, *[51] * 4, *[8] * 4]
+
+
+def test_a_caption_ends_at_end_of_text(monkeypatch):
+    """Weights that stop at another token, as the published ones do, wrote on, and the text behind was scored too."""
+    model = tiny_captioner_model()
+    tokenizer = tokenizer_of(model.config)
+    ids = tokenizer.encode("hello there").ids
+    monkeypatch.setattr(ClipCap, "generate_all", lambda *_: [[[*ids, tokenizer.token_to_id("<|endoftext|>"), *ids]]])
+    assert caption_embeddings(model, torch.zeros(1, 16), Decoding()) == ["hello there"]
 
 
 def test_a_huge_batch_does_not_make_huge_logits(world, monkeypatch):

@@ -263,6 +263,12 @@ def test_a_hashtag_comes_once_and_no_more_than_allowed():
     assert Frame().around("a#b#c d", 1, None) == "a#b d"
 
 
+def test_a_hashtag_comes_once_however_it_is_spelled():
+    assert Frame().around("#café #cafe\u0301 by", None, None) == "#café by"
+    assert Frame(after=" #cafe\u0301").around("at #café", None, None) == "at #cafe\u0301"
+    assert Frame().around("#love, #love's day, #Love’s #loves", None, None) == "#love, day, #loves"
+
+
 @pytest.mark.parametrize("left", ["\ufffd", " 👩\u200d\ufffd", " #", "\n", " \ufffd #"])
 def test_half_an_emoji_or_hashtag_at_the_end_goes(left):
     assert Frame().around(f"at the lake{left}", None, None) in ("at the lake", "at the lake 👩")
@@ -288,8 +294,15 @@ def test_a_cut_caption_ends_with_a_sentence_where_it_can():
     assert fit("a red turtle. let it snow #one #two", 31) == "a red turtle. let it snow #one"
 
 
+@pytest.mark.parametrize("word", ["(beautiful", '"beautiful', "“beautiful", "['beautiful", "¿beautiful", "@beautiful"])
+def test_a_sentence_goes_on_with_a_bracket_or_a_quote(word):
+    assert fit(f"love this place. it is so {word} and warm", 30) == "love this place."
+
+
 def test_an_emoji_counts_as_networks_count_it():
-    assert size_of("a") == 1 and size_of("🐢") == 2 and size_of("👨‍👩‍👧") == 8
+    assert size_of("a©") == 2 and size_of("🐢") == 2 and size_of("👨‍👩‍👧") == 8
+    assert all(size_of(emoji) == 2 for emoji in (*"✨☕⭐⚡❤☀♥⛵", "❤️", "1\u20e3"))
+    assert fit("sun ✨✨", 8) == "sun ✨✨" and fit("sun ✨✨", 7) == "sun ✨"
     assert (INSTAGRAM.hashtags, INSTAGRAM.characters) == (5, 2200)
 
 
@@ -302,6 +315,33 @@ def test_whole_hashtags_go_and_words_do_not_join(ruled_out, text):
     cleaned = EMOJI.sub(" ", Rules(**dict.fromkeys(ruled_out, "none")).clean(f"my {text} day")).split()
     assert cleaned[:1] == ["my"] and cleaned[-1:] == ["day"] and "faceblueturtle" not in cleaned
     assert "#" not in "".join(cleaned)
+
+
+@pytest.mark.parametrize(
+    ("written", "left"),
+    [
+        ("so happy :) love you 🐢", "so happy :) love you"),
+        ("Bonjour ! ça va ? 🐢 oui", "Bonjour ! ça va ? oui"),
+        ("wait for it ... 🐢 .5 miles", "wait for it ... .5 miles"),
+        ("two  blanks, and🐢 \n a line 🐢\t\n🐢", "two  blanks, and\n a line"),
+        ("a 🐢, a dog 🐢!", "a, a dog!"),
+    ],
+)
+def test_a_caption_stays_as_it_is_where_nothing_is_cut(written, left):
+    """ "so happy:) love you": blanks in front of punctuation went in the whole caption."""
+    assert Rules(emoji="none").clean(written) == left
+
+
+@pytest.mark.parametrize("start", ["hello :) world", "Paris ?", "two  blanks", "two \nlines"])
+def test_a_start_stays_as_it_is_where_something_is_cut_behind_it(start):
+    rules = Rules(emoji="none", start_with=start)
+    assert rules.post(f"{start}, nice day 🐢", rules.frame()) == f"{start}, nice day"
+
+
+def test_punctuation_follows_a_start_that_a_cut_reaches_into():
+    rules = Rules(start_with="my #", ban=("dog",))
+    assert rules.post("my #dog, and a cat", rules.frame()) == "my #, and a cat"
+    assert rules.post("my #dog and a cat", rules.frame()) == "my # and a cat"
 
 
 def test_words_do_not_join_where_something_goes():

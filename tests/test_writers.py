@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import struct
 import subprocess
 from contextlib import closing, contextmanager
 from html.parser import HTMLParser
@@ -703,6 +704,22 @@ def test_a_description_is_respected(tmp_path):
         path.unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize(("existing", "told"), [("append", "old\nnew\n"), ("prepend", "new\nold\n")])
+def test_a_second_run_changes_nothing_behind_a_byte_order_mark(tmp_path, existing, told):
+    """Windows' Notepad puts one in front, which made the first line another one, and then stood in the middle."""
+    for before, after in (("old\n", told), (told, told), ("new\n", "new\n")):
+        (tmp_path / "a.txt").write_text("\ufeff" + before, encoding="utf-8")
+        assert Sidecars(existing).write(Row(str(tmp_path / "a.jpg"), ["new"])) is None
+        assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "\ufeff" + after
+
+
+@pytest.mark.parametrize("existing", ["append", "prepend"])
+def test_a_caption_with_what_xml_cannot_hold_is_added_once(tmp_path, existing):
+    for _ in range(3):
+        assert Sidecars(existing, [XMP]).write(Row(str(tmp_path / "a.jpg"), ["a\x0bb"])) is None
+        assert description(tmp_path / "a.xmp")["x-default"] == "ab"
+
+
 def test_a_description_in_a_heic_is_respected(tmp_path, monkeypatch):
     """Guards against an opener that only the processes have which decode pictures for CLIP."""
     heif = pytest.importorskip("pillow_heif")
@@ -710,6 +727,22 @@ def test_a_description_in_a_heic_is_respected(tmp_path, monkeypatch):
     packet = OTHERS.format(NEW.format(DEFAULT.format("old"))).encode()
     heif.from_pillow(Image.new("RGB", (64, 64))).save(tmp_path / "a.heic", xmp=packet)
     assert xmp.embedded_description(tmp_path / "a.heic") == "old"
+
+
+PLAIN = OTHERS.format("").encode()
+IN_AN_ATTRIBUTE = PLAIN.replace(b"<r:Description", f'<r:Description xmlns:d="{xmp.DC}" d:description="mine"'.encode())
+
+
+@pytest.mark.parametrize("packet", [PLAIN, PLAIN[:-60], b"<x/>", IN_AN_ATTRIBUTE], ids=["whole", "cut", "none", "form"])
+def test_a_caption_from_before_xmp_is_respected(tmp_path, packet):
+    """Guards against XMP that cannot be read, which took the caption of IPTC with it: the picture was captioned."""
+    iptc = b"\x1c\x02\x78\0\x03old\0"
+    block = b"Photoshop 3.0\x008BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(path, xmp=packet)
+    start, rest = path.read_bytes()[:2], path.read_bytes()[2:]
+    path.write_bytes(start + b"\xff\xed" + struct.pack(">H", len(block) + 2) + block + rest)
+    assert xmp.embedded_description(path) == "old" and not Sidecars("skip", [XMP]).wants(path)
 
 
 @pytest.mark.parametrize(

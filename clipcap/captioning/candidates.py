@@ -6,7 +6,6 @@ Shapes: B pictures, C CLIP width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
 
 import torch
 from tokenizers import Tokenizer
@@ -18,7 +17,7 @@ from clipcap.decoding.search import NoCaption
 from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
-from clipcap.model.language_model import end_of_text
+from clipcap.model.language_model import end_of_text, up_to_end
 
 UNKNOWN = ("<unk>", "[UNK]")  # what stands for characters without a token, such as emoji in a BERT vocabulary
 Caption = tuple[str, list[int]]  # text, and the token ids it was decoded from
@@ -92,7 +91,7 @@ class Candidates:
     def text(self, row: int, ids: Sequence[int]) -> str:
         """A picture's start and token ids -> the caption, up to end-of-text, and without what is no word."""
         unknown = [self.tokenizer.token_to_id(name) for name in UNKNOWN]
-        ids = [token for token in takewhile(lambda token: token != self.end, ids) if token not in unknown]
+        ids = [token for token in up_to_end(ids, self.end) if token not in unknown]
         ids = ids[: len(ids) - unfinished(self.tokenizer, ids)]
         begun = self.prompts[row][len(self.prompts[row]) - self.begun[row] :]
         # Behind a start, since some tokenizers leave out the blank in front of a text.

@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from tokenizers import Tokenizer
+
 from clipcap.captioning.candidates import Candidates, Caption
 from clipcap.captioning.posts import Frame
 from clipcap.captioning.rules import Rules
 from clipcap.captioning.vocabulary import tokens_with, word_parts
+from clipcap.captioning.words import WHOLE
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import NoCaption
 
@@ -190,13 +193,21 @@ class Choice:
         stop = self.candidates.model.config.stop_token if stop is None else stop
         ids = list(ids[:-1] if ids and ids[-1] == stop else ids)
         behind = self.frames[row].start or self.candidates.model.config.blank
-        for place in sorted({round(len(ids) * step / PLACES) for step in range(PLACES + 1)}):
+        places = _places(self.candidates.tokenizer, ids)
+        for place in sorted({places[round((len(places) - 1) * step / PLACES)] for step in range(PLACES + 1)}):
             opening = ids[:place] + self.candidates.tokenizer.encode(f" {word}" if place or behind else word).ids
             if len(opening) < room:
                 yield opening
 
     def _missing(self, captions: Sequence[Caption]) -> list[str]:
         return self.rules.missing([text for text, _ in captions])
+
+
+def _places(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """How many tokens of a caption are none of it, or end with a whole word, emoji or hashtag, or a sign."""
+    ends = {0, *(found.end() for found in WHOLE.finditer(tokenizer.decode(ids)))}
+    texts = [tokenizer.decode(ids[:place]) for place in range(len(ids) + 1)]
+    return [place for place, text in enumerate(texts) if len(text) in ends and "\ufffd" not in text]
 
 
 def _repeats(ids: Sequence[int], size: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +12,7 @@ import regex
 
 from clipcap.clip.images import ImageSource, UnreadableImage, date_taken
 from clipcap.errors import UserError
-from clipcap.text import COUNTED_HASHTAG, EMOJI_PATTERN, LONE_SIGN, UNSPACED, cut_out, has_field
+from clipcap.text import COUNTED_HASHTAG, EMOJI, EMOJI_PATTERN, LONE_SIGN, UNSPACED, cut_out, has_field
 
 FIELDS = ("folder", "date")
 
@@ -66,7 +67,7 @@ class Frame:
         """
         seen, spans, known = set(self.hashtags), [], len(self.sign)
         for found in COUNTED_HASHTAG.finditer(self.sign + rest):
-            tag = found[1].casefold()
+            [tag] = hashtags_of(found[0])
             if tag in seen or (max_hashtags is not None and len(seen) >= max_hashtags):
                 spans.append((found.start() - known, found.end() - known))
             seen.add(tag)
@@ -104,16 +105,17 @@ def fill(template: str, source: ImageSource | None) -> str:
 
 def hashtags_of(text: str) -> list[str]:
     """The hashtags of a text in lower case, without the sign."""
-    return [found[1].casefold() for found in COUNTED_HASHTAG.finditer(text)]
+    return [unicodedata.normalize("NFC", found[1]).casefold() for found in COUNTED_HASHTAG.finditer(text)]
 
 
 def size_of(text: str) -> int:
-    """Characters in UTF-16, where an emoji counts twice or more.
+    """Characters in UTF-16, and one more for each emoji that is one there: an emoji counts twice or more.
 
     Counters of Instagram's characters differ in this (https://charactercounter.app/tools/instagram-character-counter:
     emoji count as one or two, joined ones as more), and no other way of counting gives more.
     """
-    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+    single = sum(emoji <= "\uffff" for emoji in EMOJI.findall(text) if len(emoji) == 1)
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2 + single
 
 
 # What is kept or dropped as a whole, with the blanks in front: an emoji, a hashtag, a letter of a script that puts no
@@ -141,7 +143,7 @@ def fit(text: str, room: int) -> str:
     kept, dropped = "".join(units[:count]), units[count:]
     if (
         dropped
-        and regex.match(r"\s*\w", dropped[0])
+        and regex.match(r"""\s*[\p{Ps}\p{Pi}"'¿¡@]*\w""", dropped[0])
         and (whole := _SENTENCE.match(kept))
         and 3 * len(whole[0]) >= len(kept)
     ):

@@ -9,8 +9,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import regex
-
 from clipcap.captioning.posts import FIELDS, Frame, fill, hashtags_of
 from clipcap.captioning.vocabulary import EMOJI_LEADS, is_word_piece, tokens_with, word_parts
 from clipcap.captioning.words import holds, lines_of, pattern_of, without, words_of
@@ -147,7 +145,8 @@ class Rules(Request):
         text = self.clean(written)
         if not text.startswith(frame.start):  # what had to be cut out reaches into it
             rest = self.clean(written.removeprefix(frame.start))
-            text = f"{frame.start} {rest}" if self.allows(f"{frame.start} {rest}") else frame.start
+            text = frame.start + " " * (rest[:1] not in tuple(",.;:!?")) + rest
+            text = text if self.allows(text) else frame.start
         post = frame.around(text.removeprefix(frame.start), self.max_hashtags, self.max_chars)
         return post if self.allows(post) else ""  # with the texts around it, it may hold a banned phrase
 
@@ -174,8 +173,7 @@ class Rules(Request):
                 text = without(pattern_of(word), unicodedata.normalize("NFC", text))
         if text == before:
             return text
-        text = regex.sub(r"[^\S\n]+(?=[,.;:!?\s]|$)", "", regex.sub(r"[^\S\n]+", " ", text)).strip()
-        return self.clean(text)  # again, since the cut may have joined parts to another banned word
+        return self.clean(text.strip())  # again, since the cut may have joined parts to another banned word
 
     def missing(self, captions: Sequence[str]) -> list[str]:
         """The required words that none of the captions holds."""

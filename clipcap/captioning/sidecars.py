@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -39,7 +40,16 @@ class Kind:
     mixed: bool
 
 
-TEXT = Kind(".txt", bytes.decode, lambda _, text: text.encode("utf-8", "backslashreplace"), mixed=False)
+def _text_of(content: bytes) -> str:
+    return content.decode("utf-8-sig")
+
+
+def _with_text(content: bytes, text: str) -> bytes:
+    mark = BOM_UTF8 if content.startswith(BOM_UTF8) else b""  # as Windows' Notepad puts in front
+    return mark + text.encode("utf-8", "backslashreplace")
+
+
+TEXT = Kind(".txt", _text_of, _with_text, mixed=False)
 XMP = Kind(".xmp", description_of, described, mixed=True)
 
 
@@ -102,7 +112,7 @@ class Sidecars:
             self._hold(os.path.realpath(Path(row.image).parent))
             content = _content(file) if kind.mixed or self.existing in ("append", "prepend") else b""
             if self.existing in ("append", "prepend") and (before := kind.read(content)):
-                text = _together(before, text, self.existing)
+                text = _together(before, kind.read(kind.change(b"", text)), self.existing)  # as it will be read there
             write_whole(file, kind.change(content, text))
         except OSError as error:
             if error.errno in NO_ROOM:

@@ -16,6 +16,10 @@ LONGEST = 1000  # characters of a word or phrase: each is searched for in each c
 MOST_BYTES = 1 << 20  # of a file of words
 LETTER = rf"[\w--[{UNSPACED}\uFE0E\uFE0F\u20E3]]"  # what a whole word has none of in front and behind
 
+_LETTERS = rf"(?:(?={LETTER})\X)+"
+# A word, hashtag or mention, or else a character as a reader sees it, with the blanks in front.
+WHOLE = regex.compile(rf"\s*(?:[#\uFF03@]*{_LETTERS}(?:['’]{_LETTERS})*|\X)", regex.VERSION1)
+
 
 def words_of(words: str | Sequence[str]) -> tuple[str, ...]:
     """Words or phrases as they are looked for, each once. Raises UserError for what is no text, or too long."""

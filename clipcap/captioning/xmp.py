@@ -10,6 +10,7 @@ A file that exists is changed in this one place: the rest of it stays as it is, 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 from xml.parsers import expat
@@ -68,7 +69,9 @@ def embedded_description(picture: Path) -> str:
         with open_file(picture) as image:
             packet = image.info.get("xmp") or b""
             older = (getiptcinfo(cast(ImageFile, image)) or {}).get(IPTC_CAPTION) or b""
-        found = description_of(packet.strip(b"\0"))
+        found = ""
+        with suppress(LeftAlone):  # an IPTC caption may still be read
+            found = description_of(packet.strip(b"\0"))
         return found or (older if isinstance(older, bytes) else older[0]).decode("utf-8", "replace").strip()
     except Exception:  # a picture with broken metadata is still a picture
         return ""

@@ -5,9 +5,11 @@ The tokenizer is a plain `tokenizers.Tokenizer`, which is fast and which a check
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from inspect import signature
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +134,11 @@ def end_of_text(tokenizer: Tokenizer, name: str = END_OF_TEXT) -> int:
     if token is None:
         raise UserError(f"this tokenizer has no {name} token, and captions must end: use the tokenizer of the model")
     return token
+
+
+def up_to_end(ids: Iterable[int], end: int) -> list[int]:
+    """A caption's token ids as far as end-of-text, which models also write that stop at another token."""
+    return list(takewhile(lambda token: token != end, ids))
 
 
 def find_end_of_text(tokenizer: Tokenizer, config: PreTrainedConfig) -> str:

@@ -20,7 +20,7 @@ from clipcap.cli.progress import ProgressBar
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 from clipcap.model.controls import Request, ask
-from clipcap.model.language_model import tokenizer_of
+from clipcap.model.language_model import end_of_text, tokenizer_of, up_to_end
 from clipcap.text import check_fields, has_field
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def caption_embeddings(
         progress: the title of a progress bar; None shows no bar.
     """
     tokenizer = tokenizer_of(model.config)
+    end = end_of_text(tokenizer, model.config.end_of_text)
     captions: list[str] = []
     hidden, batch_size = progress is None, batch_size or decoding.batch
     with ProgressBar(total=len(embeddings), desc=progress, unit="captions", leave=False, disable=hidden) as bar:
@@ -101,7 +102,7 @@ def caption_embeddings(
             rows = embeddings[part]  # NumPy has none of a GPU's memory
             batch = torch.as_tensor(rows if isinstance(rows, Tensor) else np.array(rows), device=model.device)
             found = model.generate_all(batch, decoding, prompts and prompts[part])
-            captions += [tokenizer.decode(best).strip() for best, *_ in found]
+            captions += [tokenizer.decode(up_to_end(best, end)).strip() for best, *_ in found]
             bar.update(len(found))
     return captions
 

@@ -279,7 +279,7 @@ MUTANTS = [
         ),
         ("choice", "return len(set(grams)) < len(grams)", "return False"),
         ("words", "regex.IGNORECASE | regex.FULLCASE", "0"),
-        ("rules", "return self.clean(text)  # again", "return text  # again"),
+        ("rules", "return self.clean(text.strip())  # again", "return text.strip()  # again"),
         ("writers", "image, caption, _, error = cells", "image, caption, error, _ = cells"),
         ("writers", "return cell[1:] if cell.startswith", "return cell if cell.startswith"),
         ("posts", "if tag in seen or", "if", "test_posts"),
