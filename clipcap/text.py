@@ -38,7 +38,7 @@ HASHTAG = regex.compile(
 OF_NAME = r"a-z0-9_\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u0373\u0386\u0388-\u052F\u1E00-\u1EFF"
 NAME = rf"[{OF_NAME}](?:[{OF_NAME}.]*[{OF_NAME}])?{_NO_KEYCAP}"
 LONGER_NAME = rf"(?=\d*[^\W\d][{OF_NAME}.]{{2}}){NAME}"  # with a letter; to be used where a short word is none
-_TIME = rf"\d{{1,2}}(?:[ap]m|h)?(?![{OF_NAME}])"
+_TIME = rf"\d{{1,2}}(?:[.:]\d\d)?(?:[ap]m|h)?(?![{OF_NAME}]|\.[{OF_NAME}.]*[^\W\d])"
 MENTION = re.compile(
     rf"(?<![{OF_NAME}])@(?!{_TIME}){NAME}|(?<=[{OF_NAME}]{{2}})@{LONGER_NAME}",
     re.IGNORECASE,
@@ -59,7 +59,7 @@ EMOJI_TRACE = regex.compile(
 # A "#" that stands alone takes the word behind it away too, which was meant to be a hashtag.
 HASHTAG_TRACE = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+[^\S\n]*[\w\p{M}\u200C\u200D]*")
 MENTION_TRACE = regex.compile(  # but no mail address and no time
-    rf"@(?:(?<![\w.]@)|(?![\w-]+\.\w))(?![^\S\n]*{_TIME}(?!\.[^\W\d]))[{OF_NAME}.]*", regex.IGNORECASE
+    rf"@(?:(?<![\w.]@)|(?![\w-]+\.\w))(?![^\S\n]*{_TIME})[{OF_NAME}.]*", regex.IGNORECASE
 )
 
 # Hashtags as a limit counts them: all that some reader might take for one, with digits alone or right behind a word,
@@ -68,13 +68,13 @@ COUNTED_HASHTAG = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))+([\w\p{M}\u200C
 # Signs of a hashtag that has no word.
 LONE_SIGN = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))++(?![\p{M}\u200C\u200D]*[\p{L}\p{N}_])")
 
-BLANK_END = regex.compile(r"[ \t]*+(?=\n|$)")  # of a line
+BLANK_END = regex.compile(r"[ \t]*+(?=\n|$|[,.!?](?:[\s.!?]|$))")  # of a line, or in front of a sign that ends words
 
 
 def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join.
 
-    Where a line ends behind such a part, so do the blanks between.
+    Where a line ends behind such a part, or a comma, full stop or the like follows, the blanks between go too.
     """
     kept, end = "", 0
     for start, stop in spans:

@@ -567,6 +567,14 @@ def test_a_saved_data_set_leads_nowhere_and_runs_nothing(way: str, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+def test_a_split_may_have_a_hyphen(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_dict({"image": [PNG], "caption": ["x"]})
+    DatasetDict({"train": rows, "val-2017": rows}).save_to_disk(tmp_path / "saved")
+    assert [example.captions for example in open_source(["hub", str(tmp_path / "saved")]).examples] == [("x",)] * 2
+
+
 @pytest.mark.parametrize("name", ["../evil", "sub/more", ".parts"])
 def test_the_name_of_a_split_decides_about_no_folder(name: str, tmp_path: Path) -> None:
     """Guards against --allow-outside, which lets a stranger's data set be read from anywhere, and written there."""

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from itertools import accumulate
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from clipcap.captioning.choice import Choice, Found
 from clipcap.captioning.options import CaptionArguments, DecodingArguments, chosen, decoding_and_rules
 from clipcap.captioning.posts import Frame
 from clipcap.captioning.rules import Rules
+from clipcap.captioning.words import WHOLE
 from clipcap.decoding.options import Decoding
 from clipcap.errors import UserError
 
@@ -56,7 +58,20 @@ def test_what_is_no_emoji_stays():
 def test_a_time_is_no_mention():
     text = "Doors @ 8pm, show @9:30, end @23h"
     assert Rules(mentions="none", append=text).clean(text) == text
-    assert Rules(mentions="none").clean("with @8pm_jane @7.jane @ jane, @") == "with jane,"
+    assert Rules(mentions="none").clean("with @8pm_jane @7.jane @24.7gym @9.5.jane @ jane, @") == "with jane,"
+    assert Rules(mentions="none").clean("at @9.30pm") == "at @9.30pm"
+
+
+def test_a_caption_of_signs_is_read_in_linear_time():
+    started = time.process_time()
+    assert sum(1 for _ in WHOLE.finditer("#" * 20_000)) == 20_000
+    assert time.process_time() - started < 5  # it took 30 seconds
+
+
+def test_no_blank_stays_in_front_of_a_sign_behind_what_was_cut_out():
+    assert Rules(emoji="none").clean("Love this 🐢 ! yes 🐢 .") == "Love this! yes."
+    assert Rules(ban=("dog",)).clean("see the dog , yes :)") == "see the, yes :)"
+    assert Rules(mentions="none").clean("hi @user , there") == "hi, there"
 
 
 def test_hashtags_and_mentions_go():

@@ -25,6 +25,7 @@ EMOJI = "👨‍👩‍👧‍👦 👍🏽 🇫🇷 1️⃣ #️⃣ *️⃣ ❤
         ({"strip_links": True}, "see http://a.b/c. (www.d.com) now", "see. () now"),
         ({"strip_links": True}, "see https://de.wikipedia.org/wiki/Zürich now", "see now"),
         ({"strip_links": True}, "see https://en.wikipedia.org/wiki/Robin_(film) (or www.a.b/c_(d).)", "see (or.)"),
+        ({"strip_links": True}, "at www.foo.com(great)", "at(great)"),
         ({"strip_links": True}, "читай https://ru.wikipedia.org/wiki/Кот сейчас", "читай сейчас"),
         ({"strip_links": True}, "at www.café.fr, see https://a.b/c猫と 見てwww.a.b😀", "at, see 猫と 見て😀"),
         ({"strip_links": True}, "top https://a.b/c1️⃣ www.a.b/กไทย", "top 1️⃣ กไทย"),

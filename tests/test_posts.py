@@ -294,9 +294,13 @@ def test_a_cut_caption_ends_with_a_sentence_where_it_can():
     assert fit("a red turtle. let it snow #one #two", 31) == "a red turtle. let it snow #one"
 
 
-@pytest.mark.parametrize("word", ["(beautiful", '"beautiful', "“beautiful", "['beautiful", "¿beautiful", "@beautiful"])
+@pytest.mark.parametrize("word", ["(beautiful", '"beautiful', "“beautiful", "['beautiful", "¿beautiful"])
 def test_a_sentence_goes_on_with_a_bracket_or_a_quote(word):
     assert fit(f"love this place. it is so {word} and warm", 30) == "love this place."
+
+
+def test_mentions_are_left_out_one_after_the_other():
+    assert fit("Loved this day! 🌞 @beach @hotel", 26) == "Loved this day! 🌞 @beach"
 
 
 def test_an_emoji_counts_as_networks_count_it():

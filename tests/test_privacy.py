@@ -37,7 +37,8 @@ EMAILS = [
     "jo＠doe．com", "joe@\u200bdoe.com", "janet (at) doe dot com", "jim(at)doe.com", "ann [at] doe [dot] com",
     "amy at gmail dot com", "sam@ doe.com", "tim @ doe.com", "1234@qq.com", "a-b@c-d.info", "o'neil@x.io",
     "ben @ web.de", "bo @ mail.example.co.uk", "liv @ st.tropez.com", "lea @ doe (dot) io", "лев @ домен.рф",
-    "bob@localhost.localdomain", "x_y@z.museum", "eve{at}mail.org", "@kim@mastodon.social",
+    "bob@localhost.localdomain", "x_y@z.museum", "eve{at}mail.org", "tim @ doe.agency",
+    "hello @ brand.shop", "info@ salon-anna.wien", "TIM @ DOE.DE", "Tim @ Doe.Com", "@kim@mastodon.social",
 ]  # fmt: skip
 HANDLES = [
     "@jane.doe", "@_under_score_", "@JANE99", "@j", "@2pac_official", "＠fullwidth", "@\u200bzero", "@ze\u200bro2",
@@ -96,7 +97,11 @@ NO_EMAILS = [
     "brunch @ cafe.paris with my girls",
     "Live @ madison.square.garden tonight",
     "Lunch @ joes.So good",
-    "lunch@ joes.Come on",
+    "Sunset @ Rio.de.Janeiro",
+    "Lunch @ Cafe.de.Flore in Paris",
+    "Night out @ home.It was great",
+    "today @ St.Tropez.In love",
+    "Chill @ Mt.Co-op",
     "sunset @ santa.monica 🌅",
 ]
 

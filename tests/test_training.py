@@ -1,5 +1,7 @@
 """The loop learns, keeps the best weights, and goes on after an interruption to the very same weights."""
 
+import errno
+import io
 import json
 import math
 import os
@@ -20,6 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType
 from tiny import byte_tokenizer, tiny_config, tiny_model
 
+from clipcap.cli import status
 from clipcap.errors import Interrupted, UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
@@ -193,6 +196,22 @@ def test_a_closed_terminal_costs_no_step(finished, tmp_path):
     assert step in (9, 10)  # the signal may come a moment after the terminal has gone
     trainer(tmp_path, resume=True).run()
     assert same(tensors_of(tmp_path / "weights.pt"), tensors_of(finished / "weights.pt"))
+
+
+def test_a_message_that_reaches_nobody_does_not_change_the_status(monkeypatch):
+    """Guards against a closed terminal that takes a saved state for a file that cannot be written."""
+
+    def interrupted(_):
+        raise Interrupted("saved", signal.SIGTERM)
+
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with pytest.raises(SystemExit) as ended:
+        status.run(interrupted)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")

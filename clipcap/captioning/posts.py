@@ -143,7 +143,7 @@ def fit(text: str, room: int) -> str:
     kept, dropped = "".join(units[:count]), units[count:]
     if (
         dropped
-        and regex.match(r"""\s*[\p{Ps}\p{Pi}"'¿¡@]*\w""", dropped[0])
+        and regex.match(r"""\s*[\p{Ps}\p{Pi}"'¿¡]*\w""", dropped[0])
         and (whole := _SENTENCE.match(kept))
         and 3 * len(whole[0]) >= len(kept)
     ):

@@ -18,7 +18,7 @@ LETTER = rf"[\w--[{UNSPACED}\uFE0E\uFE0F\u20E3]]"  # what a whole word has none 
 
 _LETTERS = rf"(?:(?={LETTER})\X)+"
 # A word, hashtag or mention, or else a character as a reader sees it, with the blanks in front.
-WHOLE = regex.compile(rf"\s*(?:[#\uFF03@]*{_LETTERS}(?:['’]{_LETTERS})*|\X)", regex.VERSION1)
+WHOLE = regex.compile(rf"\s*(?:[#\uFF03@]*+{_LETTERS}(?:['’]{_LETTERS})*|\X)", regex.VERSION1)
 
 
 def words_of(words: str | Sequence[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 
 from clipcap.errors import Interrupted, UserError, first_line, is_out_of_memory
@@ -86,5 +87,6 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _say(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # the terminal may be gone
+        print(message, file=sys.stderr)
     return status

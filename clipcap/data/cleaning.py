@@ -16,10 +16,10 @@ from clipcap.errors import UserError, at_least
 from clipcap.text import HASHTAG, PLACEHOLDER, UNSPACED, cut_out
 
 # A link ends where an emoji begins, or a script without blanks, whose text goes on right behind it; brackets belong to
-# it in pairs, and punctuation that closes the sentence stays.
+# it in pairs behind a _, as in Wikipedia's, and punctuation that closes the sentence stays.
 _LETTER = rf"[[\p{{L}}\p{{M}}\p{{Nd}}_]--[\uFE0E\uFE0F\u20E3]--{UNSPACED}]"
 _OF_LINK = rf"[!#$%&'*+,./:;=?@~\-{_LETTER}]"
-_IN_BRACKETS = rf"\({_OF_LINK}*+\)"
+_IN_BRACKETS = rf"(?<=_)\({_OF_LINK}*+\)"
 _LINK = regex.compile(
     r"(?:https?://|(?<![a-z0-9_])(?:www\.|instagram\.com/))"
     rf"(?:{_OF_LINK}|{_IN_BRACKETS})*(?:[/=~#&\-{_LETTER}](?![\uFE0F\u20E3])|{_IN_BRACKETS})",

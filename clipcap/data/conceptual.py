@@ -77,7 +77,10 @@ def conceptual(path: str, allow_outside: bool = False) -> Source:
         )
 
     if next(examples(), None) is None:
-        raise UserError(f"no image of {path!r} is there, in a folder {FOLDERS['train'][0]} beside the .tsv: {HOW}")
+        above = f" with a number from {unsure} on (those below may be of validation)" if unsure else ""
+        raise UserError(
+            f"no image of {path!r} is there{above}, in a folder {FOLDERS['train'][0]} beside the .tsv: {HOW}"
+        )
     return Source({"name": "conceptual", "path": str(root)}, Listing(examples))
 
 

@@ -29,14 +29,17 @@ _BLANK = r"[ \t]"
 _DOT = rf"(?:\.|{_BLANK}*[(\[{{]dot[)\]}}]{_BLANK}*|{_BLANK}dot{_BLANK})"
 _DOMAIN = rf"(?:[\w-]{{1,63}}{_DOT}){{1,4}}"  # up to its last part
 _END = r"(?![^\W\d_]|@)"
-# A blank behind the "@" is how people name a place, "@ St.Tropez", unless it ends as most mail addresses do.
+# Blanks around the "@" are how people name a place, "@ St.Tropez", unless it ends as mail addresses do, and not like a
+# new sentence: "@ home.It was", "@ Cafe.de.Flore".
 _USUAL = (
-    "com|net|org|edu|gov|mil|int|info|biz|name|pro|app|dev|xyz|online|email|eu|io|co|me|tv|cc|ai|ae|ar|at|au|ba|be|bg|br|"
+    "mil|int|info|biz|name|pro|app|dev|xyz|online|email|agency|art|berlin|blog|club|design|gmbh|live|"
+    "media|photo|photography|photos|shop|site|space|store|studio|tech|wien|world|eu|io|co|me|tv|cc|ai|ae|ar|at|au|ba|be|bg|br|"
     "by|ca|ch|cl|cn|cr|cy|cz|de|dk|do|ec|ee|eg|es|fi|fr|ge|gh|gr|gt|hk|hr|hu|id|ie|il|in|ir|is|it|jp|ke|kr|kz|lk|lt|lu|lv|"
     "ma|mk|mt|mx|my|ng|nl|no|np|nz|pe|ph|pk|pl|pt|py|qa|ro|rs|ru|sa|se|sg|si|sk|th|tn|tr|tw|ua|uk|us|uy|ve|vn|za|рф|укр"
 )
 _AT = (
-    rf"(?:@|{_BLANK}?@{_BLANK}(?={_DOMAIN}(?:{_USUAL}){_END})|{_BLANK}*[(\[{{]at[)\]}}]{_BLANK}*"
+    rf"(?:@{_BLANK}?|{_BLANK}@{_BLANK}(?={_DOMAIN}(?:com|net|org|edu|gov|(?-i:{_USUAL}|{_USUAL.upper()})(?!\.[^\W\d_])){_END})"
+    rf"|{_BLANK}*[(\[{{]at[)\]}}]{_BLANK}*"
     rf"|{_BLANK}at{_BLANK}(?=(?:gmail|yahoo|hotmail|outlook|icloud)\b))"
 )
 _LOCAL = r"[\w.!#$%&'*+/=?^`{|}~-]"

@@ -112,9 +112,9 @@ def _saved(path: str, folder: Path, allow_outside: bool) -> dict[str, Dataset]:
     lone = (folder / STATE).is_file()
     saved = {}
     for split in [""] if lone else read(SPLITS)["splits"]:
-        if not lone and not re.fullmatch(r"\w+(\.\w+)*", split):  # as `datasets` has it; a folder is called so
+        if not lone and not re.fullmatch(r"\w[\w-]*(\.[\w-]+)*", split):  # a folder is called so
             raise UserError(
-                f"data set {path!r} has a split called {short(split)}, but only letters, digits, _ and dots between "
+                f"data set {path!r} has a split called {short(split)}, but only letters, digits, _, - and dots between "
                 "them are allowed; rename it"
             )
         checked(split, "dataset_info.json")

@@ -122,14 +122,14 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.x, ctx.weight = x.flatten(0, -2), weight
-        return _few_rows(ctx.x, weight).view(*x.shape[:-1], -1)
+        return _few_rows(ctx.x, weight).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         rows = gradient.flatten(0, -2)
         if ctx.needs_input_grad[1]:
             _gradient(ctx.weight).addmm_(rows.t(), ctx.x)
-        return _few_rows(rows, ctx.weight.t()).view(*gradient.shape[:-1], -1), None
+        return _few_rows(rows, ctx.weight.t()).view(*gradient.shape[:-1], ctx.x.shape[1]), None
 
 
 def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
