@@ -13,10 +13,11 @@ from tiny import save_tiny_clip, tiny_captioner_model, tiny_config
 import evaluate
 import load_data
 from clipcap.cli.processes import Ended, Processes
+from clipcap.clip.encoder import ClipEncoder
+from clipcap.data.store import EmbeddingStore
 from clipcap.decoding.options import Decoding
 from clipcap.errors import Interrupted, UserError
-from clipcap.evaluation import treebank
-from clipcap.evaluation.metrics import overlap
+from clipcap.evaluation import metrics, treebank
 from clipcap.evaluation.report import read_report, rewrite_tables
 from clipcap.evaluation.scores import evaluate_model
 from clipcap.files import only_writer
@@ -116,14 +117,35 @@ def test_report(world, capsys):
     assert "| test loss |" in (world / "report" / "report.md").read_text(encoding="utf-8")
 
 
-def test_coco_protocol(world, capsys):
+def test_each_caption_is_scored_beside_its_own_picture(world, monkeypatch):
+    """Guards against other pictures' captions or embeddings; the models' own captions score 0 whatever is wrong."""
+    store = EmbeddingStore.open(world / "data")
+    captions = [store.captions("train")[0], *store.captions("test")[2::2]]
+    monkeypatch.setattr("clipcap.evaluation.scores.caption_embeddings", lambda *args, **options: captions)
+    run(world, "base/base_weights.pt", output="scored", **{"clip-prompt": "On this day:"})
+    report = read_report(world / "scored")
+    scores, references = report["models"][0]["scores"], [image["captions"] for image in report["images"]]
+    truths = [[metrics.tokenize(caption) for caption in texts] for texts in references]
+    wanted = metrics.overlap([metrics.tokenize(caption) for caption in captions], truths)
+    assert wanted["bleu_4"] > 0.5 and scores["copied"] == pytest.approx(1 / 6)
+    encoder, ids = ClipEncoder.load(world / "clip"), store.column("test", "image_id")
+    images = store.embeddings("test")[[ids.index(image["id"]) for image in report["images"]]]
+    asked = [[f"On this day: {text}" for text in texts] for texts in (captions, *references)]
+    candidates, *others = (encoder.encode_texts(texts).numpy() for texts in asked)
+    wanted |= metrics.clip_scores(images, candidates, others)
+    assert wanted["clip_score"] > 0 and {name: scores[name] for name in wanted} == pytest.approx(wanted, rel=1e-4)
+
+
+def test_coco_protocol(world, capsys, monkeypatch):
     """Guards against scores beside published ones that were counted in other words, or on another scale."""
+    true = EmbeddingStore.open(world / "data").captions("test")[::2]  # the model's own captions score 0
+    monkeypatch.setattr("clipcap.evaluation.scores.caption_embeddings", lambda *args, **options: true)
     assert run(world, "base/base_weights.pt", output="coco", protocol="coco") == 0
     report = read_report(world / "coco")
     (model,), shown = report["models"], capsys.readouterr().out
     words = [treebank.tokenize(caption) for caption in model["captions"]]
     truths = [[treebank.tokenize(caption) for caption in image["captions"]] for image in report["images"]]
-    wanted = {f"coco_{name}": pytest.approx(score) for name, score in overlap(words, truths).items()}
+    wanted = {f"coco_{name}": pytest.approx(score) for name, score in metrics.overlap(words, truths).items()}
     assert {name: score for name, score in model["scores"].items() if name.startswith("coco_")} == wanted
     assert f"{100 * model['scores']['coco_bleu_1']:.2f}" in shown and "cider_d" not in model["scores"]
     assert "COCO protocol, × 100" in (world / "coco" / "report.html").read_text()

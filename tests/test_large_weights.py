@@ -139,6 +139,18 @@ def test_the_kept_memory_holds_nothing_of_an_earlier_step():
     assert all(torch.equal(tensor, first[name]) for name, tensor in gradients(model)[1].items())
 
 
+def test_the_kept_memory_holds_no_weight_of_an_earlier_step():
+    """Guards against a head in bf16 that is converted once, and then stays as it was while the weights learn."""
+    model = tiny_model()
+    kept = Objective(model, fast=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept(BATCHES[0]).backward()
+        with torch.no_grad():
+            model.head.weight.mul_(2)
+        fresh = Objective(model, fast=True)(BATCHES[0]).item()
+        assert kept(BATCHES[0]).item() == pytest.approx(fresh, rel=1e-6)
+
+
 def test_a_large_layer_is_a_linear_one():
     layer = LargeLinear(8, 3)
     x = torch.randn(4, 8, requires_grad=True)

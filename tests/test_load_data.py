@@ -67,11 +67,23 @@ def test_a_folder_of_photos_becomes_a_dataset(photos: Path, clip: Path, tmp_path
     assert json.loads((tmp_path / "data" / "skipped.jsonl").read_text())["image"] == str(photos / "03.jpg")
 
 
+def test_embeddings_are_computed_in_the_precision_asked_for(photos: Path, clip: Path, tmp_path: Path) -> None:
+    exact, rounded = (
+        load(photos, clip, tmp_path / precision, "--precision", precision).embeddings("train")[:]
+        for precision in ("fp32", "bf16")
+    )
+    assert np.allclose(exact, rounded, atol=0.05) and not np.allclose(exact, rounded, atol=1e-4)
+
+
 def test_no_image_is_in_two_splits(photos: Path, clip: Path, tmp_path: Path) -> None:
-    store = load(photos, clip, tmp_path / "data", "--val-fraction", "0.25", "--test-fraction", "0.25", "--seed", "3")
-    images = [set(store.column(split, "image_id")) for split in store.splits]
-    assert [len(part) for part in images] in ([11, 6, 6], [12, 5, 6], [12, 6, 5])
-    assert len(set.union(*images)) == COUNT - 1
+    fractions, tests = ["--val-fraction", "0.25", "--test-fraction", "0.25"], []
+    for seed in ("3", "4"):
+        store = load(photos, clip, tmp_path / seed, *fractions, "--seed", seed)
+        images = [set(store.column(split, "image_id")) for split in store.splits]
+        assert [len(part) for part in images] in ([11, 6, 6], [12, 5, 6], [12, 6, 5])
+        assert len(set.union(*images)) == COUNT - 1
+        tests.append(set(store.column("test", "image_id")))
+    assert tests[0] != tests[1]  # the seed decides
 
 
 def test_options_reach_the_captions(photos: Path, clip: Path, tmp_path: Path) -> None:

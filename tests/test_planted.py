@@ -284,6 +284,28 @@ def test_only_the_first_captions_are_learnt_where_a_limit_is_given(world: Path, 
     assert (record["data"]["rows"], record["step"]) == (16, 2)
 
 
+def test_captions_are_cut_to_as_many_tokens_as_asked_for(world: Path, tmp_path: Path) -> None:  # noqa: F811
+    experiment = Experiment.prepare(
+        "base",
+        DataArguments(data=str(world / "data"), max_tokens=4),
+        StartArguments(init=str(world / "literal.pt")),
+        LoopArguments(output_dir=str(tmp_path)),
+    )
+    assert [{len(caption) for caption in part.captions} for part in experiment.datasets()] == [{4}, {4}]
+
+
+def test_the_seed_decides_the_order_and_what_is_dropped_out(tmp_path: Path) -> None:
+    orders, losses = [], []
+    for number, seed in enumerate((1, 1, 2)):
+        run = trainer(tmp_path / str(number), seed=seed, batch_size=48, epochs=1, evals_per_epoch=1)
+        orders.append(list(run.sampler))
+        run.sampler.seed = 0  # so that nothing but what is dropped out differs
+        run.run()
+        losses.append([row["train_loss"] for row in run.progress.rows if "train_loss" in row])
+    assert orders[0] == orders[1] != orders[2]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_the_seed_decides_how_a_fresh_mapping_network_begins(world: Path, tmp_path: Path) -> None:  # noqa: F811
     data = DataArguments(data=str(world / "data"))
     begun = [
