@@ -25,6 +25,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import tokenizer_of
 from clipcap.model.prompts import caption_embeddings
 from clipcap.weights import checkpoint, places
+from clipcap.weights.lora import inject, save_adapters
 
 WORDS = ["sunset", "beach", "dog", "coffee", "love", "happy", "☀️", "😍", "#sun", "#dogs", "my", "best", "day", "!"]
 
@@ -284,6 +285,19 @@ def test_a_base_that_no_model_has_is_refused(world, tmp_path):
         run(world, "base/base_weights.pt", "stranger/stranger_weights.pt", output=tmp_path, base=base)
     assert list(tmp_path.iterdir()) == []
     assert run(world, "base/base_weights.pt", "broken_weights.pt", output=tmp_path, base=base, limit=2) == 1
+
+
+def test_lora_weights_are_compared_though_their_base_has_moved(world, tmp_path, capsys):
+    """Guards against --base without effect."""
+    base = shutil.copy(world / "base" / "base_weights.pt", tmp_path / "base.pt")
+    model = checkpoint.load_checkpoint(base)
+    settings = inject(model, 2, 4.0, 0.0, ["c_attn"])
+    save_adapters(model, tmp_path / "lora_weights.pt", places.Base.of(str(base)), settings)
+    moved = shutil.move(base, tmp_path / "moved.pt")
+    with pytest.raises(UserError, match="none of the 1 models"):
+        run(world, tmp_path / "lora_weights.pt", output=tmp_path / "report", limit=2)
+    assert "give it with --base" in capsys.readouterr().err
+    assert run(world, tmp_path / "lora_weights.pt", output=tmp_path / "report", limit=2, base=moved) == 0
 
 
 @pytest.mark.parametrize("moment", [0, 1])

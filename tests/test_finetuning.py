@@ -25,6 +25,7 @@ from clipcap.errors import UserError
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import LITERAL, caption_embeddings
+from clipcap.training.trainer import Trainer
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.format import read, sha256
 from clipcap.weights.lora import inject
@@ -98,10 +99,23 @@ def test_the_mapping_network_alone_from_plain_gpt2(world, tmp_path, mapping):
     assert model.record["trained_parameters"] == sum(p.numel() for p in model.clip_project.parameters())
 
 
-def test_a_resumed_script_ends_with_the_same_weights(world, tmp_path):
-    options = ["--language-model", str(world / "gpt2")]
+def test_a_resumed_script_ends_with_the_same_weights(world, tmp_path, monkeypatch):
+    """And without a second training of what was trained: a run from the beginning has the same weights too."""
+    options = ["--language-model", str(world / "gpt2"), "--epochs", "2"]
+    steps, step, evaluate = [], Trainer.step, Trainer.evaluate
+    monkeypatch.setattr(Trainer, "step", lambda self, group: steps.append(len(group)) or step(self, group))
     whole = train(basic_finetuning, world, tmp_path / "whole", *options)
+    every = len(steps)
+
+    def killed(self: Trainer) -> None:
+        evaluate(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "evaluate", killed)
+        train(basic_finetuning, world, tmp_path / "again", *options)
     again = train(basic_finetuning, world, tmp_path / "again", *options, "--resume")
+    assert len(steps) == 2 * every
     assert not changed(*(load_checkpoint(folder / "base_weights.pt") for folder in (whole, again)))
 
 

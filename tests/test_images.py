@@ -114,8 +114,11 @@ def test_transparent_pictures_are_composed_strip_by_strip(mode, monkeypatch):
         picture = picture.convert(mode)
     monkeypatch.setattr(upright, "STRIP", 7)
     rgba = picture.convert("RGBA")
-    whole = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    compose, heights = Image.alpha_composite, []
+    whole = compose(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    monkeypatch.setattr(Image, "alpha_composite", lambda a, b: heights.append(a.height) or compose(a, b))
     assert open_image(picture).tobytes() == whole.tobytes()
+    assert len(heights) == 15 and max(heights) == 7
 
 
 def test_a_jpeg_of_endless_scans_is_refused(tmp_path):

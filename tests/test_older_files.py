@@ -5,6 +5,7 @@ killed after its first epoch of two, a report, captions of two pictures and a br
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_a_killed_run_goes_on_to_the_loss_it_would_have_had(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(FILES / "run", run)
     shutil.copy(FILES / "base_weights.pt", run)  # in place of those that the run had saved when it was killed
+    os.utime(run / "base_weights.pt", (0, 0))
     data = ["--data", str(FILES / "data"), "--init", str(FILES / "literal.pt"), "--max-tokens", "20"]
     loop = [
         "--epochs",
@@ -68,6 +70,7 @@ def test_a_killed_run_goes_on_to_the_loss_it_would_have_had(tmp_path):
     basic_finetuning.main([*data, *loop, "--output-dir", str(run), "--resume"])
     losses = [json.loads(line).get("val_loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] == pytest.approx(EXPECTED["last_validation_loss"], abs=1e-4)
+    assert (run / "base_weights.pt").stat().st_mtime > 0  # written anew
     trained = load_checkpoint(run / "base_weights.pt").state_dict()
     straight = load_checkpoint(FILES / "base_weights.pt").state_dict()
     assert all(torch.allclose(trained[name], straight[name], atol=1e-5) for name in straight)

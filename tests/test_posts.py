@@ -7,11 +7,12 @@ import pytest
 import regex
 import torch
 from PIL import Image
+from test_captioner import ids_of  # noqa: F401
 from tiny import save_tiny_weights
 
 import predict
 from clipcap import Captioner
-from clipcap.captioning.candidates import Candidates
+from clipcap.captioning.candidates import Candidates, tokens_of
 from clipcap.captioning.options import decoding_and_rules
 from clipcap.captioning.posts import INSTAGRAM, Frame, fit, hashtags_of, size_of
 from clipcap.captioning.rules import Rules
@@ -33,7 +34,7 @@ EACH = [
     {"emoji": "none", "hashtags": "none", "mentions": "none", "ban": ["dog", "lake"]},
 ]
 ALL = {"start_with": "my #Dog", "prepend": "TOK", "append": "#mine", "max_hashtags": 3, "max_chars": 40}
-TOGETHER = [ALL, {**ALL, "min_tokens": 9, "emoji": "none", "mentions": "none", "ban": ["the"]}]
+TOGETHER = [ALL, {**ALL, "min_tokens": 15, "emoji": "none", "mentions": "none", "ban": ["the"]}]
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +70,17 @@ def check(caption: str, options: dict) -> None:
 
 
 @pytest.mark.parametrize("options", [*EACH, *TOGETHER], ids=str)
-def test_every_sampled_caption_keeps_to_its_options(captioner, options):
+def test_every_sampled_caption_keeps_to_its_options(captioner, options, ids_of):  # noqa: F811
     """Alone and together, in batches of every size, on the odd bytes that a model with random weights writes."""
     embeddings = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
     found = captioner.caption_embeddings(embeddings, **SAMPLED, **options)
     assert sum(map(len, found)) > 100
-    for caption in sum(found, []):
-        check(caption, options)
+    begun = len(tokens_of(captioner.tokenizer, options.get("start_with", ""), captioner.model.config.blank))
+    for row, captions in enumerate(found):
+        for caption in captions:
+            check(caption, options)
+            written = [token for token in ids_of[row, caption] if token != captioner.model.config.stop_token]
+            assert begun + len(written) >= options.get("min_tokens", 0), caption
     alone = [captioner.caption_embeddings(embedding[None], **SAMPLED, **options)[0] for embedding in embeddings[:3]]
     assert alone == found[:3]
 

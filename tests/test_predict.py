@@ -310,6 +310,21 @@ def test_published_prompted_weights_take_the_prompt_that_ours_are_trained_with(w
         predict.main(["--weights", str(weights), "--with-prompt", str(tmp_path / "a.png")])
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"), [([], None), (["--normalize"], True), (["--no-normalize"], False)], ids=str
+)
+def test_whether_embeddings_are_normalised_is_passed_on(tmp_path, monkeypatch, options, wanted):
+    """Guards against --normalize without effect."""
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+
+    def load(*_, **options):
+        raise UserError(f"normalize: {options['normalize']}")
+
+    monkeypatch.setattr("clipcap.captioning.captioner.Captioner", SimpleNamespace(load=load))
+    with pytest.raises(UserError, match=f"normalize: {wanted}"):
+        predict.main(["--weights", "own.pt", *options, str(tmp_path / "a.png")])
+
+
 def test_help_fits_two_screens(capsys):
     with pytest.raises(SystemExit):
         predict.main(["--help"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_broken_data import soon
 from tiny import byte_tokenizer, tiny_config
 
 import basic_finetuning
@@ -151,12 +152,13 @@ def test_no_contact_is_looked_for_in_square_time() -> None:
         "0 " * 50_000,
         "0171 " * 20_000,
         "a@b.de/" * 14_000,
-        "!" * 100_000,
+        "!" * 2_000_000,
         "a dot " * 20_000,
         "(" * 100_000,
         "@a b@c.de " * 9000,
     ):
-        contacts(text)
+        with soon(20):  # none takes two
+            contacts(text)
 
 
 def test_one_spelling_of_each_contact() -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from html import unescape
 
 import pytest
 from chromium import PROGRAM, Chromium
@@ -100,6 +101,16 @@ def test_page_is_escaped_and_self_contained(folder):
     for raw in (CAPTIONS[0], "<em>", "<u>", "<i>", "<hr>"):
         assert raw not in html
     assert html.count('<img src="data:image/jpeg') == 4 and "no picture" in html
+
+
+def test_each_card_shows_the_captions_of_its_picture(folder):
+    """Guards against a model's caption beside another picture."""
+    html, report = (folder / "report.html").read_text(encoding="utf-8"), make_report()
+    cards = re.findall(r'<figure class="card" data-image="(.*?)"(.*?)</figure>', html, re.DOTALL)
+    for number, (image, (name, card)) in enumerate(zip(report["images"], cards, strict=True)):
+        shown = [unescape(caption) for caption in re.findall(r"<dd>(.*?)</dd>", card, re.DOTALL)]
+        assert unescape(name) == image["id"]
+        assert shown == [*image["captions"], *(model["captions"][number] for model in report["models"])]
 
 
 def test_blind_order_is_shuffled_and_fixed(folder):

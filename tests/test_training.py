@@ -20,13 +20,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType
-from tiny import byte_tokenizer, tiny_config, tiny_model
+from tiny import byte_tokenizer, tiny_captioner_model, tiny_config, tiny_model
 
 from clipcap.cli import status
 from clipcap.errors import Interrupted, UserError
 from clipcap.model.batches import encode_captions
 from clipcap.model.clipcap import ClipCap
-from clipcap.training import record, setup
+from clipcap.model.prompts import caption_embeddings
+from clipcap.training import journal, record, setup
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.journal import Journal
 from clipcap.training.loader import CaptionDataset
@@ -103,6 +104,24 @@ def test_a_run_learns_and_writes_what_it_promises(finished):
     samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [6, 12, 18, 24]
     assert samples[0]["captions"][0].keys() == {"image", "reference", "caption"}
+
+
+def test_samples_and_plot_show_what_they_say(tmp_path, monkeypatch):
+    """Guards against captions without their prompt or beside another picture's reference, and a plot of nothing."""
+    model, plotted = tiny_captioner_model(), []
+    embeddings = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    prompts = [[5], [6, 7], [], [8]]
+    data = CaptionDataset(embeddings.numpy(), [[1]] * 4, prompts)
+    monkeypatch.setattr(journal, "plot_losses", lambda runs, path, title: plotted.append((runs, path)))
+    progress = Progress()
+    progress.rows = [{"step": 0, "epoch": 0.0, "val_loss": 2.0}]
+    written = Journal(SimpleNamespace(is_main_process=True), tmp_path, "full", progress)
+    written.sample(model, data, [{"image": str(row)} for row in range(3)])
+    written.plot()
+    [shown] = [json.loads(line)["captions"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    wanted = [caption_embeddings(model, embeddings[[n]], journal.SAMPLE, [prompts[n]])[0] for n in range(3)]
+    assert shown == [{"image": str(row), "caption": caption} for row, caption in enumerate(wanted)]
+    assert plotted == [({"full": progress.rows}, tmp_path / "loss.png")]
 
 
 def test_the_weights_remember_how_they_were_trained(finished):
@@ -264,8 +283,10 @@ def test_other_arguments_than_those_of_the_state_are_refused(finished):
 def test_accumulated_steps_move_the_weights_once(tmp_path):
     run = trainer(tmp_path, accumulate=3, epochs=1)
     assert run.steps == 4
+    moved = []
+    run.optimizer.optimizer.register_step_post_hook(lambda *_: moved.append(run.progress.step))
     run.run()
-    assert run.progress.step == 4
+    assert run.progress.step == 4 and moved == [0, 1, 2, 3]
 
 
 def test_vectors_do_not_decay():
@@ -349,9 +370,9 @@ def test_a_loss_that_becomes_no_number_says_what_to_change(tmp_path):
 
 def test_a_loss_beyond_the_range_of_fp16_says_so(tmp_path):
     accelerator = SimpleNamespace(mixed_precision="fp16")
-    journal = Journal(accelerator, tmp_path, "full", SimpleNamespace(step=3))
+    written = Journal(accelerator, tmp_path, "full", SimpleNamespace(step=3))
     with pytest.raises(UserError, match="at step 3: take --precision fp32"):
-        journal.log({"train_loss": math.inf}, 0.5)
+        written.log({"train_loss": math.inf}, 0.5)
 
 
 @pytest.mark.parametrize("options", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}])
@@ -361,9 +382,13 @@ def test_impossible_arguments_are_refused(options):
 
 
 def test_metrics_go_to_tensorboard_too(tmp_path):
-    pytest.importorskip("tensorboard")
-    trainer(tmp_path, report_to="tensorboard", epochs=1).run()
-    assert list(tmp_path.rglob("events.out.tfevents*"))
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = trainer(tmp_path, report_to="tensorboard", epochs=1)
+    run.run()
+    written = events.EventAccumulator(str(tmp_path / "clipcap")).Reload()
+    for name in ("train_loss", "val_loss", "lr"):
+        logged = [(row["step"], pytest.approx(row[name])) for row in run.progress.rows if name in row]
+        assert [(event.step, event.value) for event in written.Scalars(name)] == logged
 
 
 TRACKIO = """
