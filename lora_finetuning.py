@@ -63,9 +63,8 @@ def train_rank(
     loop_args = replace(loop_args, output_dir=f"{Path(output)}_{rank}" if output and several else output)
     experiment = Experiment.prepare(f"lora_{rank}", data_args, start_args, loop_args, replace(args, rank=[rank]))
     adapters, kinds = build(experiment, args, rank), ["weights", *["merged_weights"] * args.merged]
-    own = str(experiment.loop_args.output_dir)  # of several, its name ends with the rank
-    outputs = {each: own.removesuffix(str(rank)) + str(each) for each in args.rank} | {rank: own}
-    files = [Path(outputs[each], f"lora_{each}_{kind}.pt") for each in outputs for kind in kinds]
+    stem = str(experiment.loop_args.output_dir).removesuffix(str(rank) if several else "")
+    files = [Path(f"{stem}{each if several else ''}", f"lora_{each}_{kind}.pt") for each in args.rank for kind in kinds]
 
     def save(model: ClipCap, path: Path) -> None:
         save_adapters(model, path, **adapters)

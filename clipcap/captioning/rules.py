@@ -145,7 +145,8 @@ class Rules(Request):
         text = self.clean(written)
         if not text.startswith(frame.start):  # what had to be cut out reaches into it
             rest = self.clean(written.removeprefix(frame.start))
-            text = frame.start + " " * (rest[:1] not in tuple(",.;:!?")) + rest
+            gap = "" if rest.startswith(tuple(",.;:!?")) else " "
+            text = f"{frame.start}{gap}{rest}"
             text = text if self.allows(text) else frame.start
         post = frame.around(text.removeprefix(frame.start), self.max_hashtags, self.max_chars)
         return post if self.allows(post) else ""  # with the texts around it, it may hold a banned phrase
