@@ -5,7 +5,7 @@ other, which takes a fifth of a LoRA step. Sixteen random bits for each element 
 rounded to a multiple of 1 / 65536.
 
 What it buys, measured by turns with and without it on full-size models, 2 cores: LoRA is 1.09 times as fast in bf16 on
-AVX-512, and 1.06 times in fp32 on AVX2.
+AVX-512, and 1.15 times in fp32 on AVX2.
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         draws = torch.empty(-(-x.numel() // PER_DRAW), dtype=torch.int64).random_(-(1 << 63), None)
         numbers = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform over all 16-bit numbers
-        kept = numbers >= round(self.p * LEVELS) - LEVELS // 2
-        return x * kept.to(x.dtype).mul_(1 / (1 - self.p))
+        kept = torch.ge(numbers, round(self.p * LEVELS) - LEVELS // 2, out=x.new_empty(x.shape))  # 1, or 0
+        return x * kept.mul_(1 / (1 - self.p))
