@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import floors, published
 from benchmarks.alternative import Alternative
-from benchmarks.engines import CTranslate2, Llama
+from benchmarks.engines import Apart, ctranslate2, llama
 from benchmarks.plan import Plan
 from benchmarks.published import PublishedClipCap
 from benchmarks.setting import OURS, Setting
@@ -119,7 +119,7 @@ def _llama(setting: Setting, pipeline: Alternative, folder: Sequence[Path], sear
     if setting.device.type != "cpu":
         return []
     count, tokens = min(SEQUENCES, len(folder)), search.max_tokens
-    engine = Llama(setting.model().gpt, setting.folder / "gpt2.gguf", count, setting.sizes.prefix_length + tokens)
+    engine = llama(setting.model().gpt, setting.folder / "gpt2.gguf", count, setting.sizes.prefix_length + tokens)
 
     @torch.inference_mode()
     def run(count: int) -> None:
@@ -283,38 +283,49 @@ def mapping_batches(setting: Setting, plan: Plan) -> Iterator[Measurement]:
 
 def decoding_batches(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     """Embeddings -> captions of 20 tokens: ours in each precision, Hugging Face's `generate`, and CTranslate2."""
-    tokens, models = 20, {name: setting.decoder(precision) for name, precision in setting.precisions.items()}
-    original = setting.model(setting.fast)
-    theirs = Alternative(torch.nn.Identity(), torch.nn.Identity(), original.clip_project, original.gpt)
-    engines: dict[str, CTranslate2] = {}
+    engines: dict[str, Apart] = {}
     with absent("CTranslate2") as notes:
         engines |= _ctranslate2(setting)
-    for method in ("greedy", "nucleus", "beam"):
-        search = decoding(method, tokens)
-        for batch in plan.batches if method == "greedy" else plan.usual_batches:
-            embeddings = torch.randn(batch, original.config.clip_dim)
-            contenders = []
-            for name, model in models.items() if method == "greedy" else [(OURS, models[OURS])]:
-                contenders.append(_repeated(name, partial(model.generate, embeddings, search), batch))
-                dtype = setting.dtype(setting.precisions[name])
-                contenders[-1].work = floors.caption(model, tokens, batch, dtype, search.width)
-            run = partial(theirs.generate, embeddings, method, tokens, None)
-            contenders.append(_repeated("alternative", run, batch))
-            prompts = torch.randint(setting.sizes.vocabulary - 1, (batch, setting.sizes.prefix_length)).tolist()
-            for name, engine in engines.items() if method == "greedy" else ():
-                contenders.append(_repeated(name, partial(engine.generate, prompts, tokens), batch))
-            found = plan.alternate(STAGES, f"decoding {method}, batch {batch}", "captions/s", contenders)
-            found.notes += notes
-            yield found
+    for found in _decoding(setting, plan, "greedy", plan.batches, list(setting.precisions), engines):
+        found.notes += notes
+        yield found
 
 
-def _ctranslate2(setting: Setting) -> dict[str, CTranslate2]:
+def decoding_methods(setting: Setting, plan: Plan) -> Iterator[Measurement]:
+    """The same by the other methods, without CTranslate2."""
+    for method in ("nucleus", "beam"):
+        yield from _decoding(setting, plan, method, plan.usual_batches, [OURS], {})
+
+
+def _decoding(
+    setting: Setting, plan: Plan, method: str, batches: Sequence[int], names: list[str], engines: dict[str, Apart]
+) -> Iterator[Measurement]:
+    """One method at these batch sizes; `names` are those of our own contenders."""
+    tokens, models = 20, {name: setting.decoder(setting.precisions[name]) for name in names}
+    original, search = setting.model(setting.fast), decoding(method, tokens)
+    theirs = Alternative(torch.nn.Identity(), torch.nn.Identity(), original.clip_project, original.gpt)
+    for batch in batches:
+        embeddings = torch.randn(batch, original.config.clip_dim)
+        contenders = []
+        for name, model in models.items():
+            contenders.append(_repeated(name, partial(model.generate, embeddings, search), batch))
+            dtype = setting.dtype(setting.precisions[name])
+            contenders[-1].work = floors.caption(model, tokens, batch, dtype, search.width)
+        run = partial(theirs.generate, embeddings, method, tokens, None)
+        contenders.append(_repeated("alternative", run, batch))
+        prompts = torch.randint(setting.sizes.vocabulary - 1, (batch, setting.sizes.prefix_length)).tolist()
+        for name, engine in engines.items():
+            contenders.append(_repeated(name, partial(engine.generate, prompts, tokens), batch))
+        yield plan.alternate(STAGES, f"decoding {method}, batch {batch}", "captions/s", contenders)
+
+
+def _ctranslate2(setting: Setting) -> dict[str, Apart]:
     """In both of its precisions for a CPU, by the names of their contenders."""
     if setting.device.type != "cpu":
         return {}
     gpt = setting.model().gpt
     return {
-        f"CTranslate2, {precision}": CTranslate2(gpt, setting.tokenizer, setting.folder / precision, precision)
+        f"CTranslate2, {precision}": ctranslate2(gpt, setting.tokenizer, setting.folder / precision, precision)
         for precision in ("int8", "float32")
     }
 

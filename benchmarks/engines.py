@@ -3,15 +3,22 @@
 Neither is needed: a comparison leaves out what is not installed, and says so. `make setup` installs CTranslate2;
 llama.cpp is compiled when `pip install -e .[llama]` installs it.
 
+Each works in a process of its own. In one process with PyTorch, CTranslate2 slows it down: on 2 cores, after one batch of
+CTranslate2, ours took 1.2 to 1.4 times as long to decode 32 captions, and its threads were idle for a third of that. GNU
+OpenMP, which both use, spins for less time before it sleeps where there are more threads than cores (GOMP_SPINCOUNT).
+
 Shapes: B rows, P prefix length, T tokens, D GPT-2 width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +28,31 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from clipcap.model.config import END_OF_TEXT
 
 
-class CTranslate2:
-    """GPT-2 in CTranslate2. It takes tokens and no embeddings, so it cannot caption: a yardstick of decoding alone.
+class Apart:
+    """An engine in a process of its own: `generate` is called there."""
+
+    def __init__(self, engine: Callable[..., Any], *args: Any) -> None:
+        self.process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self.process.submit(_open, engine, *args).result()
+
+    def generate(self, inputs: Any, tokens: int) -> list[list[int]]:
+        """What the engine returns."""
+        return self.process.submit(_generate, inputs, tokens).result()
+
+
+_opened: list[Any] = []  # the engine, in its own process
+
+
+def _open(engine: Callable[..., Any], *args: Any) -> None:
+    _opened.append(engine(*args))
+
+
+def _generate(inputs: Any, tokens: int) -> list[list[int]]:
+    return _opened[0].generate(inputs, tokens)
+
+
+def ctranslate2(gpt: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, precision: str) -> Apart:
+    """GPT-2 in CTranslate2.
 
     Args:
         gpt: in float32.
@@ -33,19 +63,24 @@ class CTranslate2:
     Raises:
         ImportError: it is not installed.
     """
+    import ctranslate2  # type: ignore[import-untyped]  # noqa: F401
+    from ctranslate2.converters import TransformersConverter  # type: ignore[import-untyped]
 
-    def __init__(self, gpt: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, precision: str) -> None:
-        import ctranslate2  # type: ignore[import-untyped]
-        from ctranslate2.converters import TransformersConverter  # type: ignore[import-untyped]
+    gpt.save_pretrained(folder / "gpt2")
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "gpt2")
+    TransformersConverter(str(folder / "gpt2")).convert(str(folder / "converted"), quantization=precision)
+    return Apart(CTranslate2, folder / "converted", tokenizer, precision, torch.get_num_threads())
 
-        gpt.save_pretrained(folder / "gpt2")
-        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "gpt2")
-        TransformersConverter(str(folder / "gpt2")).convert(str(folder / "converted"), quantization=precision)
+
+class CTranslate2:
+    """GPT-2 in CTranslate2. It takes tokens and no embeddings, so it cannot caption: a yardstick of decoding alone."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, precision: str, threads: int) -> None:
+        from ctranslate2 import Generator  # type: ignore[import-untyped]
+
         self.tokenizer = tokenizer
-        self.generator = ctranslate2.Generator(
-            str(folder / "converted"), compute_type=precision, intra_threads=torch.get_num_threads()
-        )
+        self.generator = Generator(str(folder), compute_type=precision, intra_threads=threads)
 
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         """Greedy: ids (B, P) -> the `tokens` ids after them."""
@@ -61,8 +96,8 @@ class CTranslate2:
         return [row.sequences_ids[0] for row in found]
 
 
-class Llama:
-    """GPT-2 in llama.cpp, with weights in Q8_0: blocks of 32 numbers in int8 share a scale.
+def llama(gpt: GPT2LMHeadModel, file: Path, rows: int, length: int) -> Apart:
+    """GPT-2 in llama.cpp.
 
     Args:
         gpt: in float32.
@@ -73,19 +108,26 @@ class Llama:
     Raises:
         ImportError: it is not installed, or takes no model or no batch of this size.
     """
+    import llama_cpp  # type: ignore[import-untyped]  # noqa: F401
 
-    def __init__(self, gpt: GPT2LMHeadModel, file: Path, rows: int, length: int) -> None:
+    write_gguf(gpt, file)
+    return Apart(Llama, file, gpt.config.n_embd, rows, length, torch.get_num_threads())
+
+
+class Llama:
+    """GPT-2 in llama.cpp, with weights in Q8_0: blocks of 32 numbers in int8 share a scale."""
+
+    def __init__(self, file: Path, width: int, rows: int, length: int, threads: int) -> None:
         import llama_cpp  # type: ignore[import-untyped]
 
-        write_gguf(gpt, file)
-        self.api, self.width = llama_cpp, gpt.config.n_embd
+        self.api, self.width = llama_cpp, width
         _silence()
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
         options = llama_cpp.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_seq_max = rows * length, rows * length, rows
         options.kv_unified = False
-        options.n_threads = options.n_threads_batch = torch.get_num_threads()
+        options.n_threads = options.n_threads_batch = threads
         self.context = self.model and llama_cpp.llama_init_from_model(self.model, options)
         if not self.context:
             raise ImportError(f"it cannot load GPT-2 for {rows} texts of {length} tokens")

@@ -234,7 +234,8 @@ def _explained(results: Results) -> Iterator[str]:
     )
     yield (
         "- **llama.cpp** gets embeddings from open_clip, in the precision of ours, and **CTranslate2** gets random "
-        "tokens in the place of a prefix (`engines.py`)."
+        "tokens in the place of a prefix; each works in a process of its own, which waits while others have their turn "
+        "(`engines.py`)."
     )
     yield (
         f"- **Batch sizes**, at most, where a row names no other: {batches}. Of a folder ours decodes {FIRST} at "

@@ -30,6 +30,7 @@ NAMES = (
         "clip_batches",
         "mapping_batches",
         "decoding_batches",
+        "decoding_methods",
         "against_published",
         "strategies",
     ),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_ctranslate2_decodes_the_same_model(tmp_path: Path, precision: str) -> N
     setting = Setting(tmp_path, CPU, TINY)
     gpt = setting.model().gpt
     prompts = torch.randint(200, (6, 5), generator=torch.Generator().manual_seed(0))
-    found = engines.CTranslate2(gpt, setting.tokenizer, tmp_path, precision).generate(prompts.tolist(), 8)
+    found = engines.ctranslate2(gpt, setting.tokenizer, tmp_path, precision).generate(prompts.tolist(), 8)
     mask = torch.ones_like(prompts)
     expected = gpt.generate(prompts, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0)[:, 5:]
     equal = sum(a == b for a, b in zip(found, expected.tolist(), strict=True))
@@ -142,13 +143,13 @@ def test_llama_cpp_captions_from_the_same_prefix(tmp_path: Path) -> None:
     sizes = replace(TINY, gpt2=TINY.gpt2 | {"n_embd": 64})  # Q8_0 has blocks of 32 numbers
     gpt = Setting(tmp_path, CPU, sizes).model().gpt
     prefix = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(0))
-    found = engines.Llama(gpt, tmp_path / "gpt2.gguf", rows=4, length=13).generate(prefix.numpy(), 8)
+    found = engines.llama(gpt, tmp_path / "gpt2.gguf", rows=4, length=13).generate(prefix.numpy(), 8)
     expected = gpt.generate(inputs_embeds=prefix, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
     assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 3
 
 
-@pytest.mark.parametrize("engine", [engines.CTranslate2, engines.Llama])
-def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: type) -> None:
+@pytest.mark.parametrize("engine", [engines.ctranslate2, engines.llama])
+def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Callable):
     """Guards against a comparison that fails, or leaves a peer out in silence."""
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     monkeypatch.setitem(sys.modules, "llama_cpp", None)

@@ -50,9 +50,10 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Input (..., in) -> output (..., out), in the dtype of x. Where x is not finite, the whole row is not."""
         exact = x.float()
-        largest = exact.abs().amax(-1, keepdim=True).clamp_min_(self.smallest)  # vector_norm takes ten times as long
-        y = self.product(exact / largest)
-        y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
+        sizes = exact.abs()
+        largest = sizes.amax(-1, keepdim=True).clamp_min_(self.smallest)  # vector_norm takes ten times as long
+        y = self.product(torch.div(exact, largest, out=sizes))
+        y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest, out=y)
         return y.to(x.dtype)
 
     def train(self, mode: bool = True) -> Int8Linear:
