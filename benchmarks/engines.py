@@ -3,9 +3,9 @@
 Neither is needed: a comparison leaves out what is not installed, and says so. `make setup` installs CTranslate2;
 llama.cpp is compiled when `pip install -e .[llama]` installs it.
 
-Each works in a process of its own. In one process with PyTorch, CTranslate2 slows it down: on 2 cores, after one batch of
-CTranslate2, ours took 1.2 to 1.4 times as long to decode 32 captions, and its threads were idle for a third of that. GNU
-OpenMP, which both use, spins for less time before it sleeps where there are more threads than cores (GOMP_SPINCOUNT).
+Each works in a process of its own. In one process with PyTorch, CTranslate2 slows it down: on 2 cores, after one batch
+of CTranslate2, ours took 1.2 to 1.4 times as long to decode 32 captions, and its threads were idle for a third of that.
+GNU OpenMP, which both use, waits less before it sleeps where there are more threads than cores (see GOMP_SPINCOUNT).
 
 Shapes: B rows, P prefix length, T tokens, D GPT-2 width, V vocabulary.
 """

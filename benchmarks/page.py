@@ -234,7 +234,7 @@ def _explained(results: Results) -> Iterator[str]:
     )
     yield (
         "- **llama.cpp** gets embeddings from open_clip, in the precision of ours, and **CTranslate2** gets random "
-        "tokens in the place of a prefix; each works in a process of its own, which waits while others have their turn "
+        "tokens in the place of a prefix, in a process of its own: in the same one it slows PyTorch down "
         "(`engines.py`)."
     )
     yield (
@@ -242,7 +242,7 @@ def _explained(results: Results) -> Iterator[str]:
         "first, so that captions come soon."
     )
     yield (
-        "- **Rounds**: the contenders took turns in one process. A rate is the median of "
+        "- **Rounds**: the contenders took turns in one call. A rate is the median of "
         f"{results.rounds} rounds, and a ratio is the median of each round's ratio. A slow contender did fewer items "
         "in a round."
     )

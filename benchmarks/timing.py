@@ -1,4 +1,4 @@
-"""Contenders that run by turns in one process, so that whatever slows the machine slows all of them."""
+"""Contenders that run by turns, so that whatever slows the machine slows all of them."""
 
 from __future__ import annotations
 

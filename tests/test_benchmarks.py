@@ -1,6 +1,7 @@
 """The baselines compute what they claim, and the one command measures everything it reports."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,12 +126,14 @@ def test_the_pipeline_is_given_what_a_careful_user_would_give_it(
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_ctranslate2_decodes_the_same_model(tmp_path: Path, precision: str) -> None:
-    """Guards against a yardstick that decodes another model, other prompts or another number of tokens."""
+    """Guards against a yardstick that decodes another model or prompts, or whose threads slow PyTorch's down."""
     pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
     setting = Setting(tmp_path, CPU, TINY)
     gpt = setting.model().gpt
     prompts = torch.randint(200, (6, 5), generator=torch.Generator().manual_seed(0))
-    found = engines.ctranslate2(gpt, setting.tokenizer, tmp_path, precision).generate(prompts.tolist(), 8)
+    engine = engines.ctranslate2(gpt, setting.tokenizer, tmp_path, precision)
+    assert engine.process.submit(os.getpid).result() != os.getpid()
+    found = engine.generate(prompts.tolist(), 8)
     mask = torch.ones_like(prompts)
     expected = gpt.generate(prompts, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0)[:, 5:]
     equal = sum(a == b for a, b in zip(found, expected.tolist(), strict=True))

@@ -4,8 +4,8 @@ Every row of the weight has a scale of its own, and so has every row of the inpu
 independent of the rest of its batch. What computes it fast are private operators of PyTorch on fbgemm. Where they are
 missing, the same integers are multiplied in fp32, which is no faster.
 
-What it buys, measured by turns with fp32 on full-size models, 2 cores with AVX2: decoding is 2.1 times as fast at batch
-1, 1.9 times at batch 8, and 1.5 times at batches 32 and 128; ViT-B/32 is 1.9 times as fast at batch 1 and 1.3 times at
+What it buys, measured by turns with fp32 on full-size models, 2 cores with AVX2: decoding is 2.5 times as fast at batch
+1, 2.4 times at batch 8, and 1.7 times at batches 32 and 128; ViT-B/32 is 1.9 times as fast at batch 1 and 1.3 times at
 batch 16. On 1 core torchao 0.18 took 4 to 20 times as long as fp32 (`Int8DynamicActivationInt8WeightConfig`, 768 to
 3072 numbers, batches of 1 to 128).
 
