@@ -183,7 +183,7 @@ MUTANTS = [
             "test_fast test_checkpoint test_finetuning",
         ),
         ("linear", 'nn.GELU(approximate="tanh")', "nn.GELU()"),
-        ("lora", ", alpha=layer.scaling[name]", ""),
+        ("lora", " * layer.scaling[name]", ""),
         ("nucleus", "above = probabilities.cumsum(-1) - probabilities", "above = probabilities.cumsum(-1)"),
         (
             "nucleus",
