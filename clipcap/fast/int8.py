@@ -50,7 +50,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Input (..., in) -> output (..., out), in the dtype of x. Where x is not finite, the whole row is not."""
         exact = x.float()
-        sizes = exact.abs()
+        sizes = exact.abs()  # written over below, as y is: fresh memory takes up to a fifth of the time of many rows
         largest = sizes.amax(-1, keepdim=True).clamp_min_(self.smallest)  # vector_norm takes ten times as long
         y = self.product(torch.div(exact, largest, out=sizes))
         y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest, out=y)
