@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from clipcap.cli.processes import on_this_machine
 from clipcap.errors import UserError, first_line, is_out_of_memory
@@ -20,6 +22,7 @@ from clipcap.errors import UserError, first_line, is_out_of_memory
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what options call them: what torch does
 PRECISIONS = ("auto", *DTYPES)
 BF16 = (8, 0)  # the first generation of NVIDIA's GPUs that multiplies it, Ampere
@@ -100,6 +103,30 @@ def pick_dtype(precision: str, device: torch.device, fast: bool = True) -> torch
 def precision_of(dtype: torch.dtype) -> str:
     """What options call a dtype: "fp32", "bf16" or "fp16"."""
     return next(name for name, value in DTYPES.items() if str(dtype) == f"torch.{value}")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Have PyTorch compute in this thread alone, so that the thread may live on: see `apart`."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def apart(work: Callable[[], T]) -> T:
+    """Do work of PyTorch in a thread that ends with it; gives what the work returns, and raises what it raises.
+
+    GNU OpenMP, which is PyTorch's on Linux, keeps threads for every thread that has computed, as long as that one
+    lives. Once all of them are more than the cores, they sleep after every operator: on two cores, captions in a second
+    thread took twice the time.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

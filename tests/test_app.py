@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from chromium import PROGRAM, Chromium
 from PIL import Image
 
@@ -27,7 +29,7 @@ import app
 import load_data
 from clipcap.captioning.accepted import Accepted, keep
 from clipcap.captioning.captioner import Captioner
-from clipcap.captioning.desk import IDLE, LINGER, Desk
+from clipcap.captioning.desk import IDLE, LINGER, Desk, loader
 from clipcap.captioning.rows import Row
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import Interrupted, UserError
@@ -323,6 +325,34 @@ def test_captions_of_a_picture_that_was_replaced_are_not_shown(error: str | None
     with pytest.raises(UserError, match="no picture with captions yet"):
         desk.accept("visitor", "caption", None, None)
     assert other.exists()
+
+
+def test_only_threads_that_end_compute_beside_others(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against captions at half the speed, on as many cores as PyTorch has threads: see `devices.apart`."""
+    at_once = []
+
+    class Fake:
+        def rows(self, images, *_, **__) -> Iterator[Row]:
+            threads.append(threading.current_thread())
+            at_once.append(torch.get_num_threads())
+            yield Row(str(images[0]), HOSTILE, asked=3)
+
+    def load(*_, **__) -> Fake:
+        at_once.append(torch.get_num_threads())
+        return Fake()
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(Captioner, "load", load)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        desk = Desk(loader({"demo": "demo"}, None, "cpu", "int8", None, None), tmp_path, None)
+        desk.captions("visitor", str(photo), "demo", {})
+    finally:
+        torch.set_num_threads(before)
+    assert at_once == [1, 2] and not threads[0].is_alive()
 
 
 def test_two_visitors_may_have_the_same_picture(page: str, photo: Path) -> None:
