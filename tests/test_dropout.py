@@ -20,6 +20,15 @@ def test_as_many_are_dropped_as_asked_for_and_the_rest_is_scaled_up(p, dtype):
     assert torch.allclose(y[y != 0].float(), torch.tensor(1 / (1 - p)), rtol=0.01)
 
 
+@pytest.mark.parametrize("p", [1e-6, 0.9999, 0.999999])
+def test_rates_at_the_ends(p):
+    """Guards against one that is rounded to 1, which no 16 bits hold, and a scale that is not of the rounded rate."""
+    torch.manual_seed(0)
+    y = Dropout(p)(torch.ones(1 << 22))
+    assert (y == 0).double().mean().item() == pytest.approx(p, abs=1e-5)
+    assert y.double().mean().item() == pytest.approx(1, abs=5 * (p / (1 - p) / y.numel()) ** 0.5)
+
+
 def test_elements_are_independent():
     """Guards against the four numbers of one draw that would depend on each other."""
     torch.manual_seed(0)

@@ -33,7 +33,15 @@ def relative_error(ours: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("quick_gelu", [True, False])
 @pytest.mark.parametrize(
-    "vision", [{}, {"no_ln_pre": True}, {"layers": 1}, {"final_ln_after_pool": True}, {"image_size": (32, 48)}]
+    "vision",
+    [
+        {},
+        {"no_ln_pre": True},
+        {"layers": 1},
+        {"final_ln_after_pool": True},
+        {"image_size": (32, 48)},
+        {"image_size": 36},
+    ],
 )
 def test_embeddings_equal_open_clips(monkeypatch, vision, quick_gelu, packed):
     if not packed:

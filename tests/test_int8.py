@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from test_language_models import tiny_network
+from test_model import batch_of
 from test_predict import run
 from tiny import save_tiny_clip, save_tiny_weights, tiny_captioner_model
 from torch import nn
@@ -118,6 +119,8 @@ def test_a_model_in_int8_neither_trains_nor_is_saved(weights, tmp_path):
         save_checkpoint(model, tmp_path / "saved.pt")
     with pytest.raises(UserError, match="can only caption"):
         model.train()
+    with pytest.raises(UserError, match="no gradients"):
+        model.requires_grad_(True).loss(batch_of([[5, 9, 3], [4, 8]]))
     assert not model.training
     assert not (tmp_path / "saved.pt").exists()
 

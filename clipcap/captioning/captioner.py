@@ -145,9 +145,9 @@ class Captioner:
     ) -> Iterator[Row]:
         """Caption a stream of pictures, in order. Memory does not grow with their number.
 
-        In fp32, captions depend neither on the batches nor on the order of the pictures. In bf16 they may, where two
-        words are as good up to rounding (see `decode`); and the samples of a picture may, since they are drawn by the
-        signs of its embedding, of which a number near 0 may have another sign in another batch.
+        In fp32, captions depend neither on the batches nor on the order of the pictures. In bf16 and int8 they may,
+        where two words are as good up to rounding (see `decode`); and the samples of a picture may, since they are
+        drawn by the signs of its embedding, of which a number near 0 may have another sign in another batch.
 
         Args:
             sources: paths or PIL pictures.

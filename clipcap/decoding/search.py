@@ -74,9 +74,9 @@ def decode(
 
     In float32 the captions of an image do not depend on the others in its batch, or on how many there are. Only two
     continuations whose logits differ by less than rounding, some 1e-6 of their size, may change places. In bfloat16
-    that is 1 part in 256, in float16 1 in 2048. It matters on devices that multiply by other kernels for other numbers
-    of rows, as GPUs and CPUs with bf16 instructions may: captions with near ties can then differ between batches, also
-    in their length.
+    that is 1 part in 256, in float16 1 in 2048, in int8 about 1 in 20. It matters on devices that multiply by other
+    kernels for other numbers of rows, as GPUs and CPUs may: captions with near ties can then differ between batches,
+    also in their length.
 
     Args:
         gpt: the language model.

@@ -84,6 +84,13 @@ class Packed(nn.Module):
     def __deepcopy__(self, _: object) -> Packed:
         return self  # what is packed cannot be copied, and never changes
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"weight": self.weight.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Input (..., in) -> output (..., out)."""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], self.algorithm)

@@ -92,7 +92,9 @@ class FastViT:
     def __call__(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> embeddings (B, C)."""
         (batch, _, height, width), (down, across) = images.shape, self.patch
-        pixels = images.permute(0, 2, 3, 1).reshape(batch, height // down, down, width // across, across * 3)
+        rows, columns = height // down, width // across
+        whole = images[..., : rows * down, : columns * across]  # patches: a convolution leaves out the rest, too
+        pixels = whole.permute(0, 2, 3, 1).reshape(batch, rows, down, columns, across * 3)
         patches = self.patches(pixels.transpose(2, 3).flatten(3).flatten(1, 2))  # (B, N - 1, D)
         x = torch.cat((self.class_embedding.expand(batch, 1, -1), patches), dim=1) + self.positions  # (B, N, D)
         x = self.norm_before(x)

@@ -219,12 +219,12 @@ class ClipCap(nn.Module):
     def decoder(self) -> CachedGPT2 | CachedTransformer:
         """The language model prepared for decoding; kept for the next call as long as its weights stay the same.
 
-        PyTorch counts the changes to a tensor, but not those of a fused optimizer or through `.data`. So what was
-        prepared is also dropped by `train()`, `eval()`, loading weights and a forward pass with gradients, and is not
-        kept in training mode, where a captured step would not pay.
+        PyTorch counts no changes by a fused optimizer or through `.data`. So what was prepared is also dropped by
+        `train()`, `eval()`, loading weights and a forward pass with gradients, and is not kept in training mode.
         """
         state: list[Any] = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in self.gpt.parameters()]
-        state += [(adapters_in_use(m), str(m.merged_adapters)) for m in self.gpt.modules() if "lora_A" in m._modules]
+        adapted: list[Any] = [module for module in self.gpt.modules() if "lora_A" in module._modules]
+        state += [(adapters_in_use(m), str(m.merged_adapters), str(m.scaling)) for m in adapted]
         if self._prepared is None or self._prepared[0] != state:
             prepared: CachedGPT2 | CachedTransformer
             if isinstance(self.gpt, GPT2LMHeadModel):
