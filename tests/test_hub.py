@@ -1,6 +1,7 @@
 """Weights to the hub and from it: bit by bit, in one sentence where that fails, and soon where nobody answers."""
 
 import json
+import os
 import re
 import sys
 import time
@@ -435,6 +436,33 @@ def test_an_exported_file_is_a_published_one(tmp_path, capsys, strategy):
     assert ("divide CLIP's embedding by its norm" in said) == strategy.startswith("LoRA")
     assert ("lm_head.weight = nn.Parameter(" in said) == (not model.config.tied_head) == (strategy == "head-only")
     assert "let them stop at token" in said and ("literally {literal}" in said) == (strategy == "prompted")
+
+
+def test_an_export_goes_over_no_file_that_the_weights_need(tmp_path, monkeypatch):
+    """Guards against a LoRA file that loses its config and record, and one that loses its base."""
+    adapters, base = saved("LoRA 2", tmp_path), tmp_path / "base.pt"
+    linked, link, hard = tmp_path / "linked", tmp_path / "link.pt", tmp_path / "hard.pt"
+    linked.symlink_to(tmp_path)
+    link.symlink_to(base)
+    os.link(base, hard)
+    monkeypatch.chdir(tmp_path)
+    before = {file: published.sha256(file) for file in (adapters, base)}
+    for weights, output in (
+        *((adapters, output) for output in (adapters, base, linked / adapters.name, link, hard, "./base.pt")),
+        (base, base),
+        (link, base),
+        ("weights.pt", adapters),
+    ):
+        told = re.escape(f"{output} is one of the files that {weights} is loaded from, and would be lost: give another")
+        with pytest.raises(UserError, match=told):
+            export.main([str(weights), str(output)])
+    with pytest.raises(UserError, match="is one of the files"):
+        export.main([str(adapters), str(hard), "--base", str(link)])
+    assert {file: published.sha256(file) for file in before} == before and link.is_symlink()
+    other = tmp_path / "other.pt"
+    for _ in range(2):  # its own earlier output is replaced
+        export.main([str(adapters), str(other)])
+    assert load_checkpoint(adapters).record and load_checkpoint(other, heads=4)
 
 
 def test_gpt2s_tokenizer_needs_no_hub(monkeypatch):
