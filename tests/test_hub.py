@@ -1,5 +1,6 @@
 """Weights to the hub and from it: bit by bit, in one sentence where that fails, and soon where nobody answers."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from local_hub import local_hub, put
+from test_files import file_size_limit
 from test_language_models import tiny_network
 from tiny import save_tiny_clip, tiny_captioner_model, tiny_model
 
@@ -23,7 +25,8 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import load_tokenizer
 from clipcap.weights import export, fetch, publish, published
 from clipcap.weights.card import model_card, portable
-from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.checkpoint import load_checkpoint, model_payload, save_checkpoint
+from clipcap.weights.folder import write_folder
 from clipcap.weights.lora import inject, save_adapters
 from clipcap.weights.places import Base
 from clipcap.weights.publish import push_to_hub
@@ -120,6 +123,51 @@ def test_scores_licence_and_data_stand_on_the_card(hub, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     with pytest.raises(UserError, match="has no scores of"):
         publish.main([str(file), "jane/voice", *options])
+
+
+DAMAGED = ["[1]", '"text"', "5", "null", '[["cider_d", 1]]']
+
+
+@pytest.mark.parametrize(
+    "content",
+    [f'{{"models": [{{"sha256": "SHA", "scores": {bad}}}]}}' for bad in DAMAGED]
+    + ['{"models": {"sha256": "SHA"}}', '{"models": [[1]]}', '{"models": null}', "[]", "", "\xff", "[" * 100_000],
+)
+def test_a_damaged_report_is_one_sentence(hub, tmp_path, content):
+    """Guards against a traceback in place of a sentence."""
+    file, report = saved("full", tmp_path), tmp_path / "report.json"
+    report.write_bytes(content.replace("SHA", published.sha256(file)).encode("latin-1"))
+    with pytest.raises(UserError, match=r"report.json' is no report.json of evaluate.py$"):
+        publish.main([str(file), "jane/voice", "--report", str(report)])
+    assert hub.repositories == {}
+
+
+def test_half_a_character_in_the_name_of_a_score_is_shown_as_one(hub, tmp_path):
+    file, report = saved("full", tmp_path), tmp_path / "report.json"
+    report.write_text(json.dumps({"models": [{"sha256": published.sha256(file), "scores": {"\ud800": 1.5}}]}))
+    publish.main([str(file), "jane/voice", "--report", str(report)])
+    repository = hub.repositories["jane/voice"]
+    card = repository["commits"][repository["branches"]["main"]]["README.md"].decode()
+    assert "| \\ud800 | 1.5 |" in card
+
+
+def test_a_full_disk_says_where_there_is_no_room(hub, tmp_path, monkeypatch):
+    """Guards against a fault of the program: safetensors raises an error of its own, which is no OSError."""
+    file = saved("LoRA 2", tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    payload, folder = model_payload(load_checkpoint(file)), tmp_path / "folder"
+    folder.mkdir()
+    write_folder(payload, folder)
+    sizes = sorted((part.stat().st_size, part.name) for part in folder.iterdir())
+    assert sizes[-1][1] == "model.safetensors"
+    with file_size_limit(sizes[-1][0] - 1), pytest.raises(OSError) as caught:
+        write_folder(payload, folder)
+    assert caught.value.errno == errno.EFBIG and caught.value.filename == str(folder / "model.safetensors")
+    for size in (sizes[-1][0] - 1, 100):
+        told = f"{re.escape(str(tmp_path))}.*could not be written .{os.strerror(errno.EFBIG)}.*set TMPDIR"
+        with file_size_limit(size), pytest.raises(UserError, match=told):
+            publish.main([str(file), "jane/voice"])
+    assert hub.repositories == {} and {path.name for path in tmp_path.iterdir()} == {"weights.pt", "base.pt", "folder"}
 
 
 def test_another_language_model_than_gpt2(hub, tmp_path):
