@@ -139,7 +139,8 @@ def written_over(weights: str, base: str | None, outputs: Iterable[Path]) -> Pat
 
 def check_base(weights: Iterable[str | None], base: str | None) -> None:
     """Raise a UserError if a base was given and none of these weights holds adapters."""
-    if base and not any(_may_need(name, base) for name in weights if name):
+    here_first = sorted(filter(None, weights), key=lambda name: not os.path.exists(name))  # others would be fetched
+    if base and not any(_may_need(name, base) for name in here_first):
         raise UserError(f"--base {base} is for LoRA weights, and none are named here: leave it out")
 
 
