@@ -95,6 +95,20 @@ def append_whole(file: io.FileIO, data: bytes) -> None:
 
 
 @contextmanager
+def temporary_room(folder: str, purpose: str) -> Iterator[None]:
+    """Say where else there may be room, in a UserError, if there is none for what is written inside to a folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{folder!r}, for {purpose}, could not be written ({error.strerror}): make room there, or set TMPDIR to "
+            "another folder"
+        ) from None
+
+
+@contextmanager
 def only_writer(path: Path) -> Iterator[None]:
     """Hold an output for this process alone, so that two runs cannot mix what they write.
 

@@ -485,6 +485,9 @@ def test_lora_weights_on_a_base_of_ones_own(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("clipcap.captioning.visitors.served", lambda *_: nullcontext(""))
     with app.opened(app.PageArguments(weights=["demo", lora], base=str(moved), normalize=False)) as (_, desk):
         assert desk.load("lora").model.config == desk.load("demo").model.config
+    monkeypatch.setattr("clipcap.weights.published._download", lambda name, target: pytest.fail(f"{name} is fetched"))
+    with app.opened(app.PageArguments(weights=["demo", "coco", lora], base=str(moved), normalize=False)):
+        pass  # nobody has chosen coco
     with pytest.raises(UserError, match="give it with --base"), app.opened(app.PageArguments(weights=[lora])):
         pass
     for weights in (["demo"], None):

@@ -1,6 +1,8 @@
 """Weights to the hub and from it: bit by bit, in one sentence where that fails, and soon where nobody answers."""
 
+import errno
 import json
+import os
 import re
 import sys
 import time
@@ -11,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from local_hub import local_hub, put
+from test_files import file_size_limit
 from test_language_models import tiny_network
 from tiny import save_tiny_clip, tiny_captioner_model, tiny_model
 
@@ -22,7 +25,8 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import load_tokenizer
 from clipcap.weights import export, fetch, publish, published
 from clipcap.weights.card import model_card, portable
-from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.checkpoint import load_checkpoint, model_payload, save_checkpoint
+from clipcap.weights.folder import write_folder
 from clipcap.weights.lora import inject, save_adapters
 from clipcap.weights.places import Base
 from clipcap.weights.publish import push_to_hub
@@ -119,6 +123,51 @@ def test_scores_licence_and_data_stand_on_the_card(hub, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     with pytest.raises(UserError, match="has no scores of"):
         publish.main([str(file), "jane/voice", *options])
+
+
+DAMAGED = ["[1]", '"text"', "5", "null", '[["cider_d", 1]]']
+
+
+@pytest.mark.parametrize(
+    "content",
+    [f'{{"models": [{{"sha256": "SHA", "scores": {bad}}}]}}' for bad in DAMAGED]
+    + ['{"models": {"sha256": "SHA"}}', '{"models": [[1]]}', '{"models": null}', "[]", "", "\xff", "[" * 100_000],
+)
+def test_a_damaged_report_is_one_sentence(hub, tmp_path, content):
+    """Guards against a traceback in place of a sentence."""
+    file, report = saved("full", tmp_path), tmp_path / "report.json"
+    report.write_bytes(content.replace("SHA", published.sha256(file)).encode("latin-1"))
+    with pytest.raises(UserError, match=r"report.json' is no report.json of evaluate.py$"):
+        publish.main([str(file), "jane/voice", "--report", str(report)])
+    assert hub.repositories == {}
+
+
+def test_half_a_character_in_the_name_of_a_score_is_shown_as_one(hub, tmp_path):
+    file, report = saved("full", tmp_path), tmp_path / "report.json"
+    report.write_text(json.dumps({"models": [{"sha256": published.sha256(file), "scores": {"\ud800": 1.5}}]}))
+    publish.main([str(file), "jane/voice", "--report", str(report)])
+    repository = hub.repositories["jane/voice"]
+    card = repository["commits"][repository["branches"]["main"]]["README.md"].decode()
+    assert "| \\ud800 | 1.5 |" in card
+
+
+def test_a_full_disk_says_where_there_is_no_room(hub, tmp_path, monkeypatch):
+    """Guards against a fault of the program: safetensors raises an error of its own, which is no OSError."""
+    file = saved("LoRA 2", tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    payload, folder = model_payload(load_checkpoint(file)), tmp_path / "folder"
+    folder.mkdir()
+    write_folder(payload, folder)
+    sizes = sorted((part.stat().st_size, part.name) for part in folder.iterdir())
+    assert sizes[-1][1] == "model.safetensors"
+    with file_size_limit(sizes[-1][0] - 1), pytest.raises(OSError) as caught:
+        write_folder(payload, folder)
+    assert caught.value.errno == errno.EFBIG and caught.value.filename == str(folder / "model.safetensors")
+    for size in (sizes[-1][0] - 1, 100):
+        told = f"{re.escape(str(tmp_path))}.*could not be written .{os.strerror(errno.EFBIG)}.*set TMPDIR"
+        with file_size_limit(size), pytest.raises(UserError, match=told):
+            publish.main([str(file), "jane/voice"])
+    assert hub.repositories == {} and {path.name for path in tmp_path.iterdir()} == {"weights.pt", "base.pt", "folder"}
 
 
 def test_another_language_model_than_gpt2(hub, tmp_path):
@@ -435,6 +484,33 @@ def test_an_exported_file_is_a_published_one(tmp_path, capsys, strategy):
     assert ("divide CLIP's embedding by its norm" in said) == strategy.startswith("LoRA")
     assert ("lm_head.weight = nn.Parameter(" in said) == (not model.config.tied_head) == (strategy == "head-only")
     assert "let them stop at token" in said and ("literally {literal}" in said) == (strategy == "prompted")
+
+
+def test_an_export_goes_over_no_file_that_the_weights_need(tmp_path, monkeypatch):
+    """Guards against a LoRA file that loses its config and record, and one that loses its base."""
+    adapters, base = saved("LoRA 2", tmp_path), tmp_path / "base.pt"
+    linked, link, hard = tmp_path / "linked", tmp_path / "link.pt", tmp_path / "hard.pt"
+    linked.symlink_to(tmp_path)
+    link.symlink_to(base)
+    os.link(base, hard)
+    monkeypatch.chdir(tmp_path)
+    before = {file: published.sha256(file) for file in (adapters, base)}
+    for weights, output in (
+        *((adapters, output) for output in (adapters, base, linked / adapters.name, link, hard, "./base.pt")),
+        (base, base),
+        (link, base),
+        ("weights.pt", adapters),
+    ):
+        told = re.escape(f"{output} is one of the files that {weights} is loaded from, and would be lost: give another")
+        with pytest.raises(UserError, match=told):
+            export.main([str(weights), str(output)])
+    with pytest.raises(UserError, match="is one of the files"):
+        export.main([str(adapters), str(hard), "--base", str(link)])
+    assert {file: published.sha256(file) for file in before} == before and link.is_symlink()
+    other = tmp_path / "other.pt"
+    for _ in range(2):  # its own earlier output is replaced
+        export.main([str(adapters), str(other)])
+    assert load_checkpoint(adapters).record and load_checkpoint(other, heads=4)
 
 
 def test_gpt2s_tokenizer_needs_no_hub(monkeypatch):

@@ -13,7 +13,7 @@ from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.data.examples import Example, Listing, carve_splits, limit_examples
 from clipcap.data.sources import SourceArguments
 from clipcap.errors import UserError
-from clipcap.files import NO_ROOM
+from clipcap.files import temporary_room
 
 
 def select(examples: Iterable[Example], cleaning: Cleaning, args: SourceArguments) -> tuple[Listing, dict[str, int]]:
@@ -28,20 +28,12 @@ def select(examples: Iterable[Example], cleaning: Cleaning, args: SourceArgument
     folder = TemporaryDirectory(prefix="clipcap-captions-")
     file = Path(folder.name) / "captions.jsonl"  # of each example its identity and what is left of its captions
     some = False
-    try:
-        with file.open("w", encoding="ascii") as lines:
-            for example in limit_examples(examples, args.limit):
-                cleaned = [clean(caption, example.image_id) for caption in example.captions]
-                kept = [caption for caption in cleaned if caption is not None]
-                some = some or bool(kept)
-                lines.write(json.dumps([example.image_id, kept]) + "\n")
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise UserError(
-            f"{folder.name!r}, for the cleaned captions, could not be written ({error.strerror}): make room there, or "
-            "set TMPDIR to another folder"
-        ) from None
+    with temporary_room(folder.name, "the cleaned captions"), file.open("w", encoding="ascii") as lines:
+        for example in limit_examples(examples, args.limit):
+            cleaned = [clean(caption, example.image_id) for caption in example.captions]
+            kept = [caption for caption in cleaned if caption is not None]
+            some = some or bool(kept)
+            lines.write(json.dumps([example.image_id, kept]) + "\n")
     if not some:
         given = " ".join(args.source or ())
         raise UserError(f"no image of --source {given} has a caption left after cleaning ({clean.counts})")

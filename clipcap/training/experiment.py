@@ -26,7 +26,7 @@ from clipcap.training.loader import CaptionDataset
 from clipcap.training.start import content_of, meet_on, start_model
 from clipcap.weights.checkpoint import save_checkpoint
 from clipcap.weights.format import read, sha256
-from clipcap.weights.places import files_behind
+from clipcap.weights.places import written_over
 from clipcap.weights.published import resolve_weights
 
 if TYPE_CHECKING:
@@ -205,13 +205,11 @@ class Experiment:
 
     def _check_stays(self, option: str, given: str, places: Sequence[Path]) -> None:
         """Raise a UserError if weights that this run starts from need a file that would be written over."""
-        there = {place.resolve() for place in places if place.exists()}
-        for file in files_behind(given, self.start_args.base) if there else ():
-            if file.resolve() in there:
-                raise UserError(
-                    f"--{option.replace('_', '-')} {given} needs {file}, and this run would write its own weights over "
-                    "it: choose another --output-dir"
-                )
+        if file := written_over(given, self.start_args.base, places):
+            raise UserError(
+                f"--{option.replace('_', '-')} {given} needs {file}, and this run would write its own weights over "
+                "it: choose another --output-dir"
+            )
 
 
 def _restore(model: ClipCap, weights: Path) -> None:

@@ -24,6 +24,7 @@ from clipcap.model.clipcap import LITERAL_CAPTIONER, ClipCap
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.convert import STOP
 from clipcap.weights.format import write
+from clipcap.weights.places import written_over
 
 OWN_HEAD = "model.gpt.lm_head.weight = nn.Parameter(model.gpt.lm_head.weight.detach().clone())"
 
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if model.config.network:
         kind = model.config.network["model_type"]
         raise UserError(f"{weights} write with {kind}, and the published code knows GPT-2 alone: give other weights")
+    if written_over(weights, args.base, [Path(output)]):
+        raise UserError(
+            f"{output} is one of the files that {weights} is loaded from, and would be lost: give another file to write"
+        )
     write(published_tensors(model), Path(output))
     print(output)
     if model.config.stop_token != STOP:

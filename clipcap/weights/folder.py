@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def read_folder(file: Path) -> dict[str, Any]:
 
 def write_folder(payload: Mapping[str, Any], folder: Path) -> None:
     """Write what `checkpoint.model_payload` gives into a folder. Raises OSError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     described = {name: value for name, value in payload.items() if name != "tensors"}
@@ -74,7 +76,17 @@ def write_folder(payload: Mapping[str, Any], folder: Path) -> None:
     firsts = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
     same = {name: earlier for name, earlier in firsts.items() if earlier != name}
     kept = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in same}
-    save_file(kept, folder / TENSORS, metadata={"format": "pt"} | same)
+    try:
+        save_file(kept, folder / TENSORS, metadata={"format": "pt"} | same)
+    except SafetensorError as error:
+        raise _os_error(error, folder / TENSORS) from None
+
+
+def _os_error(error: Exception, file: Path) -> Exception:
+    """The OSError that safetensors has put into words ("No space left on device (os error 28)"), or else its own."""
+    told = re.search(r"([^:]*) \(os error (\d+)\)", str(error))
+    number = int(told[2]) if told else 0
+    return OSError(number, told[1].strip(), str(file), number) if told else error  # the last one counts in Windows
 
 
 def _split(config: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:

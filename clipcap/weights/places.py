@@ -130,9 +130,17 @@ def files_behind(weights: str, base: str | None) -> list[Path]:
     return files
 
 
+def written_over(weights: str, base: str | None, outputs: Iterable[Path]) -> Path | None:
+    """The file behind these weights that would be lost if the outputs were written; None if there is none."""
+    there = [output for output in outputs if output.exists()]
+    behind = files_behind(weights, base) if there else []
+    return next((file for file in behind if any(file.samefile(output) for output in there)), None)
+
+
 def check_base(weights: Iterable[str | None], base: str | None) -> None:
     """Raise a UserError if a base was given and none of these weights holds adapters."""
-    if base and not any(_may_need(name, base) for name in weights if name):
+    here_first = sorted(filter(None, weights), key=lambda name: not os.path.exists(name))  # others would be fetched
+    if base and not any(_may_need(name, base) for name in here_first):
         raise UserError(f"--base {base} is for LoRA weights, and none are named here: leave it out")
 
 

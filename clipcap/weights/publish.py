@@ -17,6 +17,7 @@ from typing import Any
 from clipcap.cli.options import arg, parse
 from clipcap.cli.status import run
 from clipcap.errors import UserError, check_text
+from clipcap.files import temporary_room
 from clipcap.model.clipcap import ClipCap
 from clipcap.weights.card import model_card, portable
 from clipcap.weights.checkpoint import load_checkpoint, model_payload
@@ -85,7 +86,7 @@ def push_to_hub(
         `hf:owner/name@COMMIT`, which `load_checkpoint` and `--weights` take.
 
     Raises:
-        UserError: the name cannot be used, there is no token, or the hub refuses.
+        UserError: the name cannot be used, there is no token, no room for temporary files, or the hub refuses.
     """
     _check_name(repository, revision)
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -98,8 +99,10 @@ def push_to_hub(
         payload = model_payload(model)
         for part in filter(None, [payload, payload.get("literal_captioner")]):
             part["config"] |= {name: portable(part["config"][name]) for name in PLACES}
-        write_folder({**payload, "record": portable(model.record)}, folder)
-        (folder / "README.md").write_text(card or model_card(model, repository), encoding="utf-8")
+        with temporary_room(name, "the files of the repository"):
+            write_folder({**payload, "record": portable(model.record)}, folder)
+            text = card or model_card(model, repository)
+            (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
         files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
         with spoken(repository, revision):
             api = HfApi()
@@ -130,14 +133,14 @@ def _scores(report: Path, content: str, weights: str) -> dict[str, Any]:
     """The scores that a report has of the weights with this SHA-256. Raises UserError if there are none."""
     try:
         models = json.loads(report.read_text(encoding="utf-8"))["models"]
-        found = [model["scores"] for model in models if model["sha256"] == content]
+        scores = [model["scores"].items() for model in models if model["sha256"] == content]
     except OSError as error:
         raise UserError(f"{str(report)!r} cannot be read ({error.strerror}); give report.json of evaluate.py") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{str(report)!r} is no report.json of evaluate.py") from None
-    if not found:
+    if not scores:
         raise UserError(f"{str(report)!r} has no scores of {weights}: evaluate these weights first")
-    return {name: value for name, value in found[0].items() if isinstance(value, int | float)}
+    return {name: value for name, value in scores[0] if isinstance(value, int | float)}
 
 
 if __name__ == "__main__":
