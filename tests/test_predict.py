@@ -191,6 +191,32 @@ def test_sidecars_beside_an_output(weights, photos, tmp_path):
     assert (photos / "01.txt").read_text() == texts[photos / "01.txt"]
 
 
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_no_link_leads_sidecars_out_of_the_folders_named(weights, photos, tmp_path, capsys, existing):
+    """A folder from a stranger held a link to one of ours, and our own note beside our own picture was overwritten."""
+    given, mine = tmp_path / "given", tmp_path / "mine"
+    given.mkdir(), mine.mkdir()
+    (given / "x").symlink_to("../mine")
+    (given / "linked.jpg").symlink_to(photos / "02.jpg")  # a picture alone: its sidecar is not beside what it shows
+    shutil.copy(photos / "01.jpg", mine / "dawg.jpg")
+    if existing != "skip":
+        (mine / "dawg.txt").write_text("my own note")
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    options = ["--sidecar", "--xmp", "--existing", existing]
+    assert run(weights, given, "--output", tmp_path / "out.jsonl", *options) == 1
+    captured = capsys.readouterr()
+    assert "dawg.jpg: it lies outside the folders named, where no sidecar is written; name" in captured.err
+    assert "captioned 2" in captured.err and f"{given / 'x' / 'dawg.jpg'}\t" in captured.out
+    assert [bool(row["caption"]) for row in rows(tmp_path / "out.jsonl")] == [True, True]
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    assert {path.name for path in given.iterdir()} == {"x", "linked.jpg", "linked.txt", "linked.xmp"}
+    for named in (["x/dawg.jpg"], ["x"], [".", "../mine"]):  # whoever names it means it
+        for path in (mine / "dawg.txt", mine / "dawg.xmp"):
+            path.unlink(missing_ok=True)
+        assert run(weights, *(given / name for name in named), *options) == 0
+        assert (mine / "dawg.txt").exists() and (mine / "dawg.xmp").exists()
+
+
 def test_captions_to_choose_from(weights, photos, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     wishes = ["--num-captions", 3, "--rank", "clip", "--method", "beam", "--require", "dog", "--emoji", "none"]
