@@ -87,6 +87,19 @@ def test_a_second_run_captions_what_is_missing(weights, photos, tmp_path, capsys
     assert out.read_bytes() == before and len(rows(out)) == 13 == len({row["image"] for row in rows(out)})
 
 
+def test_a_second_run_has_nothing_to_do_where_folders_above_have_the_same_names(weights, photos, monkeypatch, capsys):
+    """What `photos/01.jpg` meant was lost at once: the next run captioned it again, and gave it a second row."""
+    trip = photos.parent / "trip"
+    shutil.copytree(photos / "sub", trip / "photos")
+    shutil.copy(photos / "01.jpg", trip / "photos")
+    monkeypatch.chdir(trip)
+    for _ in range(2):
+        assert run(weights, "photos", "--output", "out.jsonl") == 0
+        pictures = [row["image"] for row in rows("out.jsonl")]
+        assert pictures == ["photos/00.jpg", str(trip / "photos/01.jpg"), *(f"photos/{n:02}.jpg" for n in (3, 6, 9))]
+    assert "all 5 pictures are captioned already" in capsys.readouterr().err and len(pictures) == 5
+
+
 def test_a_run_that_is_killed_is_continued(weights, tmp_path):
     """Captions are on the disk when they exist, whatever ends the run."""
     (tmp_path / "photos").mkdir()
