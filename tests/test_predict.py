@@ -250,6 +250,9 @@ def test_the_literal_caption_is_shown_when_asked_for(photos, tmp_path, capsys):
         assert run(weights, photos / "01.jpg", "--output", tmp_path / f"{shown}.jsonl", *flags) == 0
         assert ("literal" in rows(tmp_path / f"{shown}.jsonl")[0]) == shown
         assert ("\tliteral: " in capsys.readouterr().out) == shown
+        assert run(weights, photos / "01.jpg", "--output", tmp_path / f"{shown}.csv", *flags) == 0
+        with (tmp_path / f"{shown}.csv").open(encoding="utf-8-sig", newline="") as file:
+            assert [bool(row.get("literal")) for row in csv.DictReader(file)] == [shown]
 
 
 def test_exit_status_two_when_nothing_could_be_done(weights, photos, tmp_path):

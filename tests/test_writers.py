@@ -219,6 +219,48 @@ def test_no_csv_cell_begins_a_formula(tmp_path, monkeypatch):
     assert not open_writer(tmp_path / "out.csv").wants("=1+1.png")
 
 
+def test_the_quote_before_a_formula_is_told_from_one_in_the_name(tmp_path, monkeypatch):
+    """The quote that guards a cell was taken off names that had one of their own: two pictures were mixed up."""
+    monkeypatch.chdir(tmp_path)
+    names = ["=1.jpg", "'=1.jpg", "''=1.jpg", "'a.jpg", "' =1.jpg", "=2.jpg"]
+    for name in names:
+        Path(name).touch()
+    for count, name in enumerate(names[:-1]):
+        with closing(open_writer("out.csv")) as writer:
+            assert [writer.wants(each) for each in names] == [False] * count + [True] * (len(names) - count)
+            writer.write(Row(name, [name]))
+    before = Path("out.csv").read_bytes()
+    open_writer("out.csv").close()
+    assert Path("out.csv").read_bytes() == before
+    cells = [cell for pair in read(Path("out.csv")) for cell in pair]
+    assert cells[::2] == cells[1::2] == ["'=1.jpg", "''=1.jpg", "'''=1.jpg", "'a.jpg", "'' =1.jpg"]
+
+
+def test_a_line_of_more_captions_is_one_caption(tmp_path):
+    """A caption of two lines could not be told from two captions."""
+    write(tmp_path / "out.csv", [Row("a.jpg", ["first\nline", "a dog\nin the sun", "a\r\ncat"], asked=3)])
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["caption"] == "first\nline" and row["more captions"] == "a dog in the sun\na cat"
+
+
+def test_a_table_holds_literal_captions_if_they_are_asked_for(tmp_path):
+    """They were left out without a word."""
+    for literal in (True, False):
+        path = tmp_path / f"{literal}.csv"
+        for name, caption in (("a.jpg", "=a dog"), ("b.jpg", None)):
+            with closing(open_writer(path, literal)) as writer:
+                writer.write(Row(name, ["x"], literal=caption if literal else None))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = list(csv.DictReader(file))
+        assert [row.get("literal") for row in table] == (["'=a dog", ""] if literal else [None, None])
+        before = path.read_bytes()
+        told = "with --show-literal: give it" if literal else "without --show-literal: leave it out"
+        with pytest.raises(UserError, match=f"was written {told}, or choose another output"):
+            open_writer(path, not literal)
+        assert path.read_bytes() == before
+
+
 def test_a_picture_book_escapes_and_holds_its_pictures(tmp_path, rows):
     rows[0].captions = ["<script>alert(1)</script>", "second"]
     failed = Row(str(tmp_path / "x.png"), error="<i>broken</i>")

@@ -139,7 +139,7 @@ def open_outputs(args: OutputArguments, named: Sequence[str]) -> list[Writer | S
 
     Raises UserError for one that cannot be written.
     """
-    outputs: list[Writer | Sidecars] = [open_writer(args.output)] if args.output else []
+    outputs: list[Writer | Sidecars] = [open_writer(args.output, args.show_literal)] if args.output else []
     kinds = [kind for kind, asked in ((TEXT, args.sidecar), (XMP, args.xmp)) if asked]
     return [*outputs, Sidecars(args.existing, kinds, named)] if kinds else outputs
 

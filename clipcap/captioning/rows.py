@@ -197,6 +197,11 @@ def _folders(file: Path, folder: str) -> set[str]:
     return {os.path.realpath(place) for place in places if os.path.isdir(place)}
 
 
+def one_line(caption: str) -> str:
+    """A caption where several stand in a file, one per line."""
+    return " ".join(caption.splitlines())
+
+
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")  # file names need not be UTF-8, and \udcff is how JSON escapes too
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from clipcap.captioning.rows import Row
+from clipcap.captioning.rows import Row, one_line
 from clipcap.captioning.xmp import LeftAlone, described, description_of, embedded_description
 from clipcap.clip.images import EXTENSIONS
 from clipcap.errors import UserError
@@ -119,7 +119,7 @@ class Sidecars:
         file = self._file(Path(row.image), kind.ending)
         if os.path.islink(file):  # folders of strangers bring links, and these would say where captions are written
             return f"its {kind.ending} is a link, which is left as it is"
-        captions = [" ".join(caption.splitlines()) for caption in row.captions] if row.asked > 1 else row.captions
+        captions = [*map(one_line, row.captions)] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n" if not kind.mixed else (row.captions or [""])[0]
         try:
             self._hold(os.path.realpath(Path(row.image).parent))
