@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from clipcap.clip import upright
 from clipcap.clip.images import UnreadableImage, date_taken, find_images, load_pixels, open_file, open_image
@@ -62,6 +62,30 @@ def test_photos_are_turned_upright_by_exif(tmp_path, orientation):
     for seen in (opened, open_image(opened), Image.open(io.BytesIO(b64decode(picture_uri(opened).split(",")[1])))):
         assert seen.size == upright.size
         assert np.abs(np.asarray(seen).astype(int) - np.asarray(upright)).mean() < (1 if seen is opened else 5)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("ending", "mode"),
+    [("tif", "RGB"), ("tif", "L"), ("tif", "RGBA"), ("jpg", "RGB"), ("png", "RGB"), ("webp", "RGB")],
+)
+@pytest.mark.parametrize("min_side", [None, 20])
+def test_a_picture_is_turned_once_in_every_format(tmp_path, orientation, ending, mode, min_side):
+    """Pillow turns a TIFF itself while it loads it: it was turned again. And Pillow scrambles those that it maps."""
+    exif, path = Image.Exif(), tmp_path / f"a.{ending}"
+    exif[0x0112] = orientation
+    picture(mode=mode).save(path, exif=exif)
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        if min_side and ending == "jpg":
+            assert image.draft("RGB", (min_side, min_side)) and image.size == (32, 24)
+        whole = ImageOps.exif_transpose(image).convert("RGB")
+    assert whole.size[orientation > 4] > whole.size[orientation <= 4]
+    opened = [open_image(source, min_side) for source in (path, path.read_bytes())]
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        opened += [open_image(image)] * (min_side is None)
+    for seen in opened:
+        np.testing.assert_array_equal(np.asarray(seen), np.asarray(whole))
+        assert seen.getexif().get(0x0112, 1) == 1
 
 
 def test_no_copy_of_a_picture_names_its_owner(tmp_path):

@@ -87,6 +87,19 @@ def test_a_second_run_captions_what_is_missing(weights, photos, tmp_path, capsys
     assert out.read_bytes() == before and len(rows(out)) == 13 == len({row["image"] for row in rows(out)})
 
 
+def test_a_second_run_has_nothing_to_do_where_folders_above_have_the_same_names(weights, photos, monkeypatch, capsys):
+    """What `photos/01.jpg` meant was lost at once: the next run captioned it again, and gave it a second row."""
+    trip = photos.parent / "trip"
+    shutil.copytree(photos / "sub", trip / "photos")
+    shutil.copy(photos / "01.jpg", trip / "photos")
+    monkeypatch.chdir(trip)
+    for _ in range(2):
+        assert run(weights, "photos", "--output", "out.jsonl") == 0
+        pictures = [row["image"] for row in rows("out.jsonl")]
+        assert pictures == ["photos/00.jpg", str(trip / "photos/01.jpg"), *(f"photos/{n:02}.jpg" for n in (3, 6, 9))]
+    assert "all 5 pictures are captioned already" in capsys.readouterr().err and len(pictures) == 5
+
+
 def test_a_run_that_is_killed_is_continued(weights, tmp_path):
     """Captions are on the disk when they exist, whatever ends the run."""
     (tmp_path / "photos").mkdir()
@@ -191,6 +204,32 @@ def test_sidecars_beside_an_output(weights, photos, tmp_path):
     assert (photos / "01.txt").read_text() == texts[photos / "01.txt"]
 
 
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_no_link_leads_sidecars_out_of_the_folders_named(weights, photos, tmp_path, capsys, existing):
+    """A folder from a stranger held a link to one of ours, and our own note beside our own picture was overwritten."""
+    given, mine = tmp_path / "given", tmp_path / "mine"
+    given.mkdir(), mine.mkdir()
+    (given / "x").symlink_to("../mine")
+    (given / "linked.jpg").symlink_to(photos / "02.jpg")  # a picture alone: its sidecar is not beside what it shows
+    shutil.copy(photos / "01.jpg", mine / "dawg.jpg")
+    if existing != "skip":
+        (mine / "dawg.txt").write_text("my own note")
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    options = ["--sidecar", "--xmp", "--existing", existing]
+    assert run(weights, given, "--output", tmp_path / "out.jsonl", *options) == 1
+    captured = capsys.readouterr()
+    assert "dawg.jpg: it lies outside the folders named, where no sidecar is written; name" in captured.err
+    assert "captioned 2" in captured.err and f"{given / 'x' / 'dawg.jpg'}\t" in captured.out
+    assert [bool(row["caption"]) for row in rows(tmp_path / "out.jsonl")] == [True, True]
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    assert {path.name for path in given.iterdir()} == {"x", "linked.jpg", "linked.txt", "linked.xmp"}
+    for named in (["x/dawg.jpg"], ["x"], [".", "../mine"]):  # whoever names it means it
+        for path in (mine / "dawg.txt", mine / "dawg.xmp"):
+            path.unlink(missing_ok=True)
+        assert run(weights, *(given / name for name in named), *options) == 0
+        assert (mine / "dawg.txt").exists() and (mine / "dawg.xmp").exists()
+
+
 def test_captions_to_choose_from(weights, photos, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     wishes = ["--num-captions", 3, "--rank", "clip", "--method", "beam", "--require", "dog", "--emoji", "none"]
@@ -211,6 +250,9 @@ def test_the_literal_caption_is_shown_when_asked_for(photos, tmp_path, capsys):
         assert run(weights, photos / "01.jpg", "--output", tmp_path / f"{shown}.jsonl", *flags) == 0
         assert ("literal" in rows(tmp_path / f"{shown}.jsonl")[0]) == shown
         assert ("\tliteral: " in capsys.readouterr().out) == shown
+        assert run(weights, photos / "01.jpg", "--output", tmp_path / f"{shown}.csv", *flags) == 0
+        with (tmp_path / f"{shown}.csv").open(encoding="utf-8-sig", newline="") as file:
+            assert [bool(row.get("literal")) for row in csv.DictReader(file)] == [shown]
 
 
 def test_exit_status_two_when_nothing_could_be_done(weights, photos, tmp_path):

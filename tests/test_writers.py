@@ -155,7 +155,11 @@ def test_a_picture_is_known_through_a_linked_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_relative_path_of_an_earlier_run_is_no_picture_of_this_ones_folder(tmp_path, monkeypatch, ending):
-    """An output within 2023, continued from 2024 or from above both, had all of their pictures already."""
+    """An output within 2023, continued from 2024 or from above both, had all of their pictures already.
+
+    So the first run writes the whole path of a picture whose path could be that of another picture, and a second run
+    has nothing left to do.
+    """
     for folder in ("2023", "2024", "."):
         (tmp_path / folder).mkdir(exist_ok=True)
         for name in ("1.png", "2.png"):
@@ -164,7 +168,7 @@ def test_a_relative_path_of_an_earlier_run_is_no_picture_of_this_ones_folder(tmp
     out = tmp_path / "2023" / f"out.{ending}"
     monkeypatch.chdir(tmp_path / "2023")
     write(out, [Row("1.png", ["x"]), Row("2.png", ["x"])])
-    for folder, missing in (("2024", ["1.png", "2.png"]), (".", ["1.png"]), ("2023", ["1.png"]), ("2023", [])):
+    for folder, missing in (("2023", []), ("2024", ["1.png", "2.png"]), (".", ["1.png"]), ("2023", [])):
         monkeypatch.chdir(tmp_path / folder)
         with closing(open_writer(out)) as writer:
             wanted = [name for name in ("1.png", "2.png") if os.path.exists(name) and writer.wants(name)]
@@ -172,8 +176,26 @@ def test_a_relative_path_of_an_earlier_run_is_no_picture_of_this_ones_folder(tmp
             assert writer.wants(tmp_path / "2023" / "2.png") is False
             for name in wanted:
                 writer.write(Row(name, ["x"]))
-    whole = [tmp_path / name for name in ("2024/1.png", "2024/2.png", "1.png", "2023/1.png")]
-    assert [name for name, _ in read(out)] == ["1.png", "2.png", *map(str, whole)]
+    whole = [str(tmp_path / name) for name in ("2023/1.png", "2024/1.png", "2024/2.png", "1.png")]
+    assert [name for name, _ in read(out)] == [whole[0], "2.png", *whole[1:]]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_path_that_has_become_that_of_two_pictures_is_no_caption_of_either(tmp_path, monkeypatch, ending):
+    """Which of the two it was is lost, as it is in outputs of 0.1.0: both are captioned, and known from then on."""
+    (tmp_path / "trip").mkdir()
+    monkeypatch.chdir(tmp_path / "trip")
+    Image.new("RGB", (40, 30)).save("1.png")
+    write(f"out.{ending}", [Row("1.png", ["x"])])
+    Image.new("RGB", (40, 30)).save("../1.png")
+    for wanted in (True, False):
+        with closing(open_writer(f"out.{ending}")) as writer:
+            for name in ("1.png", "../1.png"):
+                assert writer.wants(name) == wanted
+                if wanted:
+                    writer.write(Row(name, ["x"]))
+    whole = [str(tmp_path / "trip/1.png"), str(tmp_path / "1.png")]
+    assert [name for name, _ in read(Path(f"out.{ending}"))] == ["1.png", *whole]
 
 
 def test_json_rows():
@@ -195,6 +217,48 @@ def test_no_csv_cell_begins_a_formula(tmp_path, monkeypatch):
             assert all(cell.strip()[:1] not in set("=+-@＝＋－＠") for cell in row)
     assert (tmp_path / "out.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # else Excel garbles emoji
     assert not open_writer(tmp_path / "out.csv").wants("=1+1.png")
+
+
+def test_the_quote_before_a_formula_is_told_from_one_in_the_name(tmp_path, monkeypatch):
+    """The quote that guards a cell was taken off names that had one of their own: two pictures were mixed up."""
+    monkeypatch.chdir(tmp_path)
+    names = ["=1.jpg", "'=1.jpg", "''=1.jpg", "'a.jpg", "' =1.jpg", "=2.jpg"]
+    for name in names:
+        Path(name).touch()
+    for count, name in enumerate(names[:-1]):
+        with closing(open_writer("out.csv")) as writer:
+            assert [writer.wants(each) for each in names] == [False] * count + [True] * (len(names) - count)
+            writer.write(Row(name, [name]))
+    before = Path("out.csv").read_bytes()
+    open_writer("out.csv").close()
+    assert Path("out.csv").read_bytes() == before
+    cells = [cell for pair in read(Path("out.csv")) for cell in pair]
+    assert cells[::2] == cells[1::2] == ["'=1.jpg", "''=1.jpg", "'''=1.jpg", "'a.jpg", "'' =1.jpg"]
+
+
+def test_a_line_of_more_captions_is_one_caption(tmp_path):
+    """A caption of two lines could not be told from two captions."""
+    write(tmp_path / "out.csv", [Row("a.jpg", ["first\nline", "a dog\nin the sun", "a\r\ncat"], asked=3)])
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["caption"] == "first\nline" and row["more captions"] == "a dog in the sun\na cat"
+
+
+def test_a_table_holds_literal_captions_if_they_are_asked_for(tmp_path):
+    """They were left out without a word."""
+    for literal in (True, False):
+        path = tmp_path / f"{literal}.csv"
+        for name, caption in (("a.jpg", "=a dog"), ("b.jpg", None)):
+            with closing(open_writer(path, literal)) as writer:
+                writer.write(Row(name, ["x"], literal=caption if literal else None))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = list(csv.DictReader(file))
+        assert [row.get("literal") for row in table] == (["'=a dog", ""] if literal else [None, None])
+        before = path.read_bytes()
+        told = "with --show-literal: give it" if literal else "without --show-literal: leave it out"
+        with pytest.raises(UserError, match=f"was written {told}, or choose another output"):
+            open_writer(path, not literal)
+        assert path.read_bytes() == before
 
 
 def test_a_picture_book_escapes_and_holds_its_pictures(tmp_path, rows):

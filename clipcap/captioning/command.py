@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
     if output_args.existing != "skip" and not (output_args.sidecar or output_args.xmp):
         raise UserError(f"--existing {output_args.existing} has an effect only with --sidecar or --xmp")
     with together(output_args, model_args, decoding_args, caption_args) as processes, ExitStack() as stack:
-        opened = open_outputs(output_args) if processes.main else []
+        opened = open_outputs(output_args, given.images) if processes.main else []
         outputs = [stack.enter_context(closing(output)) for output in opened]
         found = Pictures.find(given.images, lambda path: processes.main and wanted(path, outputs))
         processes.agree(f"{found.found} with the fingerprint {found.identity}", "pictures")
@@ -134,11 +134,14 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
         return status
 
 
-def open_outputs(args: OutputArguments) -> list[Writer | Sidecars]:
-    """The outputs that were asked for; perhaps none. Raises UserError for one that cannot be written."""
-    outputs: list[Writer | Sidecars] = [open_writer(args.output)] if args.output else []
+def open_outputs(args: OutputArguments, named: Sequence[str]) -> list[Writer | Sidecars]:
+    """The outputs that were asked for, of pictures in what the user named; perhaps none.
+
+    Raises UserError for one that cannot be written.
+    """
+    outputs: list[Writer | Sidecars] = [open_writer(args.output, args.show_literal)] if args.output else []
     kinds = [kind for kind, asked in ((TEXT, args.sidecar), (XMP, args.xmp)) if asked]
-    return [*outputs, Sidecars(args.existing, kinds)] if kinds else outputs
+    return [*outputs, Sidecars(args.existing, kinds, named)] if kinds else outputs
 
 
 def wanted(path: Path, outputs: Sequence[Writer | Sidecars]) -> bool:

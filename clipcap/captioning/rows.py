@@ -99,9 +99,11 @@ class Writer:
         """Write a row. Raises UserError when the disk is full or no longer there.
 
         A file outside the working folder may be continued from another one, where a relative path would lead elsewhere:
-        it gets absolute paths, and so does one in which a relative path could mean two pictures.
+        it gets absolute paths, and so does one that holds a relative path which could mean two pictures. In any file a
+        picture gets its absolute path if the relative one could mean another picture too.
         """
-        image = os.path.abspath(row.image) if self.absolute else row.image
+        absolute = self.absolute or len(self._meant(row.image)) > 1
+        image = os.path.abspath(row.image) if absolute else row.image
         self._put_or_say(self.format(replace(row, image=image)))
         self.written += 1
 
@@ -173,14 +175,17 @@ class Writer:
 
         Returns whether the row leads anywhere: the folder of a relative path may not be there.
         """
-        folder, name = os.path.split(image)
-        there = {os.path.join(place, name) for place in self._places(folder)}
-        if len(there) > 1:
-            there = {place for place in there if os.path.isfile(place)}
+        there = self._meant(image)
         if len(there) == 1:
             self.done |= there
         self.absolute |= len(there) > 1
         return bool(there) or os.path.isabs(image)
+
+    def _meant(self, image: str) -> set[str]:
+        """The pictures that the path in a row can mean; where these are several, each of them is there."""
+        folder, name = os.path.split(image)
+        there = {os.path.join(place, name) for place in self._places(folder)}
+        return {place for place in there if os.path.isfile(place)} if len(there) > 1 else there
 
 
 def _folders(file: Path, folder: str) -> set[str]:
@@ -190,6 +195,11 @@ def _folders(file: Path, folder: str) -> set[str]:
     """
     places = (os.path.join(above, folder) for above in file.parents)
     return {os.path.realpath(place) for place in places if os.path.isdir(place)}
+
+
+def one_line(caption: str) -> str:
+    """A caption where several stand in a file, one per line."""
+    return " ".join(caption.splitlines())
 
 
 def _bytes(text: str) -> bytes:

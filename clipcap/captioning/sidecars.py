@@ -6,13 +6,13 @@ import errno
 import os
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from clipcap.captioning.rows import Row
+from clipcap.captioning.rows import Row, one_line
 from clipcap.captioning.xmp import LeftAlone, described, description_of, embedded_description
 from clipcap.clip.images import EXTENSIONS
 from clipcap.errors import UserError
@@ -65,10 +65,15 @@ class Sidecars:
             with them, so that a second run changes nothing. An .xmp is also skipped where the picture itself holds a
             description.
         kinds: which files.
+        named: the pictures and folders that the user named; no file is written outside them, where a link in a folder
+            of strangers may lead. None: anywhere.
     """
 
-    def __init__(self, existing: str = "skip", kinds: Sequence[Kind] = (TEXT,)) -> None:
+    def __init__(
+        self, existing: str = "skip", kinds: Sequence[Kind] = (TEXT,), named: Iterable[str | Path] | None = None
+    ) -> None:
         self.existing, self.kinds = existing, kinds
+        self._named = None if named is None else {_place(Path(path)) for path in named}
         self._names = lru_cache(HELD)(_names)
         self._held: dict[str, ExitStack] = {}  # by folder; the one not used for longest comes first
 
@@ -76,9 +81,15 @@ class Sidecars:
         """Whether a caption of this picture is to be written. Raises UserError if another run writes to its folder."""
         if not any(self._wants(Path(image), kind) for kind in self.kinds):
             return False
-        with suppress(OSError):  # `write` will say so
-            self._hold(os.path.realpath(Path(image).parent))
+        if self._is_named(Path(image)):
+            with suppress(OSError):  # `write` will say so
+                self._hold(os.path.realpath(Path(image).parent))
         return True
+
+    def _is_named(self, image: Path) -> bool:
+        """Whether the user named this picture, or a folder above it."""
+        place = _place(image)
+        return self._named is None or not self._named.isdisjoint([place, *place.parents])
 
     def _wants(self, image: Path, kind: Kind) -> bool:
         if self.existing != "skip":
@@ -99,6 +110,8 @@ class Sidecars:
         """
         if row.error is not None:
             return None
+        if not self._is_named(Path(row.image)):
+            return "it lies outside the folders named, where no sidecar is written; name its folder too"
         wanted = [kind for kind in self.kinds if self._wants(Path(row.image), kind)]
         return "; ".join(filter(None, [self._write(row, kind) for kind in wanted])) or None
 
@@ -106,7 +119,7 @@ class Sidecars:
         file = self._file(Path(row.image), kind.ending)
         if os.path.islink(file):  # folders of strangers bring links, and these would say where captions are written
             return f"its {kind.ending} is a link, which is left as it is"
-        captions = [" ".join(caption.splitlines()) for caption in row.captions] if row.asked > 1 else row.captions
+        captions = [*map(one_line, row.captions)] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n" if not kind.mixed else (row.captions or [""])[0]
         try:
             self._hold(os.path.realpath(Path(row.image).parent))
@@ -150,6 +163,11 @@ class Sidecars:
         if alone and not image.with_suffix("").is_file():  # that one's would be a.txt
             return image.with_suffix(ending)
         return image.with_name(image.name + ending)
+
+
+def _place(path: Path) -> Path:
+    """Where a folder, or the files beside a picture, are: without links, but for one that is the picture itself."""
+    return Path(os.path.realpath(path)) if os.path.isdir(path) else Path(os.path.realpath(path.parent), path.name)
 
 
 def _names(folder: str) -> Counter[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from clipcap.captioning.picture_book import PictureBook
-from clipcap.captioning.rows import Row, Writer, read_name, written_name
+from clipcap.captioning.rows import Row, Writer, one_line, read_name, written_name
 from clipcap.errors import UserError
 
 MOST_CELL = 1 << 24  # characters: 256 captions of any length
@@ -56,8 +56,9 @@ def _begins_as_a_row(line: str) -> bool:
 class Csv(Writer):
     """Columns: image, caption, more captions (one per line), error. No cell is read as a formula."""
 
-    COLUMNS = ("image", "caption", "more captions", "error")
-    FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")  # what a spreadsheet may run (OWASP)
+    COLUMNS: tuple[str, ...] = ("image", "caption", "more captions", "error")
+    # What a spreadsheet may run (OWASP); also behind quotes, or nobody could tell whether the first one is a guard.
+    FORMULA = re.compile(r"'*(\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])")
 
     def header(self) -> str:
         """The names of the columns, behind the mark without which Excel takes the file for Latin-1."""
@@ -66,7 +67,9 @@ class Csv(Writer):
     def format(self, row: Row) -> str:
         """A row of the table."""
         caption, *more = row.captions or [""]
-        return self._line([written_name(row.image), caption, "\n".join(more), row.error or row.note])
+        error = row.error or row.note
+        cells = [written_name(row.image), caption, "\n".join(map(one_line, more)), error, row.literal or ""]
+        return self._line(cells[: len(self.COLUMNS)])
 
     def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
         """The rows of an earlier run."""
@@ -78,15 +81,21 @@ class Csv(Writer):
                 yield last
 
         header = file.readline()
-        if len(header) > 200 or tuple(next(csv.reader([header]), ())) != self.COLUMNS:
-            raise UserError(f"{str(self.path)!r} is another kind of table; choose another output")
+        columns = tuple(next(csv.reader([header]), ())) if len(header) <= 200 else ()
+        if columns != self.COLUMNS:
+            told = {
+                Csv.COLUMNS: "was written without --show-literal: leave it out, or",
+                CsvWithLiterals.COLUMNS: "was written with --show-literal: give it, or",
+            }.get(columns, "is another kind of table;")
+            raise UserError(f"{str(self.path)!r} {told} choose another output")
         rows, number = csv.reader(lines(), strict=True), 1  # the line that a row ends in
         before = csv.field_size_limit(MOST_CELL)
         try:
             for cells in rows:
                 if len(cells) == len(self.COLUMNS):
-                    image, caption, _, error = cells
-                    yield self._line(cells), read_name(self._bare(image)), bool(error and not caption)
+                    cells = [self._bare(cell) for cell in cells]
+                    image, caption, _, error, *_ = cells
+                    yield self._line(cells), read_name(image), bool(error and not caption)
                 elif cells and last.endswith("\n"):
                     raise self._odd(number + 1)
                 number = 1 + rows.line_num
@@ -111,11 +120,21 @@ class Csv(Writer):
         return cell[1:] if cell.startswith("'") and self.FORMULA.match(cell[1:]) else cell
 
 
+class CsvWithLiterals(Csv):
+    """The same with one more column: the literal caption that a prompted model starts from."""
+
+    COLUMNS = (*Csv.COLUMNS, "literal")
+
+
 WRITERS: dict[str, type[Writer]] = {".jsonl": JsonLines, ".csv": Csv, ".html": PictureBook}
 
 
-def open_writer(path: str | Path) -> Writer:
+def open_writer(path: str | Path, literal: bool = False) -> Writer:
     """Open the writer for this file's ending; without an ending it writes JSON lines.
+
+    Args:
+        path: the file.
+        literal: whether rows may have a literal caption, for which a table needs a column.
 
     Raises:
         UserError: the ending is unknown, or the file cannot be written or is not one that this writer has written.
@@ -123,4 +142,4 @@ def open_writer(path: str | Path) -> Writer:
     ending = Path(path).suffix.lower()
     if ending not in ("", *WRITERS):
         raise UserError(f"{str(path)!r} ends in {ending!r}; an output ends in {', '.join(WRITERS)}")
-    return WRITERS[ending or ".jsonl"](path)
+    return CsvWithLiterals(path) if literal and ending == ".csv" else WRITERS[ending or ".jsonl"](path)

@@ -36,6 +36,8 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
     Image.init()  # a build of Pillow may lack some formats, and must not be asked for these
     formats = [name for name in FORMATS if name in Image.OPEN]
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    if image.format == "TIFF":
+        image.filename = ""  # Pillow maps some TIFFs into memory by it, and scrambles those that lie on their side
     if image.info.get("progressive"):
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         if content.count(START_OF_SCAN) > MOST_SCANS:

@@ -179,8 +179,8 @@ def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box
         with open_file(source) as image:
             side = min_side if image.format in ("JPEG", "MPO") else None  # a HEIC would give a thumbnail of anything
             _, box = (side and image.draft("RGB", (side, side))) or (None, None)
-            orientation, size = orientation_of(image), image.size
-            return upright(rgb(image), orientation), box and upright_box(box, size, orientation)
+            loaded, orientation = rgb(image), orientation_of(image)  # in this order: loading turns a TIFF upright
+            return upright(loaded, orientation), box and upright_box(box, image.size, orientation)
 
 
 @contextmanager

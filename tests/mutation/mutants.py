@@ -280,7 +280,7 @@ MUTANTS = [
         ("choice", "return len(set(grams)) < len(grams)", "return False"),
         ("words", "regex.IGNORECASE | regex.FULLCASE", "0"),
         ("rules", "return self.clean(text.strip())  # again", "return text.strip()  # again"),
-        ("writers", "image, caption, _, error = cells", "image, caption, error, _ = cells"),
+        ("writers", "image, caption, _, error, *_ = cells", "image, caption, error, _, *_ = cells"),
         ("writers", "return cell[1:] if cell.startswith", "return cell if cell.startswith"),
         ("posts", "if tag in seen or", "if", "test_posts"),
         ("posts", "max_chars - self.size", "max_chars", "test_posts"),
