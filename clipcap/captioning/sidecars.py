@@ -134,9 +134,7 @@ class Sidecars:
 
     def _write(self, row: Row, kind: Kind) -> str | None:
         file, *_ = files = self._files(Path(row.image), kind.ending)
-        if any(
-            map(os.path.islink, files)
-        ):  # folders of strangers bring links, and these would say where captions are written
+        if any(map(os.path.islink, files)):  # strangers' folders bring links: they would say where captions go
             return f"its {kind.ending} is a link, which is left as it is"
         captions = [" ".join(caption.splitlines()) for caption in row.captions] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n" if not kind.mixed else (row.captions or [""])[0]
