@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from clipcap.errors import UserError
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_MODES = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+HOLDER = re.compile(r"process \d+ on .* since [\d: -]{19}")  # what `only_writer` writes into a lock
 
 
 @contextmanager
@@ -116,13 +118,11 @@ def only_writer(path: Path) -> Iterator[None]:
         path: an existing folder, or a file (existing or not) in an existing folder.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or a file of somebody else's has the name of the lock.
         OSError: nothing can be written there.
     """
     file = path / ".lock" if path.is_dir() else _beside(path, "lock")
-    holder = ""
-    with suppress(OSError):  # Windows lets nobody read a locked file, nor even its holder write to it
-        holder = file.read_text(errors="replace").strip() if file.is_file() else ""  # before an attempt empties it
+    holder = _holder(file)
     lock = FileLock(file, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -139,14 +139,27 @@ def only_writer(path: Path) -> Iterator[None]:
             raise
     try:
         if lock.is_locked:
+            _holder(file)  # again, since it may have come in between
             since = f"{platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
             with suppress(OSError):
                 file.write_text(f"process {os.getpid()} on {since}")
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)  # while it is still held, so that nobody else can be holding it
     finally:
-        with suppress(OSError):
-            file.unlink(missing_ok=True)  # while it is still held, so that nobody else can be holding it
         lock.release()
+
+
+def _holder(lock: Path) -> str:
+    """Who holds a lock, or held it until killed; "" if it does not say. Raises UserError for a file that is no lock."""
+    text = ""
+    with suppress(OSError):  # Windows lets nobody read a locked file, nor even its holder write to it
+        text = lock.read_text(errors="replace").strip() if lock.is_file() else ""
+    if text and not HOLDER.fullmatch(text):
+        raise UserError(f"{str(lock)!r} holds something else than this project's lock: move it away")
+    return text
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -44,12 +44,18 @@ def uploaded_images(upload: FileUpload) -> list[Image]:
     """The pictures chosen in an ipywidgets `FileUpload` (version 7 gives a dict, version 8 a tuple), upright.
 
     Raises:
-        UnreadableImage: one of them cannot be used.
+        UnreadableImage: one of them cannot be used; the message names it.
     """
-    from clipcap.clip.images import open_image
+    from clipcap.clip.images import UnreadableImage, open_image
 
-    files = upload.value.values() if isinstance(upload.value, dict) else upload.value
-    return [open_image(bytes(file["content"])) for file in files]
+    given = upload.value
+    images = []
+    for name, file in given.items() if isinstance(given, dict) else [(file["name"], file) for file in given]:
+        try:
+            images.append(open_image(bytes(file["content"])))
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{name}: {error}") from None
+    return images
 
 
 def side_by_side(images: Sequence[str | Path | Image], captions: Mapping[str, Sequence[str | Sequence[str]]]) -> HTML:

@@ -49,11 +49,12 @@ PLACEHOLDER = "@user"  # stands for a mention in training captions, so that the 
 CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC"
 UNSPACED = rf"[{CJK}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}]"  # of all scripts without blanks between words
 
+OF_EMOJI = r"\uFE0E\uFE0F\u200D\u20E3\p{Emoji_Modifier}\U000E0020-\U000E007F"  # what follows a pictogram, for a set
 # What is removed from a caption that must not hold any of them. U+FE0F makes pictures of © ® ™.
 EMOJI_TRACE = regex.compile(
     r"(?:[0-9#*]\uFE0F?\u20E3|[©®™](?=\uFE0F)"
     r"|[[\p{Extended_Pictographic}\p{Regional_Indicator}\p{Emoji_Modifier}\uFE0F]--[©®™]])"
-    r"[\uFE0E\uFE0F\u200D\u20E3\p{Emoji_Modifier}\U000E0020-\U000E007F]*",
+    rf"[{OF_EMOJI}]*",
     regex.VERSION1,
 )
 # A "#" that stands alone takes the word behind it away too, which was meant to be a hashtag.

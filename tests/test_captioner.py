@@ -202,6 +202,26 @@ def test_a_picture_that_cannot_be_read_is_named(captioner, pictures, tmp_path):
     assert rows[1].captions
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (b"\xff\xd8\xff", "a bytes"),
+        ([b"\xff\xd8\xff"], "a bytes"),
+        (bytearray(3), "a bytearray"),
+        (np.zeros((4, 4, 3), np.uint8), "a ndarray"),
+        ([1, 2], "1"),
+        (5, "5"),
+        (None, "None"),
+        (["a.jpg", None], "None"),
+    ],
+    ids=str,
+)
+def test_what_is_no_picture_is_refused(captioner, given, named):
+    """The bytes of a file were so many pictures, and their numbers open files of this process."""
+    with pytest.raises(UserError, match=f"paths and PIL pictures, .* not {named}: "):
+        captioner(given)
+
+
 def test_another_clip_is_refused_or_taken(weights, captioner, tmp_path):
     other = save_tiny_clip(tmp_path / "other", embed_dim=24)
     with pytest.raises(UserError, match="16 numbers.*makes 24"):

@@ -140,6 +140,30 @@ def test_banned_phrases_accents_and_signs():
     assert not Rules(ban=("😀",)).allows("hi😀")
 
 
+@pytest.mark.parametrize(
+    ("word", "caption", "rest"),
+    [
+        ("👍", "so good 👍🏽 today", "so good today"),
+        ("👍", "👍👍🏽🐢👍", "🐢"),
+        ("❤", "love ❤️ you", "love you"),
+        ("love ❤", "i love ❤️ you", "i you"),
+        ("👩", "a 👩‍👧 b 👧", "a b 👧"),
+        ("👧", "a 👩🏽‍👧 b 👩🏽", "a b 👩🏽"),
+        ("👩‍👧", "a 👩‍👩‍👧‍👦 b 👩", "a b 👩"),
+        ("🏴", "a 🏴󠁧󠁢󠁥󠁮󠁧󠁿 b", "a b"),
+        ("🇩🇪", "🇫🇷🇩🇪🇦🇩🇪🇸", "🇫🇷🇦🇩🇪🇸"),
+        ("1", "top 1️⃣ day, 1 of 1⃣", "top 1️⃣ day, of 1⃣"),
+        ("1️⃣", "top 1️⃣ day 1", "top day 1"),
+        ("#", "a # b #️⃣", "a b #️⃣"),
+        ("۱", "a\u200d b", "a\u200d b"),
+    ],
+)
+def test_a_banned_emoji_goes_as_a_whole(word, caption, rest):
+    """Guards against a skin tone, a joiner or half a keycap that stays behind."""
+    assert Rules(ban=(word,)).clean(caption) == rest
+    assert Rules(ban=(word,)).allows(rest)
+
+
 def test_cleaning_does_not_bring_a_banned_word_together():
     """ "dogdog dog" and the like: what is cut out must not leave what it cut out."""
     rules = Rules(ban=("big dog", "dog"), emoji="none")

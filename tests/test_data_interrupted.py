@@ -288,7 +288,7 @@ def test_run_killed_before_its_first_shard_leaves_a_folder_that_can_be_used(
 ) -> None:
     """Guards against a lock left by SIGKILL that counts as "other files"."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / ".lock").write_text("process 1")
+    (tmp_path / "data" / ".lock").write_text("process 1 on elsewhere since 2026-01-31 12:00:00")
     (tmp_path / "data" / ".probe-1").touch()
     assert load(photos, clip, tmp_path / "data").info["skipped"] == 0
 

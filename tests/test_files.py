@@ -138,13 +138,36 @@ def test_a_lock_that_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pyt
     def refuse(_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    (tmp_path / ".a.lock").write_text("process 7 on elsewhere")
+    (tmp_path / ".a.lock").write_text("process 7 on elsewhere since 2026-01-31 12:00:00")
     monkeypatch.setattr(FileLock, "acquire", refuse)
     with (
-        pytest.raises(UserError, match=r"\.a\.lock', left by process 7 on elsewhere, .* delete it"),
+        pytest.raises(UserError, match=r"\.a\.lock', left by process 7 on elsewhere since .*, may .* delete it"),
         only_writer(tmp_path / "a"),
     ):
         raise AssertionError("it was not held")
+
+
+@pytest.mark.parametrize("content", [b"user content\n", b"process these\n", bytes(9), b"\xff" * 5000])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_file_of_the_user_with_the_name_of_a_lock_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, late: bool
+) -> None:
+    """It was written over and deleted."""
+    lock, acquire = tmp_path / ".lock", FileLock.acquire
+    if late:  # it appears at the very last moment
+        monkeypatch.setattr(FileLock, "acquire", lambda self: (acquire(self), lock.write_bytes(content))[0])
+    else:
+        lock.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"\.lock' holds something else .* move it away"), only_writer(tmp_path):
+            raise AssertionError("it was held")
+    assert lock.read_bytes() == content
+    monkeypatch.undo()
+    for left in ("process 1 on a node since 2026-01-31 12:00:00", ""):  # of a run that was killed
+        lock.write_text(left)
+        with only_writer(tmp_path):
+            assert f"process {os.getpid()} on" in lock.read_text()
+        assert not lock.exists()
 
 
 def test_lock_is_released_after_an_error(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+from clipcap.clip.images import UnreadableImage
 from clipcap.notebook import BlindRating, sample_images, sample_photos, side_by_side, uploaded_images
 from clipcap.weights.published import resolve_weights
 
@@ -124,6 +125,10 @@ def test_uploads_are_read_as_both_widget_versions_give_them() -> None:
         (image,) = uploaded_images(SimpleNamespace(value=value))
         assert image.size == (20, 40)
     assert uploaded_images(SimpleNamespace(value=())) == []
+    broken = {"content": b"no picture", "name": "b.jpg"}
+    for value in ((upload, broken), {"a.jpg": upload, "b.jpg": {"content": b"no picture"}}):
+        with pytest.raises(UnreadableImage, match=r"^b\.jpg: not a picture"):
+            uploaded_images(SimpleNamespace(value=value))
 
 
 def test_blind_rating_hides_shuffles_and_sums_up() -> None:

@@ -20,8 +20,10 @@ from tiny import save_tiny_weights, tiny_captioner_model
 
 import predict
 from clipcap import ClipCap, ClipCapConfig, ClipEncoder, save_checkpoint
+from clipcap.captioning.sidecars import XMP
 from clipcap.cli import status
 from clipcap.clip.images import open_image
+from clipcap.data.sources import open_source
 from clipcap.errors import UserError
 from clipcap.files import only_writer
 from clipcap.weights.checkpoint import load_checkpoint
@@ -228,6 +230,36 @@ def test_no_link_leads_sidecars_out_of_the_folders_named(weights, photos, tmp_pa
             path.unlink(missing_ok=True)
         assert run(weights, *(given / name for name in named), *options) == 0
         assert (mine / "dawg.txt").exists() and (mine / "dawg.xmp").exists()
+
+
+def test_a_picture_of_the_name_of_a_captioned_one_sidelines_no_edited_text(weights, photos, capsys):
+    """Guards against a machine-written a.jpg.txt beside the edited a.txt, which training no longer read."""
+    folder = photos / "sub"
+    assert run(weights, "--sidecar", folder) == 0
+    image = min(folder.glob("*.jpg"))
+    image.with_suffix(".txt").write_text("edited\n")
+    Image.new("RGB", (32, 32)).save(image.with_suffix(".png"))
+    before = set(folder.iterdir())
+    assert run(weights, "--sidecar", folder) == 0 and set(folder.iterdir()) == before
+    said = capsys.readouterr().err
+    assert f"({image.name!r}, {image.with_suffix('.png').name!r})" in said and "pictures are captioned already" in said
+    examples = open_source(["folder", str(folder)]).examples
+    assert [item.captions for item in examples if item.image.stem == image.stem] == [("edited\n",)] * 2
+
+
+def test_a_description_within_a_picture_is_said_to_be_one(weights, tmp_path, capsys):
+    """It was "captioned already": many cameras write OLYMPUS DIGITAL CAMERA or the like into every picture."""
+    packet = XMP.change(b"", "OLYMPUS DIGITAL CAMERA")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg", xmp=packet)
+    assert run(weights, "--xmp", tmp_path) == 0 and not list(tmp_path.glob("*.xmp"))
+    said = capsys.readouterr().err
+    assert "captioned or described already" in said and "--existing overwrite" in said
+    Image.new("RGB", (32, 32)).save(tmp_path / "b.jpg")
+    assert run(weights, "--xmp", tmp_path) == 0
+    said = capsys.readouterr().err
+    assert "note: 1 of the pictures" in said and "skipped 1" in said
+    assert run(weights, "--xmp", "--existing", "overwrite", tmp_path) == 0
+    assert "note:" not in capsys.readouterr().err and len(list(tmp_path.glob("*.xmp"))) == 2
 
 
 def test_captions_to_choose_from(weights, photos, tmp_path, capsys):

@@ -593,6 +593,77 @@ def test_two_pictures_of_one_stem_do_not_share_a_sidecar(tmp_path, order):
     assert not any(Sidecars().wants(tmp_path / name) for name in names)
 
 
+def sidecar(kind, text):
+    return kind.change(b"", text)
+
+
+@pytest.mark.parametrize("kind", [TEXT, XMP], ids=["txt", "xmp"])
+def test_a_second_picture_of_a_name_sidelines_no_text(tmp_path, kind):
+    """The a.txt of a.jpg, edited, gave way to an a.jpg.txt as soon as there was an a.png: training read that one."""
+    edited, ending = tmp_path / f"a{kind.ending}", kind.ending
+    edited.write_bytes(sidecar(kind, "edited"))
+    for name in ("a.jpg", "a.png", "a.b"):
+        (tmp_path / name).touch()
+    for _ in range(2):
+        with closing(Sidecars(kinds=[kind])) as sidecars:
+            assert [sidecars.wants(tmp_path / name) for name in ("a.jpg", "a.png", "a.b")] == [False, False, True]
+            (told,) = sidecars.notes
+            assert f"a{ending}' ('a.jpg', 'a.png')" in told and f"a.jpg{ending}" in told
+            assert sidecars.write(Row(str(tmp_path / "a.jpg"), ["new"])) is None
+    assert not (tmp_path / f"a.jpg{ending}").exists()
+    for existing, text in (("append", "edited\nnew"), ("prepend", "new\nedited"), ("overwrite", "new")):
+        for _ in range(2):
+            with closing(Sidecars(existing, [kind])) as sidecars:
+                assert sidecars.wants(tmp_path / "a.png") and not sidecars.notes
+                assert sidecars.write(Row(str(tmp_path / "a.png"), ["new"])) is None
+            assert kind.read((tmp_path / f"a.png{ending}").read_bytes()).strip() == text
+        if existing != "overwrite":
+            (tmp_path / f"a.png{ending}").unlink()
+    assert edited.read_bytes() == sidecar(kind, "edited")
+    assert not Sidecars(kinds=[kind]).wants(tmp_path / "a.png")
+
+
+def test_a_picture_that_is_alone_again_keeps_its_text(tmp_path):
+    """Once a.png was gone, a.jpg was captioned anew in a.txt, beside its a.jpg.txt, which training reads."""
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.jpg.txt").write_text("edited\n")
+    assert not Sidecars().wants(tmp_path / "a.jpg")
+    with closing(Sidecars("append")) as sidecars:
+        assert sidecars.write(Row(str(tmp_path / "a.jpg"), ["new"])) is None
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {"a.jpg.txt": "edited\nnew\n"}
+
+
+def test_a_new_file_without_an_ending_sidelines_no_text(tmp_path):
+    """Only where it is named as a picture too is the text that bears its name its own."""
+    for name in ("a", "a.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "a.txt").write_text("edited\n")
+    assert not Sidecars().wants(tmp_path / "a.jpg")
+    with closing(Sidecars()) as sidecars:
+        assert [sidecars.wants(tmp_path / name) for name in ("a", "a.jpg")] == [False, True]
+
+
+def test_what_else_an_xmp_holds_goes_along_to_the_pictures_that_share_it(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "a.xmp").write_text(OTHERS.format(""), encoding="utf-8")
+    with closing(Sidecars(kinds=[XMP])) as sidecars:
+        assert sidecars.wants(tmp_path / "a.jpg")
+        assert sidecars.write(Row(str(tmp_path / "a.jpg"), ["new"])) is None
+    assert "xmp:Rating='5'" in (tmp_path / "a.jpg.xmp").read_text(encoding="utf-8")
+    assert (tmp_path / "a.xmp").read_text(encoding="utf-8") == OTHERS.format("")
+
+
+@pytest.mark.parametrize("existing", ["overwrite", "append"])
+def test_a_link_that_pictures_share_is_not_followed(tmp_path, existing):
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "a.txt").symlink_to("secret")
+    with closing(Sidecars(existing)) as sidecars:
+        assert "is a link" in sidecars.write(Row(str(tmp_path / "a.jpg"), ["x"]))
+
+
 @pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
 def test_a_link_in_the_place_of_a_sidecar_is_not_followed(tmp_path, existing):
     (tmp_path / "a.txt").symlink_to("victim")
@@ -764,7 +835,9 @@ def test_a_description_is_respected(tmp_path):
     assert Sidecars("skip", [XMP]).wants(row.image)
     Image.new("RGB", (8, 8)).save(row.image, xmp=OTHERS.format(NEW.format(GERMAN)).encode())
     for _ in range(2):  # beside an .xmp with no more than a rating, and without one
-        assert not Sidecars("skip", [XMP]).wants(row.image) and Sidecars("overwrite", [XMP]).wants(row.image)
+        skipping = Sidecars("skip", [XMP])
+        assert not skipping.wants(row.image) and Sidecars("overwrite", [XMP]).wants(row.image)
+        assert "1 of the pictures" in skipping.notes[0] and "--existing overwrite" in skipping.notes[0]
         path.unlink(missing_ok=True)
 
 

@@ -12,13 +12,12 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from clipcap.captioning.candidates import Candidates, check_start, tokens_of
 from clipcap.captioning.choice import Choice
-from clipcap.captioning.options import batch_sizes, check_sizes, decoding_and_rules
+from clipcap.captioning.options import Picture, batch_sizes, check_sizes, decoding_and_rules, pictures_in
 from clipcap.captioning.posts import Frame
 from clipcap.captioning.rows import Row
 from clipcap.captioning.rules import Rules, framed
@@ -42,7 +41,6 @@ from clipcap.weights.published import resolve_weights
 
 CLIP_BATCH = 64
 Captioned = tuple[list[str], str | None]  # a picture's captions, and the literal caption in its prompt, if any
-Picture = str | Path | Image.Image
 
 
 @dataclass
@@ -124,9 +122,10 @@ class Captioner:
 
         Raises:
             UnreadableImage: a picture cannot be read or gets no caption; the message names it and says why.
-            UserError: an option is unknown, or has a value that is impossible or does not fit these weights.
+            UserError: something is no picture, or an option is unknown or has a value that is impossible or does not
+                fit these weights.
         """
-        images = [images] if isinstance(images, Picture) else list(images)
+        images = pictures_in(images)
         decoding, rules = decoding_and_rules(decoding, **options)
         captions = []
         for number, row in enumerate(self.rows(images, decoding, rules, workers=0), 1):

@@ -43,7 +43,7 @@ class OutputArguments:
 
     output: str | None = arg(None, "file to write, by its ending: .jsonl, .csv, .html (picture book)", metavar="FILE")
     sidecar: bool = arg(False, "write a .txt beside each picture: a.txt, or a.jpg.txt and a.png.txt if both exist")
-    xmp: bool = arg(False, "write an .xmp beside each picture, named likewise, with the caption as its description")
+    xmp: bool = arg(False, "write an .xmp likewise, with the caption as its description, unless the picture holds one")
     existing: str = arg("skip", f"an older text: {', '.join(EXISTING)}", choices=list(EXISTING), metavar="HOW")
     show_literal: bool = arg(False, "also give the literal caption that a prompted model starts from")
 
@@ -97,8 +97,11 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
         found = Pictures.find(given.images, lambda path: processes.main and wanted(path, outputs))
         processes.agree(f"{found.found} with the fingerprint {found.identity}", "pictures")
         pictures = processes.gather(found)[0]
+        for text in (text for output in opened if isinstance(output, Sidecars) for text in output.notes):
+            processes.note(text)
         if not pictures.todo:
-            processes.note(f"all {pictures.found} pictures are captioned already")
+            done = "captioned or described" if output_args.xmp else "captioned"
+            processes.note(f"all {pictures.found} pictures are {done} already")
             return 0
         from clipcap.captioning.captioner import Captioner
         from clipcap.fast.int8 import is_faster

@@ -1,17 +1,22 @@
-"""The options of decoding and of the captions themselves: on the command line, and by name in Python."""
+"""The options of decoding and of the captions themselves, on the command line and by name in Python; and pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from clipcap.captioning.posts import INSTAGRAM
 from clipcap.captioning.rules import KEEP_OR_NONE, RANKS, Rules
 from clipcap.cli.options import arg
 from clipcap.decoding.options import METHODS, Decoding
-from clipcap.errors import UserError, at_least
+from clipcap.errors import UserError, at_least, shown
 from clipcap.model.controls import LENGTHS
 
+Picture = str | Path | Image.Image
 # The method that an option belongs to. The command line refuses it with any other; in Python it is just not used there.
 METHOD_OF = {"beams": "beam", "temperature": "nucleus", "top_p": "nucleus", "top_k": "nucleus", "seed": "nucleus"}
 MOST_PICTURES = 4096  # in a batch: their pixels are in memory together, up to 0.3 MB each
@@ -128,6 +133,19 @@ def decoding_and_rules(decoding: Decoding | None = None, **options: Any) -> tupl
     count = decoding.width if decoding.return_all else decoding.num_captions
     rules = {name: options[name] for name in options.keys() & of_rules} | {"num_captions": count}
     return decoding, Rules(**rules)
+
+
+def pictures_in(images: Any) -> list[Picture]:
+    """A picture, or any number of them -> a list. Raises UserError for what is none."""
+    several = isinstance(images, Iterable) and not isinstance(images, Picture | bytes | bytearray)
+    listed: list[Any] = list(images) if several else [images]
+    for image in listed:
+        if not isinstance(image, Picture):
+            raise UserError(
+                f"captions are for paths and PIL pictures, one or a list of them, not {shown(image)}: "
+                "make bytes a picture by Image.open(io.BytesIO(...)), an array by Image.fromarray(...)"
+            )
+    return listed
 
 
 def batch_sizes(decoding: Decoding, rules: Rules, batch_size: int | None = None) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from clipcap.files import NO_ROOM, only_writer, write_whole
 EXISTING = ("skip", "overwrite", "append", "prepend")
 LARGEST = 16 << 20  # bytes of a file that is read
 HELD = 64  # folders locked at a time: each takes a file handle, and systems allow 256
+MOST_NOTED = 3  # files that a note names
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ XMP = Kind(".xmp", description_of, described, mixed=True)
 class Sidecars:
     """A file beside each picture that holds its captions: a.txt or a.xmp for a.jpg.
 
-    Where a folder holds a.jpg and a.png, nobody could tell whose a.txt is: then they are a.jpg.txt and a.png.txt. No
-    other run writes into the same folders meanwhile.
+    Where a folder holds a.jpg and a.png, nobody could tell whose a.txt is: then they are a.jpg.txt and a.png.txt. An
+    a.txt from before there were two counts for both, as it does when a folder is read for training. No other run writes
+    into the same folders meanwhile.
 
     Args:
         existing: what to do where there are captions already: "skip" the picture, "overwrite" them, or "append" or
@@ -76,10 +78,15 @@ class Sidecars:
         self._named = None if named is None else {_place(Path(path)) for path in named}
         self._names = lru_cache(HELD)(_names)
         self._held: dict[str, ExitStack] = {}  # by folder; the one not used for longest comes first
+        self._odd: set[Path] = set()  # pictures without a picture's ending: only a command line names them
+        self._shared: dict[Path, set[str]] = {}  # a few files that count for several pictures, and these
+        self._described = 0  # pictures that are left alone for what they hold themselves
 
     def wants(self, image: str | Path) -> bool:
         """Whether a caption of this picture is to be written. Raises UserError if another run writes to its folder."""
-        if not any(self._wants(Path(image), kind) for kind in self.kinds):
+        if Path(image).suffix.lower() not in EXTENSIONS:
+            self._odd.add(Path(image))
+        if not any([self._wants(Path(image), kind) for kind in self.kinds]):
             return False
         if self._is_named(Path(image)):
             with suppress(OSError):  # `write` will say so
@@ -94,13 +101,36 @@ class Sidecars:
     def _wants(self, image: Path, kind: Kind) -> bool:
         if self.existing != "skip":
             return True
-        file = self._file(image, kind.ending)
         with suppress(OSError, LeftAlone):  # `write` will say so
-            there = os.path.exists(file) and os.stat(file).st_size  # an empty one is no caption
-            if there and (not kind.mixed or kind.read(_content(file))):
+            own, *shared = self._files(image, kind.ending)
+            for file in filter(_filled, (own, *shared)):
+                if not kind.mixed or kind.read(_content(file)):
+                    if file != own and (file in self._shared or len(self._shared) <= MOST_NOTED):
+                        self._shared.setdefault(file, set()).add(image.name)
+                    return False
+            if kind.mixed and embedded_description(image):
+                self._described += 1
                 return False
-            return not (kind.mixed and embedded_description(image))
         return True
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about pictures that are not wanted, once all of them were asked about."""
+        told = []
+        if self._shared:
+            named = [f"{str(file)!r} ({', '.join(map(repr, sorted(by)))})" for file, by in self._shared.items()]
+            shown = ", ".join(named[:MOST_NOTED]) + ", ..." * (len(named) > MOST_NOTED)
+            example = min(next(iter(self._shared.values()))) + next(iter(self._shared)).suffix
+            told.append(
+                f"note: a text counts for all pictures of its name: {shown}; "
+                f"give it the whole name of one of them, as {example!r}, and the others get their own"
+            )
+        if self._described:
+            told.append(
+                f"note: {self._described} of the pictures hold a description themselves, and get no .xmp: "
+                "--existing overwrite writes one"
+            )
+        return told
 
     def write(self, row: Row) -> str | None:
         """Write a picture's files, each whole or not at all. Raises UserError when the disk is full.
@@ -116,14 +146,15 @@ class Sidecars:
         return "; ".join(filter(None, [self._write(row, kind) for kind in wanted])) or None
 
     def _write(self, row: Row, kind: Kind) -> str | None:
-        file = self._file(Path(row.image), kind.ending)
-        if os.path.islink(file):  # folders of strangers bring links, and these would say where captions are written
+        file, *_ = files = self._files(Path(row.image), kind.ending)
+        if any(map(os.path.islink, files)):  # strangers' folders bring links: they would say where captions go
             return f"its {kind.ending} is a link, which is left as it is"
         captions = [*map(one_line, row.captions)] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n" if not kind.mixed else (row.captions or [""])[0]
         try:
             self._hold(os.path.realpath(Path(row.image).parent))
-            content = _content(file) if kind.mixed or self.existing in ("append", "prepend") else b""
+            there = next(filter(_filled, files), file)  # what pictures share goes along to each
+            content = _content(there) if kind.mixed or self.existing in ("append", "prepend") else b""
             if self.existing in ("append", "prepend") and (before := kind.read(content)):
                 text = _together(before, kind.read(kind.change(b"", text)), self.existing)  # as it will be read there
             write_whole(file, kind.change(content, text))
@@ -157,12 +188,23 @@ class Sidecars:
                 held.enter_context(only_writer(Path(folder)))
         self._held[folder] = held
 
-    def _file(self, image: Path, ending: str) -> Path:
-        known = self._names(str(image.parent))
-        alone = image.suffix.lower() in EXTENSIONS and known[image.stem.casefold()] <= 1
-        if alone and not image.with_suffix("").is_file():  # that one's would be a.txt
-            return image.with_suffix(ending)
-        return image.with_name(image.name + ending)
+    def _files(self, image: Path, ending: str) -> list[Path]:
+        """The file for a picture's caption, and the one, if any, that counts as well, since nobody else has it."""
+        short, long = image.with_suffix(ending), image.with_name(image.name + ending)
+        if image.suffix.lower() not in EXTENSIONS:
+            return [long]
+        other = image.with_suffix("")  # the whole name of another picture, whose a.txt may be
+        if self._names(str(image.parent))[image.stem.casefold()] <= 1 and not other.is_file():
+            return [short] if _filled(short) or not _filled(long) else [long]
+        others = other in self._odd or (other.suffix.lower() in EXTENSIONS and other.is_file())
+        return [long] if others else [long, short]
+
+
+def _filled(file: Path) -> bool:
+    """Whether a file holds anything: an empty one is no caption."""
+    with suppress(OSError):
+        return os.stat(file).st_size > 0
+    return False
 
 
 def _place(path: Path) -> Path:

@@ -10,11 +10,15 @@ from pathlib import Path
 import regex
 
 from clipcap.errors import UserError, check_text
-from clipcap.text import OF_NAME, UNSPACED, cut_out
+from clipcap.text import OF_EMOJI, OF_NAME, UNSPACED, cut_out
 
 LONGEST = 1000  # characters of a word or phrase: each is searched for in each caption
 MOST_BYTES = 1 << 20  # of a file of words
 LETTER = rf"[\w--[{UNSPACED}\uFE0E\uFE0F\u20E3]]"  # what a whole word has none of in front and behind
+
+_PART = rf"\p{{Extended_Pictographic}}[{OF_EMOJI}]*"  # of an emoji, which joiners may make of several
+_BEFORE, _AFTER = rf"(?:{_PART}(?<=\u200D))*", rf"[{OF_EMOJI}]*(?:(?<=\u200D){_PART})*"  # the other parts of an emoji
+_NEW_FLAG = r"(?<!(?<!\p{RI})\p{RI}(?:\p{RI}\p{RI})*)"  # not behind the first half of a flag
 
 _LETTERS = rf"(?:(?={LETTER})\X)+"
 # A word, hashtag or mention, or else a character as a reader sees it, with the blanks in front.
@@ -61,12 +65,17 @@ def pattern_of(word: str) -> regex.Pattern:
     """Matches the whole word in any case, together with a "#" or "@" in front of it and a "'s" behind it.
 
     In scripts that put no blanks between words, it matches wherever these characters stand. A mention ends where a name
-    does: right behind it may stand a particle of Korean or Japanese.
+    does: right behind it may stand a particle of Korean or Japanese. A part of an emoji stands for all of it, but no
+    digit for a keycap.
     """
     letter = f"[{OF_NAME}]" if regex.search(f"@[{OF_NAME}.]+$", word, regex.IGNORECASE) else LETTER
     body = r"\s+".join(regex.escape(part) for part in word.split())
     start = "[#@]?" if regex.match(r"\w", word) else ""
+    start += _BEFORE if regex.match(r"\p{Extended_Pictographic}", word) else ""
+    start += _NEW_FLAG if regex.match(r"\p{RI}", word) else ""
     start += rf"(?<!{LETTER})" if regex.match(LETTER, word, regex.VERSION1) else ""
     end = rf"(?!{letter})" if regex.search(rf"{letter}$", word, regex.VERSION1 | regex.IGNORECASE) else ""
+    end += _AFTER if regex.search(rf"\p{{Extended_Pictographic}}[{OF_EMOJI}]*$", word) else ""
+    end += r"(?!\uFE0F?\u20E3)" if regex.search(r"[0-9#*]$", word) else ""
     end += r"(?:['’]s\b)?" if regex.search(r"\w$", word) else ""
     return regex.compile(start + body + end, regex.IGNORECASE | regex.FULLCASE | regex.VERSION1)
