@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -147,6 +148,12 @@ def probe_folder(folder: Path) -> None:
     probe = folder / f".probe-{os.getpid()}"
     probe.touch()
     probe.unlink(missing_ok=True)  # a process of another machine may have the same number
+
+
+def contents(folder: Path) -> list[Path]:
+    """What is in a folder, without what this module leaves there for a while. Raises OSError."""
+    own = re.compile(r"\.lock|\.probe-.*|\..*\.unfinished", re.DOTALL)
+    return [entry for entry in folder.iterdir() if not own.fullmatch(entry.name)]
 
 
 def make_folder(folder: str | Path) -> None:
