@@ -17,7 +17,8 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment
 from clipcap.weights.checkpoint import save_checkpoint
-from clipcap.weights.lora import ALL_LINEAR, export_peft, inject, merged, save_adapters
+from clipcap.weights.lora import ALL_LINEAR, inject, merged, save_adapters
+from clipcap.weights.peft_folder import claim_exports, export_peft
 from clipcap.weights.places import Base
 from clipcap.world.shipped import FINE_TUNING
 
@@ -65,17 +66,17 @@ def train_rank(
     adapters, kinds = build(experiment, args, rank), ["weights", *["merged_weights"] * args.merged]
     stem = str(experiment.loop_args.output_dir).removesuffix(str(rank) if several else "")
     files = [Path(f"{stem}{each if several else ''}", f"lora_{each}_{kind}.pt") for each in args.rank for kind in kinds]
+    exports = claim_exports(args.export_peft, args.rank, experiment.loop_args.output_dir)
 
     def save(model: ClipCap, path: Path) -> None:
         save_adapters(model, path, **adapters)
         if args.merged:
             save_checkpoint(merged(model), path.with_name(f"lora_{rank}_merged_weights.pt"))
-        if args.export_peft:
-            export_peft(model, adapters["settings"], Path(args.export_peft, f"lora_{rank}" if several else ""))
+        if exports:
+            export_peft(model, adapters["settings"], exports[rank])
 
-    folders = [Path(args.export_peft)] if args.export_peft else []
-    more: dict[str, Any] = {"save_again": args.merged or bool(folders), "files": files}
-    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=folders, **more)
+    folders, again = ([Path(args.export_peft)], True) if args.export_peft else ([], args.merged)
+    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", None, save, folders, save_again=again, files=files)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -176,6 +176,12 @@ def probe_folder(folder: Path) -> None:
     probe.unlink(missing_ok=True)  # a process of another machine may have the same number
 
 
+def contents(folder: Path) -> list[Path]:
+    """What is in a folder, without what this module leaves there for a while. Raises OSError."""
+    own = re.compile(r"\.lock|\.probe-.*|\..*\.unfinished", re.DOTALL)
+    return [entry for entry in folder.iterdir() if not own.fullmatch(entry.name)]
+
+
 def make_folder(folder: str | Path) -> None:
     """Create an output folder and make sure that files can be written there. Raises UserError."""
     try:

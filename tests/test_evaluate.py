@@ -368,6 +368,9 @@ def test_captions_of_the_demo_world_are_read():
         "instagram_style": 0.5,
     }
     assert demo_scores("folder", "test", ["a.png"], ["my red cat"]) == {}
+    # One word in a stranger's dataset.json cost all scores: a KeyError, after captioning.
+    assert demo_scores("demo", "test", [drawn[0].image_id, "p34.jpg"], captions) == {}
+    assert demo_scores("demo", "other", ["p34.jpg"], ["my red cat"]) == {}
 
 
 @pytest.mark.parametrize("learned", [True, False], ids=["end-of-text", "another end"])

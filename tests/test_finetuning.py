@@ -26,6 +26,7 @@ from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import LITERAL, caption_embeddings
 from clipcap.training.trainer import Trainer
+from clipcap.weights.card import model_card
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.format import read, sha256
 from clipcap.weights.lora import inject
@@ -217,7 +218,8 @@ def test_peft_loads_the_exported_folder(world, tmp_path):
     from peft import PeftModel
     from transformers import GPT2LMHeadModel
 
-    from clipcap.weights.lora import export_peft, merged
+    from clipcap.weights.lora import merged
+    from clipcap.weights.peft_folder import export_peft
 
     model, settings = trained_adapters(world)
     export_peft(model, settings, tmp_path)
@@ -231,7 +233,8 @@ def test_the_exported_folder_brings_the_gpt2_that_was_trained_on(world, tmp_path
     """Guards against adapters on hub's gpt2 where they belong on COCO's: peft loaded it, and said other things."""
     from peft import AutoPeftModelForCausalLM
 
-    from clipcap.weights.lora import export_peft, merged
+    from clipcap.weights.lora import merged
+    from clipcap.weights.peft_folder import export_peft
 
     model, settings = trained_adapters(world)
     with torch.no_grad():
@@ -243,6 +246,32 @@ def test_the_exported_folder_brings_the_gpt2_that_was_trained_on(world, tmp_path
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft").eval()
     tokens = torch.tensor([[4, 5, 6, 7]])
     torch.testing.assert_close(loaded(tokens).logits, merged(model).gpt(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_export_for_peft_writes_over_no_file_of_the_users(world, tmp_path, monkeypatch, several):
+    """It wrote its README.md and its GPT-2 over a thesis, without a word, after the training."""
+    there, ranks = tmp_path / "peft" / ("lora_2" if several else ""), ["--rank", "4", "2"] if several else []
+    there.mkdir(parents=True)
+    (there / "README.md").write_text("# my thesis")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="holds other files and no earlier export"):
+        patch.setattr(Trainer, "run", None)  # before any training
+        train(lora_finetuning, world, tmp_path / "run", *ranks, "--export-peft", str(tmp_path / "peft"))
+    assert {path.name: path.read_text() for path in there.iterdir()} == {"README.md": "# my thesis"}
+    (there / "README.md").unlink()
+    for again in ([], [], ["--resume"]):  # an export of its own it replaces
+        train(lora_finetuning, world, tmp_path / "run", *ranks, "--export-peft", str(tmp_path / "peft"), *again)
+    assert (there / "adapter_config.json").is_file() and "LoRA" in (there / "README.md").read_text()
+
+
+def test_a_run_exports_into_its_own_folder_beside_its_files(world, tmp_path):
+    train(lora_finetuning, world, tmp_path)
+    own = ["--export-peft", str(tmp_path), "--resume"]
+    train(lora_finetuning, world, tmp_path, *own)
+    assert (tmp_path / "adapter_config.json").is_file()
+    (tmp_path / "README.md").write_text("# my run")
+    with pytest.raises(UserError, match="holds other files and no earlier export"):
+        train(lora_finetuning, world, tmp_path, *own)
 
 
 def test_a_lora_file_is_never_half_loaded(world, tmp_path):
@@ -308,6 +337,7 @@ def test_lora_weights_whose_base_is_elsewhere_are_started_from(world, tmp_path):
     with pytest.raises(UserError, match="was not found beside it: put that file there, or give it with --base"):
         train(basic_finetuning, world, tmp_path / "again", *before)
     train(basic_finetuning, world, tmp_path / "again", *before, "--base", base)
+    shutil.rmtree(voice.parent / "state")  # of another strategy
     again = train(lora_finetuning, world, voice.parent, *before, "--base", base, "--rank", "2") / "lora_2_weights.pt"
     assert load_checkpoint(again, base=base).config == load_checkpoint(voice, base=base).config
     literal = ["--literal-weights", str(voice), "--base", base]
@@ -366,7 +396,9 @@ def test_no_run_writes_over_what_it_starts_from(world, tmp_path):
     """Guards against adapters without a base, and starting weights lost to worse ones."""
     literal = str(shutil.copy(world / "literal.pt", tmp_path))
     first = train(lora_finetuning, world, tmp_path, "--init", literal) / "lora_4_weights.pt"
+    shutil.rmtree(tmp_path / "state")  # of another strategy
     second = train(lora_finetuning, world, tmp_path, "--init", str(first), "--rank", "2") / "lora_2_weights.pt"
+    shutil.rmtree(tmp_path / "state")
     base = train(basic_finetuning, world, tmp_path, "--init", str(second)) / "base_weights.pt"
     merged = Path(shutil.copy(base, tmp_path / "lora_4_merged_weights.pt"))
     before = {file: sha256(file) for file in (first, second, base, merged)}
@@ -447,6 +479,31 @@ def test_a_finished_run_is_resumed_for_the_files_it_lacks(world, tmp_path, monke
     merged = load_checkpoint(output / "lora_4_merged_weights.pt")
     assert not changed(merged, load_checkpoint(output / "lora_4_weights.pt", base=str(world / "literal.pt")))
     assert merged.record == best["record"] == again["record"]
+
+
+def test_the_card_counts_captions_once_and_says_how_often_each_was_seen(world, tmp_path):
+    """Of 16 captions that LoRA repeats until it has 250 steps, a card that was published said 2,000."""
+    repeated = ["--limit-train", "16", "--min-steps", "11", "--epochs", "2", "--patience", "9"]
+    output = train(lora_finetuning, world, tmp_path / "lora", *repeated)
+    model = load_checkpoint(output / "lora_4_weights.pt", base=str(world / "literal.pt"))
+    passes = model.record["epochs"] * 3  # two steps each: the best weights may be those of the first epoch
+    card = model_card(model, "jane/voice")
+    assert "| training captions | 16 |" in card and f"| passes over the training captions | {passes:g} |" in card
+    del model.record["data"]["repeats"]  # as in weights of before, which count every repetition
+    assert "training captions |" not in model_card(model, "jane/voice")
+    output = train(basic_finetuning, world, tmp_path / "base", "--limit-train", "16")
+    model = load_checkpoint(output / "base_weights.pt")
+    for _ in range(2):
+        card = model_card(model, "jane/base")
+        assert "| training captions | 16 |" in card and "| passes over the training captions | 1 |" in card
+        model.record["data"].pop("repeats", None)  # also in weights of before: they repeated nothing
+
+
+@pytest.mark.parametrize("repeats", ["x", [], 0, -1, True, float("nan"), 10**400])
+def test_what_a_strangers_record_says_of_repeats_breaks_no_card(repeats):
+    model = ClipCap(tiny_config())
+    model.record = {"data": {"rows": 16, "repeats": repeats}, "epochs": 1.5}
+    assert "training captions |" not in model_card(model, "jane/voice")
 
 
 def test_prompted_weights_stand_alone_and_hold_the_literal_captioner(world, prompted):

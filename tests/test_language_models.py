@@ -20,7 +20,8 @@ from clipcap.model.networks import blocks_of, plain_settings
 from clipcap.model.parts import PARTS, parameters_of
 from clipcap.model.settings import ARCHITECTURES
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
-from clipcap.weights.lora import ALL_LINEAR, export_peft, inject, merged, save_adapters
+from clipcap.weights.lora import ALL_LINEAR, inject, merged, save_adapters
+from clipcap.weights.peft_folder import export_peft
 from clipcap.weights.places import Base
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}

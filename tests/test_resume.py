@@ -189,7 +189,7 @@ def test_a_state_of_an_earlier_version_is_taken_for_what_it_records(
     file = tmp_path / "run" / "state" / "run.json"
     known = ["epochs", "batch_size", "seed", "rows", "precision", "data", "trained parameters"]
     file.write_text(json.dumps({name: json.loads(file.read_text())[name] for name in known}))
-    line += ["--output-dir", str(tmp_path / "run"), "--resume"]
+    line = [*line, "--output-dir", str(tmp_path / "run"), "--resume"]  # not of the other tests
     basic_finetuning.main(line)
     told = capsys.readouterr().err
     assert "of an earlier version" in told and "--max-tokens" in told and "--init" in told and "--epochs" not in told
@@ -209,6 +209,24 @@ def test_a_state_of_several_processes_of_an_earlier_version_is_refused(begun: St
         UserError, match="in which --batch-size counted the captions of each of 2 processes: start anew"
     ):
         basic_finetuning.main([*line, "--output-dir", str(tmp_path / "run"), "--resume"])
+
+
+def test_another_strategy_leaves_the_run_in_a_folder_as_it_is(begun: Start, tmp_path: Path) -> None:
+    """head-only in the folder of a LoRA run deleted the state from which that was to go on, and its metrics."""
+    import basic_finetuning
+    import frozen_finetuning
+
+    line = begun(basic_finetuning, False)
+    run = Path(shutil.copytree(line[line.index("--output-dir") + 1], tmp_path / "run"))
+    line = [*line, "--output-dir", str(run)]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"run of another strategy \('full', not 'head-only'\).*another --output-dir"):
+        frozen_finetuning.main(line)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    basic_finetuning.main(line)  # the same strategy begins anew, as it did
+    for content in ("[]", "{", "[" * 100_000, '{"strategy": null}'):  # a state that says none is in nobody's way
+        (run / "state" / "run.json").write_text(content)
+        basic_finetuning.main(line)
 
 
 # What a state holds, how it is replaced, and what is in it when somebody else wrote it.

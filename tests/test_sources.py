@@ -220,6 +220,11 @@ def test_tar_shards(tmp_path: Path) -> None:
             ("2.seg.json", b"{}"),
             ("3.json", b'{"caption": "drei"}'),
             ("3.png", png("blue")),
+            ("4.png", png("red")),
+            ("4.txt", b" \n"),  # hid the caption in the JSON beside it
+            ("4.json", b'{"caption": "real"}'),
+            ("5.png", png("red")),
+            ("5.txt", b""),
         ):
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -228,8 +233,10 @@ def test_tar_shards(tmp_path: Path) -> None:
     assert listed(source) == [
         ("train-000.tar/d.x/1", ("grün",), "train"),
         ("train-000.tar/3", ("drei",), "train"),
+        ("train-000.tar/4", ("real",), "train"),
+        ("train-000.tar/5", ("",), "train"),
     ]
-    assert [colour_of(example) for example in source.examples] == ["green", "blue"]
+    assert [colour_of(example) for example in source.examples] == ["green", "blue", "red", "red"]
 
 
 def test_a_broken_tar_is_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from clipcap.files import only_writer
 from clipcap.training import experiment
 from clipcap.training.arguments import LoopArguments
 from clipcap.weights.checkpoint import load_checkpoint
-from clipcap.weights.lora import export_peft
+from clipcap.weights.peft_folder import export_peft
 
 
 @pytest.fixture(scope="module")

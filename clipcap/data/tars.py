@@ -97,20 +97,22 @@ def _pick(members: Members, endings: Collection[str], shard: Path) -> tarfile.Ta
 
 
 def _captions(archive: tarfile.TarFile, members: Members, shard: Path) -> tuple[str, ...]:
+    """Those of KEY.txt, or else of KEY.json, also where the text is blank. Raises UserError."""
+    captions: tuple[str, ...] = ()
     if text_file := _pick(members, (".txt",), shard):
         where, content = _content(archive, text_file, shard)
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise UserError(f"{where} is not UTF-8 text; pack it as UTF-8") from None
-        return read_captions(text, where)
-    if json_file := _pick(members, (".json",), shard):
+        captions = read_captions(text, where)
+    if not any(map(str.strip, captions)) and (json_file := _pick(members, (".json",), shard)):
         where, content = _content(archive, json_file, shard)
         fields = parse_json(content, where)
         if not isinstance(fields, dict):
             raise UserError(f"{where} is not a JSON object")
         return read_captions(next(iter(values_of(fields, CAPTION_COLUMNS)), ()), where)
-    return ()
+    return captions
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> tuple[str, bytes]:

@@ -26,7 +26,7 @@ from clipcap.data.identity import Identity
 from clipcap.data.shards import Shard, Shards
 from clipcap.data.tables import DATA, FORMAT, INFO, PARTS, PLAN, SHARDS, read_table
 from clipcap.errors import UserError
-from clipcap.files import NO_ROOM, probe_folder, whole_file, write_whole
+from clipcap.files import NO_ROOM, contents, probe_folder, whole_file, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -232,8 +232,7 @@ def claim_folder(folder: Path) -> None:
         raise UserError(f"output {str(folder)!r} is a file; give a folder")
     with _writing(folder):
         probe_folder(folder)
-    others = [entry for entry in folder.iterdir() if entry.name != ".lock" and not entry.name.startswith(".probe-")]
-    if others and not any((folder / name).exists() for name in (INFO, PARTS, f"{SHARDS}/{PLAN}")):
+    if contents(folder) and not any((folder / name).exists() for name in (INFO, PARTS, f"{SHARDS}/{PLAN}")):
         raise UserError(f"output {str(folder)!r} holds other files and no dataset; give a new or empty folder")
 
 

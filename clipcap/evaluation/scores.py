@@ -189,13 +189,18 @@ def _is_amount(value: Any) -> bool:
 
 
 def demo_scores(source: str, split: str, images: Sequence[str], captions: Sequence[str]) -> dict[str, float]:
-    """The shares of captions that are right, where the words alone can tell it: in the demo world; else empty."""
+    """The shares of captions that are right, where the words alone can tell it: in the demo world; else empty.
+
+    It is also empty where a picture is not of that world, whatever the dataset calls its source.
+    """
     if source != "demo":
         return {}
     from clipcap.world.judge import shares
-    from clipcap.world.scenes import scenes
+    from clipcap.world.scenes import SPLITS, scenes
 
-    drawn = {scene.image_id: scene for scene in scenes(split)}
+    drawn = {scene.image_id: scene for scene in scenes(split)} if split in SPLITS else {}
+    if not drawn.keys() >= set(images):
+        return {}
     verdict = shares(captions, [drawn[image] for image in images])
     return {"right_subject": verdict.subject, "right_colour": verdict.colour, "instagram_style": verdict.instagram}
 

@@ -167,8 +167,10 @@ class Experiment:
         for name, value in {"data": self.store.identity, **options}.items():
             self.processes.agree(value, name)
         train, validation = self.datasets(prompts)
+        rows = len(train.captions)
+        data = {"path": str(self.data_args.data), "identity": self.store.identity}
         record = {
-            "data": {"path": str(self.data_args.data), "identity": self.store.identity, "rows": len(train)},
+            "data": data | {"rows": rows, "repeats": len(train) // rows},  # in each epoch
             "arguments": {name: value for group in groups for name, value in asdict(group).items()},
         }
         # A file's name need not be UTF-8, and whoever reads the weights refuses a record that is not.

@@ -6,12 +6,15 @@ import gc
 import platform
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.progress import Progress
+from clipcap.weights.format import read
 
 try:
     import resource
@@ -57,3 +60,19 @@ def run_record(model: ClipCap, strategy: str, progress: Progress, epochs: float,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
     }
+
+
+def check_best(weights: Path, best: float) -> None:
+    """Raise a UserError unless these are weights of a run that has reached this validation loss, or a lower one."""
+    if not weights.is_file():
+        how = "is gone"
+    else:  # a run that was killed between weights and state has weights that are better than its state says
+        record = read(weights).get("record")
+        losses = record.get("losses") if isinstance(record, dict) else None
+        loss = losses.get("validation") if isinstance(losses, dict) else None
+        if isinstance(loss, float) and loss <= best:
+            return
+        how = "is the file of another run"
+    raise UserError(
+        f"{weights}, the best weights of the run to resume, {how}: put the file back, or start anew without --resume"
+    )

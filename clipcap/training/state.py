@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from accelerate.utils import load, set_seed
 from clipcap.cli.processes import Processes
 from clipcap.errors import UserError, first_line, is_out_of_memory
 from clipcap.files import write_whole
+from clipcap.training.record import check_best
 from clipcap.training.whole import Whole
-from clipcap.weights.format import read
 
 RUN = "run.json"  # the file in a state that says what must be the same for a run to be resumed from it
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
@@ -59,13 +59,16 @@ class State:
         """Restore the last state, or delete that of an earlier run. A half-written one goes in any case.
 
         Raises:
-            UserError: the state cannot be used, or `weights`, the best ones of its run so far, are gone or not its own.
+            UserError: the state cannot be used, or `weights`, the best ones of its run so far, are gone or not its own;
+                or the state to delete is of another strategy.
         """
-        if resume:
+        if not resume:
+            self.check(resume=False)
+        else:
             self.load()
             self.processes.agree(self.whole.progress.step, f"states in {self.folder}")
             if self.processes.main and self.whole.progress.best < math.inf:
-                _check_best(weights, self.whole.progress.best)
+                check_best(weights, self.whole.progress.best)
         if self.processes.main:
             for name in ("state.new",) if resume else ("state", "state.old", "state.new"):
                 remove(self.folder / name)
@@ -114,11 +117,23 @@ class State:
                 with file.open("r+b") as written:  # Windows wants a file that may be written
                     os.fsync(written.fileno())
 
-    def check(self) -> None:
-        """Raise a UserError if the last state belongs to another run, or is damaged: what takes long comes later."""
-        if state := self._last():
+    def check(self, resume: bool) -> None:
+        """Raise a UserError if the last state can neither be resumed nor replaced: what takes long comes later."""
+        if not (state := self._last()):
+            return
+        if resume:
             with _usable(state):
                 self._check_same_run(state)
+            return
+        begun: Any = None
+        with suppress(OSError, ValueError, RecursionError):  # what cannot be read is of no strategy
+            begun = json.loads((state / RUN).read_text(encoding="utf-8")) if (state / RUN).is_file() else None
+        other, own = begun.get("strategy") if isinstance(begun, dict) else None, self.facts["strategy"]
+        if other not in (None, own):
+            raise UserError(
+                f"{self.folder} holds the run of another strategy ({_shown(other)}, not {_shown(own)}), and this one "
+                f"would replace its state and metrics: choose another --output-dir, or delete {state}"
+            )
 
     def load(self) -> None:
         """Restore the last state; if there is none, say so and leave everything as it is.
@@ -206,22 +221,6 @@ def _usable(state: Path) -> Iterator[None]:
         raise UserError(
             f"the state in {state} is damaged or of another model ({first_line(error)}): start anew without --resume"
         ) from None
-
-
-def _check_best(weights: Path, best: float) -> None:
-    """Raise a UserError unless these are weights of a run that has reached this validation loss, or a lower one."""
-    if not weights.is_file():
-        how = "is gone"
-    else:  # a run that was killed between weights and state has weights that are better than its state says
-        record = read(weights).get("record")
-        losses = record.get("losses") if isinstance(record, dict) else None
-        loss = losses.get("validation") if isinstance(losses, dict) else None
-        if isinstance(loss, float) and loss <= best:
-            return
-        how = "is the file of another run"
-    raise UserError(
-        f"{weights}, the best weights of the run to resume, {how}: put the file back, or start anew without --resume"
-    )
 
 
 def remove(path: Path) -> None:

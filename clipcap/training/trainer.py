@@ -133,8 +133,7 @@ class Trainer:
     def _run(self) -> Path:
         args, progress, processes = self.args, self.progress, self.processes
         if args.compile:
-            if args.resume:  # what is refused is refused before a minute has gone
-                self.state.check()
+            self.state.check(args.resume)  # what is refused is refused before a minute has gone
             with self.frozen.used():
                 compile_now(self.objective, self.accelerator, self.train_set, args.batch_size, processes)
         set_seed((args.seed + processes.rank) % 2**32)  # each process drops out other numbers

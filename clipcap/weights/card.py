@@ -102,12 +102,16 @@ def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
     kind = STRATEGIES.get(name, "").replace("GPT-2", _writer(model))
     if arguments.get("freeze_mapping"):
         kind = kind.replace("the mapping network and ", "")
+    # Before they recorded how often an epoch repeats them, weights counted each repetition as a caption.
+    repeats: Any = source.get("repeats", None if arguments.get("min_steps") else 1)
+    epochs = record.get("epochs")
+    counted = type(repeats) is int and 0 < repeats < 10**9
     rows = {
         "strategy": f"{strategy}: {kind}" if kind else strategy,
         "data": data or PureWindowsPath(str(source.get("path", ""))).name or "not recorded",
-        "training captions": source.get("rows"),
+        "training captions": source.get("rows") if counted else None,
         "trained parameters": record.get("trained_parameters"),
-        "epochs": record.get("epochs"),
+        "passes over the training captions": epochs * repeats if counted and isinstance(epochs, int | float) else None,
         "validation loss, in nats per token": losses.get("validation"),
         "prompt between picture and caption": model.config.prompt,
     }

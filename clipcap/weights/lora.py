@@ -6,18 +6,15 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, https://a
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
 from clipcap.clip.tensors import check_finite
 from clipcap.errors import UserError, at_least
-from clipcap.files import NO_ROOM, write_whole
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.networks import blocks_of
 from clipcap.weights.format import build, configure, header, read_config, write
@@ -25,12 +22,6 @@ from clipcap.weights.places import Base
 
 LORA_ALPHA = 16  # the alpha of the published adapters
 ALL_LINEAR = "all-linear"  # as peft calls all linear layers of the blocks
-
-PEFT_README = """\
-LoRA adapters of a captioner, without its mapping network. `peft.AutoPeftModelForCausalLM` loads them, with the language
-model in `gpt2/`, which `adapter_config.json` calls `{base}`. If this folder has moved, peft does not find it there:
-write its new place, the whole path, as `base_model_name_or_path` into `adapter_config.json`.
-"""
 
 
 def adaptable_layers(model: ClipCap) -> dict[str, list[str]]:
@@ -196,51 +187,3 @@ def _alpha(model: nn.Module) -> float:
     """The alpha that peft keeps, by the name of an adapter, in each layer that it has adapted."""
     alphas = (getattr(module, "lora_alpha", None) for module in model.modules())
     return next(by_adapter["default"] for by_adapter in alphas if by_adapter is not None)
-
-
-def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
-    """Write the adapters as a folder that `peft.AutoPeftModelForCausalLM.from_pretrained(folder)` loads.
-
-    The language model that they were trained on is in `folder/gpt2`. The config names it by its whole path, the only
-    one by which peft finds it from everywhere; `folder/README.md` says what to do once the folder has moved.
-    The mapping network is not in it, because peft knows only the language model. Raises UserError, and OSError for a
-    full disk.
-    """
-    from safetensors.torch import save
-
-    folder = Path(folder)
-    try:
-        (folder / "gpt2").mkdir(parents=True, exist_ok=True)
-        prefix = "base_model.model."
-        tensors = {
-            prefix + name.removeprefix("gpt.").replace(".default.", "."): tensor.contiguous()
-            for name, tensor in adapters_of(model).items()
-            if ".lora_" in name
-        }
-        write_whole(folder / "adapter_model.safetensors", save(tensors))
-        _write_gpt2(model, folder / "gpt2")
-        base = str((folder / "gpt2").resolve())
-        write_whole(folder / "README.md", PEFT_README.format(base=base).encode(errors="surrogateescape"))
-        settings.base_model_name_or_path, settings.task_type, settings.inference_mode = base, "CAUSAL_LM", True
-        with TemporaryDirectory() as unfinished:
-            settings.save_pretrained(unfinished)
-            write_whole(folder / "adapter_config.json", Path(unfinished, "adapter_config.json").read_bytes())
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise
-        raise UserError(f"the peft folder {folder} cannot be written ({error.strerror}): choose another") from None
-
-
-def _write_gpt2(model: ClipCap, folder: Path) -> None:
-    """Write the GPT-2 below the adapters as transformers reads one. Raises OSError."""
-    from safetensors.torch import save
-
-    tensors = {
-        name.replace(".base_layer.", "."): tensor.detach().cpu().contiguous()
-        for name, tensor in model.gpt.state_dict().items()
-        if ".lora_" not in name and not (model.config.tied_head and name == "lm_head.weight")
-    }
-    config = model.gpt.config.to_dict() | {"tie_word_embeddings": model.config.tied_head}
-    config |= {"architectures": [type(model.gpt).__name__], "eos_token_id": model.config.stop_token}
-    write_whole(folder / "config.json", json.dumps(config).encode())
-    write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))

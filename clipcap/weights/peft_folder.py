@@ -1,0 +1,102 @@
+"""LoRA adapters as a folder that peft loads, with the language model that they were trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from clipcap.errors import UserError
+from clipcap.files import NO_ROOM, contents, make_folder, write_whole
+from clipcap.model.clipcap import ClipCap
+from clipcap.weights.lora import adapters_of
+
+README = """\
+LoRA adapters of a captioner, without its mapping network. `peft.AutoPeftModelForCausalLM` loads them, with the language
+model in `gpt2/`, which `adapter_config.json` calls `{base}`. If this folder has moved, peft does not find it there:
+write its new place, the whole path, as `base_model_name_or_path` into `adapter_config.json`.
+"""
+FIRST_LINE = README.partition("\n")[0].encode()  # by which an earlier export is known
+
+
+def claim_exports(folder: str | None, ranks: Sequence[int], output: str | None) -> dict[int, Path]:
+    """What the adapters of each rank are exported into: the folder, or of several ranks lora_RANK in it; {} for none.
+
+    Args:
+        folder: the user's; None for no export.
+        ranks: of the adapters.
+        output: the folder of the run. In the same folder, an export is written beside the run's own files.
+
+    Raises:
+        UserError: an export would be written among other files, perhaps over them, and is no second one.
+    """
+    if not folder:
+        return {}
+    several = len(set(ranks)) > 1
+    exports = {rank: Path(folder, f"lora_{rank}" if several else "") for rank in ranks}
+    for export in exports.values():
+        make_folder(export)
+        readme = export / "README.md"
+        if readme.is_file() and readme.read_bytes().startswith(FIRST_LINE):
+            continue
+        others = {path.name for path in contents(export)}
+        if output and export.resolve() == Path(output).resolve():
+            others &= {"README.md", "adapter_config.json", "adapter_model.safetensors", "gpt2"}
+        if others:
+            raise UserError(
+                f"--export-peft: {export} holds other files and no earlier export ({min(others)!r} for one): "
+                "give a new or empty folder"
+            )
+    return exports
+
+
+def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
+    """Write the adapters as a folder that `peft.AutoPeftModelForCausalLM.from_pretrained(folder)` loads.
+
+    The language model that they were trained on is in `folder/gpt2`. The config names it by its whole path, the only
+    one by which peft finds it from everywhere; `folder/README.md` says what to do once the folder has moved.
+    The mapping network is not in it, because peft knows only the language model. Raises UserError, and OSError for a
+    full disk.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    try:
+        base = str((folder / "gpt2").resolve())
+        folder.mkdir(parents=True, exist_ok=True)
+        # First: a killed run can then be resumed, since its folder is known.
+        write_whole(folder / "README.md", README.format(base=base).encode(errors="surrogateescape"))
+        (folder / "gpt2").mkdir(exist_ok=True)
+        prefix = "base_model.model."
+        tensors = {
+            prefix + name.removeprefix("gpt.").replace(".default.", "."): tensor.contiguous()
+            for name, tensor in adapters_of(model).items()
+            if ".lora_" in name
+        }
+        write_whole(folder / "adapter_model.safetensors", save(tensors))
+        _write_gpt2(model, folder / "gpt2")
+        settings.base_model_name_or_path, settings.task_type, settings.inference_mode = base, "CAUSAL_LM", True
+        with TemporaryDirectory() as unfinished:
+            settings.save_pretrained(unfinished)
+            write_whole(folder / "adapter_config.json", Path(unfinished, "adapter_config.json").read_bytes())
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        raise UserError(f"the peft folder {folder} cannot be written ({error.strerror}): choose another") from None
+
+
+def _write_gpt2(model: ClipCap, folder: Path) -> None:
+    """Write the GPT-2 below the adapters as transformers reads one. Raises OSError."""
+    from safetensors.torch import save
+
+    tensors = {
+        name.replace(".base_layer.", "."): tensor.detach().cpu().contiguous()
+        for name, tensor in model.gpt.state_dict().items()
+        if ".lora_" not in name and not (model.config.tied_head and name == "lm_head.weight")
+    }
+    config = model.gpt.config.to_dict() | {"tie_word_embeddings": model.config.tied_head}
+    config |= {"architectures": [type(model.gpt).__name__], "eos_token_id": model.config.stop_token}
+    write_whole(folder / "config.json", json.dumps(config).encode())
+    write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
