@@ -139,7 +139,7 @@ MUTANTS = [
         ("search", ".masked_fill(stopped, step + 1)", ".masked_fill(stopped, step)"),
         ("cached_gpt2", 'value=float("-inf"))', "value=0.0)"),
         ("cached_gpt2", "self.state.positions.copy_(lengths[:, None])", "self.state.positions.fill_(self.end)"),
-        ("cached_gpt2", "last = states[torch.arange(batch, device=device), lengths - 1]", "last = states[:, -1]"),
+        ("cached_gpt2", "self.state, lengths - 1)", "self.state, lengths.new_full((batch,), self.end - 1))"),
         (
             "cached_gpt2",
             "self.state.mask[:, :, : self.end].masked_fill_(seen[:, None], 0)",
