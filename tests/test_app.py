@@ -32,6 +32,7 @@ from clipcap.captioning.captioner import Captioner
 from clipcap.captioning.desk import IDLE, LINGER, Desk, loader
 from clipcap.captioning.rows import Row
 from clipcap.data.store import EmbeddingStore
+from clipcap.devices import apart
 from clipcap.errors import Interrupted, UserError
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.lora import inject, save_adapters
@@ -353,6 +354,29 @@ def test_only_threads_that_end_compute_beside_others(
     finally:
         torch.set_num_threads(before)
     assert at_once == [1, 2] and not threads[0].is_alive()
+
+
+def test_loads_beside_each_other_leave_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against one thread for every later caption: the load that ended last gave back what the other had left."""
+    inside = threading.Semaphore(0)
+
+    def load(*_, **__) -> Fake:
+        inside.release()
+        time.sleep(0.2)
+        return Fake()
+
+    monkeypatch.setattr(Captioner, "load", load)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        slow = loader({"first": "demo", "second": "demo"}, None, "cpu", "int8", None, None)
+        beside = threading.Thread(target=lambda: inside.acquire() and slow("second"))
+        beside.start()
+        slow("first")
+        beside.join()
+        assert apart(torch.get_num_threads) == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_two_visitors_may_have_the_same_picture(page: str, photo: Path) -> None:

@@ -1,5 +1,7 @@
 """Guards the way from pictures to captions: wishes that hold on every caption, alone or in a batch."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -200,6 +202,13 @@ def test_a_picture_that_cannot_be_read_is_named(captioner, pictures, tmp_path):
     rows = list(captioner.rows([tmp_path / "a.jpg", pictures[0]], *decoding_and_rules(**SHORT)))
     assert rows[0] == Row(str(tmp_path / "a.jpg"), error="not a picture, or a format that is not supported")
     assert rows[1].captions
+
+
+def test_what_the_system_says_of_a_file_is_a_path(captioner, pictures, tmp_path):
+    pictures[0].save(tmp_path / "a.png")
+    with os.scandir(tmp_path) as found:
+        named = [*found]
+    assert captioner(named, **SHORT) == captioner(pictures[:1], **SHORT) == captioner(named[0], **SHORT)
 
 
 @pytest.mark.parametrize(

@@ -218,13 +218,16 @@ def test_no_link_leads_sidecars_out_of_the_folders_named(weights, photos, tmp_pa
         (mine / "dawg.txt").write_text("my own note")
     before = {path.name: path.read_bytes() for path in mine.iterdir()}
     options = ["--sidecar", "--xmp", "--existing", existing]
-    assert run(weights, given, "--output", tmp_path / "out.jsonl", *options) == 1
+    assert run(weights, given, "--output", tmp_path / "out.jsonl", *options) == 0
     captured = capsys.readouterr()
-    assert "dawg.jpg: it lies outside the folders named, where no sidecar is written; name" in captured.err
+    assert "dawg.jpg', reached by a link, lies outside the folders named, where no .txt" in captured.err
     assert "captioned 2" in captured.err and f"{given / 'x' / 'dawg.jpg'}\t" in captured.out
     assert [bool(row["caption"]) for row in rows(tmp_path / "out.jsonl")] == [True, True]
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
     assert {path.name for path in given.iterdir()} == {"x", "linked.jpg", "linked.txt", "linked.xmp"}
+    if existing == "skip":  # and is not captioned again in every run, for nothing
+        assert run(weights, given, "--output", tmp_path / "out.jsonl", *options) == 0
+        assert "all 2 pictures are captioned or described already, but for those noted" in capsys.readouterr().err
     for named in (["x/dawg.jpg"], ["x"], [".", "../mine"]):  # whoever names it means it
         for path in (mine / "dawg.txt", mine / "dawg.xmp"):
             path.unlink(missing_ok=True)

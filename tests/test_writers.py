@@ -633,14 +633,16 @@ def test_a_picture_that_is_alone_again_keeps_its_text(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {"a.jpg.txt": "edited\nnew\n"}
 
 
-def test_a_new_file_without_an_ending_sidelines_no_text(tmp_path):
+def test_a_new_file_without_an_ending_sidelines_no_text(tmp_path, monkeypatch):
     """Only where it is named as a picture too is the text that bears its name its own."""
     for name in ("a", "a.jpg"):
         (tmp_path / name).touch()
     (tmp_path / "a.txt").write_text("edited\n")
     assert not Sidecars().wants(tmp_path / "a.jpg")
-    with closing(Sidecars()) as sidecars:
-        assert [sidecars.wants(tmp_path / name) for name in ("a", "a.jpg")] == [False, True]
+    monkeypatch.chdir(tmp_path)
+    for names in (["a", "a.jpg"], [tmp_path / "a.jpg", "a"]):
+        with closing(Sidecars(named=names)) as sidecars:
+            assert {Path(name).name: sidecars.wants(name) for name in names} == {"a": False, "a.jpg": True}
 
 
 def test_what_else_an_xmp_holds_goes_along_to_the_pictures_that_share_it(tmp_path):
@@ -662,6 +664,9 @@ def test_a_link_that_pictures_share_is_not_followed(tmp_path, existing):
     (tmp_path / "a.txt").symlink_to("secret")
     with closing(Sidecars(existing)) as sidecars:
         assert "is a link" in sidecars.write(Row(str(tmp_path / "a.jpg"), ["x"]))
+        (tmp_path / "secret").unlink()  # then it is nobody's text
+        assert sidecars.write(Row(str(tmp_path / "a.jpg"), ["x"])) is None
+        assert (tmp_path / "a.jpg.txt").read_text() == "x\n" and not (tmp_path / "secret").exists()
 
 
 @pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])

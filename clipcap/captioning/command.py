@@ -97,11 +97,12 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
         found = Pictures.find(given.images, lambda path: processes.main and wanted(path, outputs))
         processes.agree(f"{found.found} with the fingerprint {found.identity}", "pictures")
         pictures = processes.gather(found)[0]
-        for text in (text for output in opened if isinstance(output, Sidecars) for text in output.notes):
+        notes = [text for output in opened if isinstance(output, Sidecars) for text in output.notes]
+        for text in notes:
             processes.note(text)
         if not pictures.todo:
             done = "captioned or described" if output_args.xmp else "captioned"
-            processes.note(f"all {pictures.found} pictures are {done} already")
+            processes.note(f"all {pictures.found} pictures are {done} already{', but for those noted' * bool(notes)}")
             return 0
         from clipcap.captioning.captioner import Captioner
         from clipcap.fast.int8 import is_faster

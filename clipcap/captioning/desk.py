@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ def loader(
         clip: as `Captioner.load` takes it; device, precision and normalize likewise.
         base: what the LoRA weights among them were trained on, if it has moved.
     """
+    loading = Lock()  # else two visitors' loads, side by side, would need memory for both, and leave one thread
 
     @lru_cache(2)
     def load(name: str) -> Captioner:
@@ -69,7 +71,7 @@ def loader(
         from clipcap.weights.places import base_among
 
         of_adapters = base_among(weights[name], base)
-        with alone():
+        with loading, alone():
             return Captioner.load(weights[name], clip, device, precision, base=of_adapters, normalize=normalize)
 
     return load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -137,15 +138,15 @@ def decoding_and_rules(decoding: Decoding | None = None, **options: Any) -> tupl
 
 def pictures_in(images: Any) -> list[Picture]:
     """A picture, or any number of them -> a list. Raises UserError for what is none."""
-    several = isinstance(images, Iterable) and not isinstance(images, Picture | bytes | bytearray)
-    listed: list[Any] = list(images) if several else [images]
+    one = isinstance(images, Picture | os.PathLike | bytes | bytearray) or not isinstance(images, Iterable)
+    listed: list[Any] = [images] if one else list(images)
     for image in listed:
-        if not isinstance(image, Picture):
+        if not isinstance(image, Picture | os.PathLike):
             raise UserError(
                 f"captions are for paths and PIL pictures, one or a list of them, not {shown(image)}: "
-                "make bytes a picture by Image.open(io.BytesIO(...)), an array by Image.fromarray(...)"
+                "make bytes a picture by PIL's Image.open and io.BytesIO, an array by Image.fromarray"
             )
-    return listed
+    return [image if isinstance(image, Picture) else Path(image) for image in listed]
 
 
 def batch_sizes(decoding: Decoding, rules: Rules, batch_size: int | None = None) -> tuple[int, int]:

@@ -78,19 +78,19 @@ class Sidecars:
         self._named = None if named is None else {_place(Path(path)) for path in named}
         self._names = lru_cache(HELD)(_names)
         self._held: dict[str, ExitStack] = {}  # by folder; the one not used for longest comes first
-        self._odd: set[Path] = set()  # pictures without a picture's ending: only a command line names them
         self._shared: dict[Path, set[str]] = {}  # a few files that count for several pictures, and these
+        self._outside = ""  # a picture outside what the user named, if there is any
         self._described = 0  # pictures that are left alone for what they hold themselves
 
     def wants(self, image: str | Path) -> bool:
         """Whether a caption of this picture is to be written. Raises UserError if another run writes to its folder."""
-        if Path(image).suffix.lower() not in EXTENSIONS:
-            self._odd.add(Path(image))
         if not any([self._wants(Path(image), kind) for kind in self.kinds]):
             return False
-        if self._is_named(Path(image)):
-            with suppress(OSError):  # `write` will say so
-                self._hold(os.path.realpath(Path(image).parent))
+        if not self._is_named(Path(image)):
+            self._outside = self._outside or str(image)
+            return False
+        with suppress(OSError):  # `write` will say so
+            self._hold(os.path.realpath(Path(image).parent))
         return True
 
     def _is_named(self, image: Path) -> bool:
@@ -117,6 +117,11 @@ class Sidecars:
     def notes(self) -> list[str]:
         """What a user should know about pictures that are not wanted, once all of them were asked about."""
         told = []
+        if self._outside:
+            told.append(
+                f"note: {self._outside!r}, reached by a link, lies outside the folders named, where no .txt or .xmp is "
+                "written for it or for others: name its folder too"
+            )
         if self._shared:
             named = [f"{str(file)!r} ({', '.join(map(repr, sorted(by)))})" for file, by in self._shared.items()]
             shown = ", ".join(named[:MOST_NOTED]) + ", ..." * (len(named) > MOST_NOTED)
@@ -138,22 +143,20 @@ class Sidecars:
         Returns:
             None, or why one could not be written. That is no error of the run: other folders may be writable.
         """
-        if row.error is not None:
+        if row.error is not None or not self._is_named(Path(row.image)):
             return None
-        if not self._is_named(Path(row.image)):
-            return "it lies outside the folders named, where no sidecar is written; name its folder too"
         wanted = [kind for kind in self.kinds if self._wants(Path(row.image), kind)]
         return "; ".join(filter(None, [self._write(row, kind) for kind in wanted])) or None
 
     def _write(self, row: Row, kind: Kind) -> str | None:
         file, *_ = files = self._files(Path(row.image), kind.ending)
-        if any(map(os.path.islink, files)):  # strangers' folders bring links: they would say where captions go
+        there = next(filter(_filled, files), file)  # what pictures share goes along to each
+        if os.path.islink(file) or os.path.islink(there):  # strangers' folders bring links, which lead anywhere
             return f"its {kind.ending} is a link, which is left as it is"
         captions = [*map(one_line, row.captions)] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n" if not kind.mixed else (row.captions or [""])[0]
         try:
             self._hold(os.path.realpath(Path(row.image).parent))
-            there = next(filter(_filled, files), file)  # what pictures share goes along to each
             content = _content(there) if kind.mixed or self.existing in ("append", "prepend") else b""
             if self.existing in ("append", "prepend") and (before := kind.read(content)):
                 text = _together(before, kind.read(kind.change(b"", text)), self.existing)  # as it will be read there
@@ -196,7 +199,7 @@ class Sidecars:
         other = image.with_suffix("")  # the whole name of another picture, whose a.txt may be
         if self._names(str(image.parent))[image.stem.casefold()] <= 1 and not other.is_file():
             return [short] if _filled(short) or not _filled(long) else [long]
-        others = other in self._odd or (other.suffix.lower() in EXTENSIONS and other.is_file())
+        others = other.is_file() and (other.suffix.lower() in EXTENSIONS or _place(other) in (self._named or ()))
         return [long] if others else [long, short]
 
 
