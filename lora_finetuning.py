@@ -66,7 +66,7 @@ def train_rank(
     adapters, kinds = build(experiment, args, rank), ["weights", *["merged_weights"] * args.merged]
     stem = str(experiment.loop_args.output_dir).removesuffix(str(rank) if several else "")
     files = [Path(f"{stem}{each if several else ''}", f"lora_{each}_{kind}.pt") for each in args.rank for kind in kinds]
-    exports = claim_exports(args.export_peft, args.rank, experiment.loop_args.output_dir)
+    exports = claim_exports(args.export_peft, args.rank)
 
     def save(model: ClipCap, path: Path) -> None:
         save_adapters(model, path, **adapters)

@@ -254,7 +254,7 @@ def test_an_export_for_peft_writes_over_no_file_of_the_users(world, tmp_path, mo
     there, ranks = tmp_path / "peft" / ("lora_2" if several else ""), ["--rank", "4", "2"] if several else []
     there.mkdir(parents=True)
     (there / "README.md").write_text("# my thesis")
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="holds other files and no earlier export"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="README.md is of no earlier export"):
         patch.setattr(Trainer, "run", None)  # before any training
         train(lora_finetuning, world, tmp_path / "run", *ranks, "--export-peft", str(tmp_path / "peft"))
     assert {path.name: path.read_text() for path in there.iterdir()} == {"README.md": "# my thesis"}
@@ -264,14 +264,20 @@ def test_an_export_for_peft_writes_over_no_file_of_the_users(world, tmp_path, mo
     assert (there / "adapter_config.json").is_file() and "LoRA" in (there / "README.md").read_text()
 
 
-def test_a_run_exports_into_its_own_folder_beside_its_files(world, tmp_path):
-    train(lora_finetuning, world, tmp_path)
-    own = ["--export-peft", str(tmp_path), "--resume"]
-    train(lora_finetuning, world, tmp_path, *own)
-    assert (tmp_path / "adapter_config.json").is_file()
+def test_a_run_exports_among_its_own_files(world, tmp_path):
+    """Guards against a run, or a sweep of ranks, that takes its own files for others' and cannot be resumed."""
+    for folder, ranks, export in (
+        (tmp_path, [], tmp_path),
+        (tmp_path / "new" / "run", [], tmp_path / "new"),
+        (tmp_path / "sweep", ["--rank", "4", "2"], tmp_path),
+    ):
+        train(lora_finetuning, world, folder, *ranks)
+        train(lora_finetuning, world, folder, *ranks, "--export-peft", str(export), "--resume")
+    for export in (tmp_path, tmp_path / "new", *(tmp_path / f"lora_{rank}" for rank in (4, 2))):
+        assert (export / "adapter_config.json").is_file()
     (tmp_path / "README.md").write_text("# my run")
-    with pytest.raises(UserError, match="holds other files and no earlier export"):
-        train(lora_finetuning, world, tmp_path, *own)
+    with pytest.raises(UserError, match="README.md is of no earlier export"):
+        train(lora_finetuning, world, tmp_path, "--export-peft", str(tmp_path), "--resume")
 
 
 def test_a_lora_file_is_never_half_loaded(world, tmp_path):

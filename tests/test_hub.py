@@ -507,6 +507,11 @@ def test_an_export_goes_over_no_file_that_the_weights_need(tmp_path, monkeypatch
     with pytest.raises(UserError, match="is one of the files"):
         export.main([str(adapters), str(hard), "--base", str(link)])
     assert {file: published.sha256(file) for file in before} == before and link.is_symlink()
+    (tmp_path / "folder").mkdir()
+    write_folder(model_payload(load_checkpoint(base)), tmp_path / "folder")
+    for file in (tmp_path / "folder").iterdir():
+        with pytest.raises(UserError, match="is one of the files"):
+            export.main([str(tmp_path / "folder"), str(file)])
     other = tmp_path / "other.pt"
     for _ in range(2):  # its own earlier output is replaced
         export.main([str(adapters), str(other)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from clipcap.errors import UserError
-from clipcap.files import NO_ROOM, contents, make_folder, write_whole
+from clipcap.files import NO_ROOM, make_folder, write_whole
 from clipcap.model.clipcap import ClipCap
 from clipcap.weights.lora import adapters_of
 
@@ -18,19 +19,19 @@ LoRA adapters of a captioner, without its mapping network. `peft.AutoPeftModelFo
 model in `gpt2/`, which `adapter_config.json` calls `{base}`. If this folder has moved, peft does not find it there:
 write its new place, the whole path, as `base_model_name_or_path` into `adapter_config.json`.
 """
+WRITTEN = ("README.md", "adapter_config.json", "adapter_model.safetensors", "gpt2")
 FIRST_LINE = README.partition("\n")[0].encode()  # by which an earlier export is known
 
 
-def claim_exports(folder: str | None, ranks: Sequence[int], output: str | None) -> dict[int, Path]:
+def claim_exports(folder: str | None, ranks: Sequence[int]) -> dict[int, Path]:
     """What the adapters of each rank are exported into: the folder, or of several ranks lora_RANK in it; {} for none.
 
     Args:
         folder: the user's; None for no export.
         ranks: of the adapters.
-        output: the folder of the run. In the same folder, an export is written beside the run's own files.
 
     Raises:
-        UserError: an export would be written among other files, perhaps over them, and is no second one.
+        UserError: an export would be written over files that are no earlier export.
     """
     if not folder:
         return {}
@@ -41,14 +42,12 @@ def claim_exports(folder: str | None, ranks: Sequence[int], output: str | None) 
         readme = export / "README.md"
         if readme.is_file() and readme.read_bytes().startswith(FIRST_LINE):
             continue
-        others = {path.name for path in contents(export)}
-        if output and export.resolve() == Path(output).resolve():
-            others &= {"README.md", "adapter_config.json", "adapter_model.safetensors", "gpt2"}
-        if others:
-            raise UserError(
-                f"--export-peft: {export} holds other files and no earlier export ({min(others)!r} for one): "
-                "give a new or empty folder"
-            )
+        for name in WRITTEN:
+            if os.path.lexists(export / name):
+                raise UserError(
+                    f"--export-peft: {export / name} is of no earlier export, and would be written over: give another "
+                    "folder"
+                )
     return exports
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from clipcap.clip.names import is_place
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
+from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
 from clipcap.weights.format import read, sha256
 from clipcap.weights.hub import PREFIX
 from clipcap.weights.published import names, resolve_weights
@@ -123,11 +124,12 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
 
 
 def files_behind(weights: str, base: str | None) -> list[Path]:
-    """The file of these weights and, where they are adapters, of their base and of what that was trained on in turn."""
+    """The files of these weights and, of adapters, those of their base and of what that was trained on in turn."""
     files = [resolve_weights(weights)]
     while "base" in (content := read(files[-1])):
         files.append(find_base(content, files[-1], base))
-    return files
+    beside = [file.with_name(name) for file in files if file.name == TENSORS for name in (CONFIG, TOKENIZER)]
+    return [*files, *(file for file in beside if file.exists())]
 
 
 def written_over(weights: str, base: str | None, outputs: Iterable[Path]) -> Path | None:
