@@ -6,10 +6,10 @@ batches by 1e-7, and where that rounds an input to the next integer, logits diff
 fast are private operators of PyTorch on fbgemm. Where they are missing, the same integers are multiplied in fp32, which
 is no faster.
 
-What it buys, measured by turns with fp32 on full-size models, 2 cores with AVX2: decoding is 2.5 times as fast at batch
-1, 2.4 times at batch 8, and 1.7 times at batches 32 and 128; ViT-B/32 is 1.9 times as fast at batch 1 and 1.3 times at
-batch 16. On 1 core torchao 0.18 took 4 to 20 times as long as fp32 (`Int8DynamicActivationInt8WeightConfig`, 768 to
-3072 numbers, batches of 1 to 128).
+What it buys, measured by turns with fp32 on full-size models, 2 cores with AVX2: decoding is 2.2 times as fast at
+batches 1 and 8, 1.8 times at batch 32 and 1.6 times at batch 128; ViT-B/32 is 1.9 times as fast at batch 1 and 1.3
+times at batch 16. On 1 core torchao 0.18 took 4 to 20 times as long as fp32 (`Int8DynamicActivationInt8WeightConfig`, 768
+to 3072 numbers, batches of 1 to 128).
 
 Shapes: in and out are the widths of a layer's input and output; "..." stands for any dimensions.
 """
