@@ -106,8 +106,8 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Have PyTorch compute in this thread alone, so that the thread may live on: see `apart`."""
+def single_threaded() -> Iterator[None]:
+    """Have PyTorch compute in this thread alone, so that the thread may live on: see `in_own_thread`."""
     import torch
 
     threads = torch.get_num_threads()
@@ -118,7 +118,7 @@ def alone() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def apart(work: Callable[[], T]) -> T:
+def in_own_thread(work: Callable[[], T]) -> T:
     """Do work of PyTorch in a thread that ends with it; gives what the work returns, and raises what it raises.
 
     GNU OpenMP, which is PyTorch's on Linux, keeps threads for every thread that has computed, as long as that one

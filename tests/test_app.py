@@ -32,7 +32,7 @@ from clipcap.captioning.captioner import Captioner
 from clipcap.captioning.desk import IDLE, LINGER, Desk, loader
 from clipcap.captioning.rows import Row
 from clipcap.data.store import EmbeddingStore
-from clipcap.devices import apart
+from clipcap.devices import in_own_thread
 from clipcap.errors import Interrupted, UserError
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.lora import inject, save_adapters
@@ -331,7 +331,7 @@ def test_captions_of_a_picture_that_was_replaced_are_not_shown(error: str | None
 def test_only_threads_that_end_compute_beside_others(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards against captions at half the speed, on as many cores as PyTorch has threads: see `devices.apart`."""
+    """Guards against captions at half the speed, see `devices.in_own_thread`."""
     at_once = []
 
     class Fake:
@@ -374,7 +374,7 @@ def test_loads_beside_each_other_leave_all_threads(monkeypatch: pytest.MonkeyPat
         beside.start()
         slow("first")
         beside.join()
-        assert apart(torch.get_num_threads) == 2
+        assert in_own_thread(torch.get_num_threads) == 2
     finally:
         torch.set_num_threads(before)
 

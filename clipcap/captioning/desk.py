@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clipcap.captioning.accepted import LONGEST_SIDE, Accepted, keep, zipped
 from clipcap.captioning.options import CaptionArguments, DecodingArguments, chosen
 from clipcap.clip.images import UnreadableImage, open_image
-from clipcap.devices import alone, apart
+from clipcap.devices import in_own_thread, single_threaded
 from clipcap.errors import UserError, shown
 from clipcap.files import write_whole
 from clipcap.page import small_jpeg
@@ -71,7 +71,7 @@ def loader(
         from clipcap.weights.places import base_among
 
         of_adapters = base_among(weights[name], base)
-        with loading, alone():
+        with loading, single_threaded():
             return Captioner.load(weights[name], clip, device, precision, base=of_adapters, normalize=normalize)
 
     return load
@@ -158,7 +158,7 @@ class Desk:
         except UserError as error:  # it may name places on this computer
             print(f"weights {weights}: {error}", file=sys.stderr)
             raise UserError(f"the weights {weights} cannot be loaded here: choose others") from None
-        [row] = apart(lambda: [*captioner.rows([photo], decoding, rules, workers=0)])
+        [row] = in_own_thread(lambda: [*captioner.rows([photo], decoding, rules, workers=0)])
         session.check(photo)  # first, since a picture that was replaced is deleted
         if row.error is not None:
             raise UserError(f"this picture gets no caption: {row.error}")

@@ -125,10 +125,10 @@ class State:
             with _usable(state):
                 self._check_same_run(state)
             return
-        begun: Any = None
-        with suppress(OSError, ValueError, RecursionError):  # what cannot be read is of no strategy
-            begun = json.loads((state / RUN).read_text(encoding="utf-8")) if (state / RUN).is_file() else None
-        other, own = begun.get("strategy") if isinstance(begun, dict) else None, self.facts["strategy"]
+        other, own = None, self.facts["strategy"]
+        with suppress(OSError, ValueError, RecursionError, AttributeError):  # what cannot be read is of no strategy
+            if (state / RUN).is_file():  # a pipe would be waited for
+                other = json.loads((state / RUN).read_text(encoding="utf-8")).get("strategy")
         if other not in (None, own):
             raise UserError(
                 f"{self.folder} holds the run of another strategy ({_shown(other)}, not {_shown(own)}), and this one "
