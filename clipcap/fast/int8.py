@@ -8,8 +8,8 @@ is no faster.
 
 What it buys, measured by turns with fp32 on full-size models, 2 cores with AVX2: decoding is 2.2 times as fast at
 batches 1 and 8, 1.8 times at batch 32 and 1.6 times at batch 128; ViT-B/32 is 1.9 times as fast at batch 1 and 1.3
-times at batch 16. On 1 core torchao 0.18 took 4 to 20 times as long as fp32 (`Int8DynamicActivationInt8WeightConfig`, 768
-to 3072 numbers, batches of 1 to 128).
+times at batch 16. On 1 core torchao 0.18 took 4 to 20 times as long as fp32 (`Int8DynamicActivationInt8WeightConfig`,
+768 to 3072 numbers, batches of 1 to 128).
 
 Shapes: in and out are the widths of a layer's input and output; "..." stands for any dimensions.
 """
