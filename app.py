@@ -102,7 +102,7 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
 
     from clipcap.captioning.visitors import control, photo_input
 
-    with gr.Blocks(title="Captions", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="Captions", analytics_enabled=False) as page:
         gr.Markdown("# Captions for your pictures")
         with gr.Row():
             with gr.Column():
@@ -119,7 +119,6 @@ def build(desk: Desk, weights: Sequence[str]) -> "gradio.Blocks":
                 rating = gr.Radio(stars, label="Rate it: 0 is bad, 5 is perfect", elem_id="rating")
                 accept = gr.Button("Accept", elem_id="accept")
                 download = gr.DownloadButton("Nothing accepted yet", interactive=False, elem_id="download")
-                download.keep_in_cache = desk.downloads  # not to be deleted an hour after it was written
                 gr.Markdown(KEPT if desk.kept else NOT_KEPT)
 
         def changed(request: gr.Request, photo: str | None) -> dict[Any, Any]:

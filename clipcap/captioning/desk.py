@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from clipcap.captioning.accepted import LONGEST_SIDE, Accepted, keep, zipped
@@ -119,17 +119,13 @@ class Desk:
 
     Args:
         load: name of weights -> their captioner.
-        folder: where uploads and downloads are.
+        folder: where uploads and downloads are, and nothing else: `sweep` deletes what is old.
         kept: a folder for what is accepted; None to keep nothing.
-
-    Attributes:
-        downloads: the files of what is accepted.
     """
 
     def __init__(self, load: Callable[[str], Captioner], folder: Path, kept: Path | None) -> None:
         self.load, self.folder, self.kept = load, folder, kept
         self.sessions: dict[str, Session] = {}
-        self.downloads: set[str] = set()
 
     def captions(
         self, key: str, photo: str | None, weights: str, asked: dict[str, str | None]
@@ -181,7 +177,6 @@ class Desk:
         try:
             session.download = session.download or Path(tempfile.mkdtemp(dir=self.folder)) / "accepted.zip"
             write_whole(session.download, zipped([*session.accepted, accepted]))
-            self.downloads.add(str(session.download))
             if self.kept:
                 keep(accepted, self.kept)
         except OSError as error:
@@ -201,19 +196,26 @@ class Desk:
             session.left, session.used = True, monotonic()
 
     def sweep(self) -> None:
-        """Forget the sessions that were not used for so long that nobody will come back to them."""
+        """Forget the sessions that were not used for so long that nobody will come back to them.
+
+        Old files that belong to none go too: pictures that came only in part, or whose visitor left at once.
+        """
         for key, session in [*self.sessions.items()]:
             if monotonic() - session.used > (LINGER if session.left else IDLE):
-                with suppress(OSError):  # Windows deletes no file that is being sent: it goes with the folder
-                    self.forget(key)
+                self.forget(key)
+        held = {file for session in self.sessions.values() for file in (session.upload, session.download)}
+        for file in {*self.folder.rglob("*")} - held:
+            with suppress(OSError):
+                if file.is_file() and time() - file.stat().st_mtime > LINGER:
+                    file.unlink()
 
     def forget(self, key: str) -> None:
         """Delete all that belongs to a session."""
         session = self.sessions.pop(key, Session())
         self._hold(session, None)
         if session.download:
-            self.downloads.discard(str(session.download))
-            session.download.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows deletes no file that is being sent: `sweep` tries again
+                session.download.unlink(missing_ok=True)
 
     def _hold(self, session: Session, photo: Path | None) -> None:
         """Make this the upload of a session, and delete the one before, if nobody else has it.
@@ -222,7 +224,8 @@ class Desk:
         """
         before, session.upload = session.upload, photo
         if before and before not in [other.upload for other in [session, *self.sessions.values()]]:
-            before.unlink(missing_ok=True)
+            with suppress(OSError):  # it is gone, or a folder, or being sent
+                before.unlink()
 
     def _session(self, key: str) -> Session:
         """The session of a visitor, which is used now.

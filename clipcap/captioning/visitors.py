@@ -20,6 +20,7 @@ from clipcap.cli.processes import launched
 from clipcap.errors import UserError, first_line
 
 WAITING = 32  # visitors in the queue; the next one is told to come back
+SMALL = 2**20  # bytes: more than any request has besides a picture
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -69,15 +70,22 @@ def control(name: str, hint: str) -> gr.components.Component:
 
 
 class Gate:
-    """ASGI middleware: a request for anything that is not PUBLIC is answered with 404, and answers carry the POLICY."""
+    """ASGI middleware: what is not PUBLIC is answered with 404, what is too large with 413; answers have the POLICY.
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self.app = app
+    Args:
+        app: what answers the others.
+        largest: bytes of a picture. Gradio reads a request of any size into memory, and any number of pictures in one.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], largest: int) -> None:
+        self.app, self.largest = app, largest
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
         """Answer one request, as ASGI has it."""
-        if scope["type"] == "http" and not PUBLIC.fullmatch(scope["path"]):
-            await send({"type": "http.response.start", "status": 404, "headers": []})
+        if scope["type"] == "http" and (status := self._refused(scope)):
+            while (await receive()).get("more_body"):  # a browser reads no answer before it has sent everything
+                pass
+            await send({"type": "http.response.start", "status": status, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
 
@@ -87,6 +95,15 @@ class Gate:
             await send(message)
 
         await self.app(scope, receive, send_with_policy)
+
+    def _refused(self, scope: Message) -> int:
+        """The status of a request that is refused; 0 for all others."""
+        if not PUBLIC.fullmatch(scope["path"]):
+            return 404
+        headers = dict(scope["headers"])  # a browser always says how much it sends
+        most = SMALL + self.largest * (scope["path"] == "/gradio_api/upload")
+        too_large = b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > most
+        return 413 if too_large else 0
 
 
 @contextmanager
@@ -151,7 +168,7 @@ def _launch(page: gr.Blocks, host: str | None, port: int, share: bool, max_megab
                 server_port=port,
                 share=share,
                 max_file_size=f"{max_megabytes}mb",
-                app_kwargs={"middleware": [(Gate, (), {})]},
+                app_kwargs={"middleware": [(Gate, (max_megabytes * 2**20,), {})]},
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 footer_links=[],
                 ssr_mode=False,

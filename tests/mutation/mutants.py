@@ -288,7 +288,7 @@ MUTANTS = [
         ("sidecars", 'f"{before}\\n".startswith(f"{new}\\n")', "before.startswith(new)"),
         ("console", "return 0 if not failures else 1 if done or skipped else 2", "return 0"),
         ("visitors", 'if re.match(r"\\w+:/", str(file)):', "if False:", "test_app"),
-        ("visitors", 'if scope["type"] == "http" and not PUBLIC.fullmatch(scope["path"]):', "if False:", "test_app"),
+        ("visitors", 'if not PUBLIC.fullmatch(scope["path"]):', "if False:", "test_app"),
         ("visitors", "preprocess=preprocess, ", "", "test_app"),
         ("desk", "before and before not in", "before and [] is not", "test_app"),
         ("desk", "session.download.unlink(missing_ok=True)", "pass", "test_app"),
