@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY_CLIP, save_tiny_clip
+from tiny import TINY_CLIP, compress, save_tiny_clip
 from torch import nn
 
 from clipcap.clip.archive import read_archive
@@ -286,6 +286,15 @@ def test_code_beside_a_tokenizer_does_not_run(tmp_path):
     with pytest.raises(UserError, match="the tokenizer of CLIP"):
         ClipEncoder.load(tmp_path).encode_texts(["a dog"])
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_unfolds_to_any_size_is_refused(tmp_path):
+    """Guards against a file of megabytes that takes all memory: PyTorch reads compressed members, but writes none."""
+    path = clip_config(tmp_path / "clip") / "weights.pt"
+    for member in ("data.pkl", "byteorder", "data/0"):
+        torch.save({"ln_final.weight": torch.ones(3), "of no model": torch.ones(300_000)}, path)  # as large as one
+        compress(path, member)
+        assert "is compressed" in refused(path.parent)
 
 
 def test_a_pickle_in_clips_own_weights_runs_nothing(tmp_path):

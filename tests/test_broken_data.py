@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import compress
 
 import load_data
 from clipcap.data.cleaning import Cleaner, Cleaning
@@ -130,6 +131,22 @@ def a_pickle(embeddings: object = None, **entry: object) -> Build:
         "captions": [{"image_id": 1, "caption": "x", "clip_embedding": 0} | entry],
     }
     return files(x__pkl=pickle.dumps(whole))
+
+
+class Unfolds:
+    """Unpickled, it is a storage from a zip file with a compressed member, which could unfold to any size."""
+
+    def __init__(self, path: Path) -> None:
+        torch.save(torch.zeros(2, 512).untyped_storage(), path)
+        compress(path, "data.pkl")
+        self.content = path.read_bytes()
+
+    def __reduce__(self) -> tuple:
+        return torch.storage._load_from_bytes, (self.content,)
+
+
+def unfolding(place: Path) -> None:
+    (place / "x.pkl").write_bytes(pickle.dumps({"clip_embedding": Unfolds(place / "x.pt"), "captions": []}))
 
 
 def hub(rows: dict[str, list], features: dict[str, object] | None = None) -> Build:
@@ -350,6 +367,7 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
         files(x__pkl=b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93."),
         r"x.pkl' holds code \(a\\nb.c\)",
     ),
+    "pickle: a storage that unfolds to any size": ("clipcap", unfolding, r"x.pkl' is not a complete .*ValueError"),
     "pickle: a tensor that is another's negative": ("clipcap", a_pickle(torch._neg_view(torch.ones(2, 512))), "plain"),
     "pickle: one list named again and again": (
         "clipcap",

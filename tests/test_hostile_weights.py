@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import byte_tokenizer, save_tiny_clip, save_tiny_weights, tiny_config, tiny_model
+from tiny import byte_tokenizer, compress, save_tiny_clip, save_tiny_weights, tiny_config, tiny_model
 
 from clipcap.captioning.captioner import Captioner
 from clipcap.errors import UserError
@@ -418,6 +418,15 @@ def test_a_folder_that_is_named_like_a_model_is_not_taken_for_it(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--clip"):
         Captioner.load(weights)
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "byteorder", "data/0"])
+def test_what_unfolds_to_any_size_is_refused(tmp_path, contents, member):
+    """Guards against a file of megabytes that takes all memory: 6 MB were 9 GB."""
+    torch.save(contents["mlp"], tmp_path / "weights.pt")
+    compress(tmp_path / "weights.pt", member)
+    with pytest.raises(UserError, match=f"weights.pt cannot be read.*{member}' in the archive is compressed"):
+        load_checkpoint(tmp_path / "weights.pt")
 
 
 class Touch:

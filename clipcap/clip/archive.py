@@ -12,8 +12,9 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -43,6 +44,16 @@ def is_archive(file: Path) -> bool:
         return False
     with zipfile.ZipFile(file) as archive:
         return any("/code/" in name for name in archive.namelist())
+
+
+def check_stored(file: Path | BinaryIO) -> None:
+    """Raise a ValueError for a zip file with a compressed member, before PyTorch unfolds it; other files pass."""
+    with file.open("rb") if isinstance(file, Path) else nullcontext(file) as opened:
+        if opened.read(4) == b"PK\3\4":  # what makes it a zip file for PyTorch
+            with zipfile.ZipFile(opened) as archive:
+                for member in archive.infolist():
+                    _refuse_compressed(member)
+        opened.seek(0)
 
 
 def read_archive(file: Path) -> dict[str, Tensor]:
@@ -136,11 +147,16 @@ class _Untagged:
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member that is stored as it is: a compressed one could unfold to any size, and PyTorch writes none."""
+    """The content of a member that is stored as it is."""
     member = archive.getinfo(name)
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{name} in the archive is compressed, which PyTorch never does")
+    _refuse_compressed(member)
     return archive.read(member)
+
+
+def _refuse_compressed(member: zipfile.ZipInfo) -> None:
+    """Raise a ValueError for a member that could unfold to any size."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename[:200]!r} in the archive is compressed, which PyTorch never does")
 
 
 def _modules(model: _Module) -> Iterator[tuple[str, _Module]]:

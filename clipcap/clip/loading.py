@@ -20,7 +20,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
-from clipcap.clip.archive import is_archive, read_archive
+from clipcap.clip.archive import check_stored, is_archive, read_archive
 from clipcap.clip.config import check_config, check_preprocessing, no_code
 from clipcap.clip.names import CONFIGS, WIDTHS, file_name, is_folder, model_and_weights, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
@@ -226,6 +226,7 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
         if state is not None:
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in ARCHIVE_EXTRAS})
         else:
+            check_stored(weights)
             open_clip.load_checkpoint(model, str(weights), weights_only=True)
         check_finite(model.state_dict())
     except Exception as error:

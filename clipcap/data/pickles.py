@@ -178,8 +178,11 @@ class _Storage:
     def __call__(self, data: bytes) -> Any:  # torch's own would run code
         import torch
 
+        from clipcap.clip.archive import check_stored
+
+        check_stored(file := io.BytesIO(data))
         try:
-            return torch.load(io.BytesIO(data), weights_only=True)
+            return torch.load(file, weights_only=True)
         except pickle.UnpicklingError:
             raise _HoldsCode("inside a tensor") from None
 

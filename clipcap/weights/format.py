@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipcap.clip.archive import check_stored
 from clipcap.errors import UserError, first_line
 from clipcap.files import NO_ROOM, whole_file
 from clipcap.model.clipcap import ClipCap
@@ -69,6 +70,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if Path(path).suffix == ".safetensors":
         return read_folder(Path(path))
     try:
+        check_stored(Path(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickles that it did not write
             try:
