@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import subprocess
+import threading
 from contextlib import closing, contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +20,7 @@ from clipcap.captioning import xmp
 from clipcap.captioning.rows import Row, read_name, written_name
 from clipcap.captioning.sidecars import TEXT, XMP, Sidecars
 from clipcap.captioning.writers import open_writer
+from clipcap.clip.images import date_taken
 from clipcap.errors import Interrupted, UserError
 
 CAPTIONS = ["sun & <b>sea</b> ☀️", 'two "lines"\nhere\r\nand there', "=HYPERLINK(1)", "@bob -1", "a,b;c\t'd'", "\u2028x"]
@@ -869,6 +871,18 @@ def test_a_description_in_a_heic_is_respected(tmp_path, monkeypatch):
     packet = OTHERS.format(NEW.format(DEFAULT.format("old"))).encode()
     heif.from_pillow(Image.new("RGB", (64, 64))).save(tmp_path / "a.heic", xmp=packet)
     assert xmp.embedded_description(tmp_path / "a.heic") == "old"
+
+
+def test_a_pipe_by_the_name_of_a_picture_is_not_waited_for(tmp_path):
+    """Guards against a description that is looked for in a pipe, into which nobody writes: --xmp hung."""
+    pipe, found = tmp_path / "a.jpg", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(
+        target=lambda: found.extend((xmp.embedded_description(pipe), date_taken(pipe))), daemon=True
+    )
+    reader.start()
+    reader.join(20)
+    assert found == ["", None]
 
 
 PLAIN = OTHERS.format("").encode()
