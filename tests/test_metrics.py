@@ -1,15 +1,18 @@
 """Caption metrics against pycocoevalcap, and the tokenizer that Instagram needs."""
 
+import gc
 import io
 import os
 import pickle
 import random
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from clipcap.errors import UserError
+from clipcap.evaluation.held_out import HeldOut
 from clipcap.evaluation.java_metrics import java_scorer
 from clipcap.evaluation.metrics import clip_scores, overlap, style, tokenize
 
@@ -137,14 +140,46 @@ def test_java_metrics_say_what_they_need(monkeypatch):
         java_scorer("meteor")
 
 
-def test_a_java_that_does_not_work_says_so_at_once(tmp_path, monkeypatch):
+def test_a_java_that_does_not_work_says_so_at_once(tmp_path, monkeypatch, capsys):
     """METEOR keeps its lock after an error: the second caption, or the end of the program, waited for it for ever."""
     pytest.importorskip("pycocoevalcap")
     (tmp_path / "java").write_text("#!/bin/sh\necho no runtime >&2\nexit 1\n")  # as a Mac without one has it
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(UserError, match="meteor failed"):
+    with pytest.raises(UserError, match="meteor failed .* see the messages above"):
         java_scorer("meteor")
+    assert capsys.readouterr().err == "no runtime\n"  # pycocoevalcap keeps to itself what its Java says
+
+
+DIES = """#!/bin/sh
+n=0
+while read -r line; do
+  n=$((n + 1))
+  case $n in 1) echo 1 2;; 2) echo 0.5; echo 0.5;; *) echo no memory >&2; exit 1;; esac
+done
+"""
+
+
+def test_a_java_that_dies_on_the_way_costs_no_other_score(tmp_path, monkeypatch, capsys):
+    """A model had no score at all then, after all its pictures were captioned; and a traceback ended the run."""
+    pytest.importorskip("pycocoevalcap")
+    (tmp_path / "java").write_text(DIES)
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    noticed = []
+    monkeypatch.setattr(sys, "unraisablehook", noticed.append)
+    held_out = HeldOut.__new__(HeldOut)
+    held_out.protocol, held_out.captions = "instagram", [["a dog"], ["a cat"]]
+    more = {"meteor": java_scorer("meteor")}
+    for model in range(2):
+        scores = held_out.overlap(["a dog", "a cat"], more)
+        assert scores["bleu_1"] == pytest.approx(1) and "meteor" not in scores
+        told = capsys.readouterr().err
+        assert "meteor is not among the scores: meteor failed" in told
+        assert told.startswith("no memory\n") is (model == 0)
+    more.clear()
+    gc.collect()
+    assert not noticed
 
 
 @pytest.mark.skipif(not shutil.which("java"), reason="METEOR needs Java")

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import subprocess
+import threading
 from contextlib import closing, contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +20,7 @@ from clipcap.captioning import xmp
 from clipcap.captioning.rows import Row, read_name, written_name
 from clipcap.captioning.sidecars import TEXT, XMP, Sidecars
 from clipcap.captioning.writers import open_writer
+from clipcap.clip.images import date_taken
 from clipcap.errors import Interrupted, UserError
 
 CAPTIONS = ["sun & <b>sea</b> ☀️", 'two "lines"\nhere\r\nand there', "=HYPERLINK(1)", "@bob -1", "a,b;c\t'd'", "\u2028x"]
@@ -132,6 +134,9 @@ def test_pictures_of_another_folder_with_the_same_names_are_others(tmp_path, mon
     assert names == [str(tmp_path / folder / "1.png") for folder in ("2023", "2024")]
 
 
+NOT_FOUND = "note: pictures in {!r} that cannot be found from its folder, and do not count as captioned: 1\n"
+
+
 def test_rows_that_lead_nowhere_are_told_of(tmp_path, monkeypatch, capsys):
     """Guards against a folder that is captioned once more, without a word, since its output was moved."""
     (tmp_path / "elsewhere").mkdir()
@@ -139,8 +144,15 @@ def test_rows_that_lead_nowhere_are_told_of(tmp_path, monkeypatch, capsys):
     write("out.jsonl", [Row("photos of 2023/1.png", ["x"]), Row("/photos/2.png", ["x"])])
     Path("out.jsonl").rename("elsewhere/out.jsonl")
     with closing(open_writer("elsewhere/out.jsonl")):
-        told = capsys.readouterr().err
-    assert told.startswith("note: 1 rows of ") and "they do not count as captioned" in told
+        assert capsys.readouterr().err == NOT_FOUND.format(str(tmp_path / "elsewhere/out.jsonl"))
+
+
+def test_a_picture_that_was_deleted_is_no_missing_folder(tmp_path, monkeypatch, capsys):
+    """Guards against a note of folders that are not there, where a picture beside the output has gone."""
+    monkeypatch.chdir(tmp_path)
+    write("out.jsonl", [Row("1.png", ["x"])])
+    with closing(open_writer("out.jsonl")):
+        assert capsys.readouterr().err == NOT_FOUND.format(str(tmp_path / "out.jsonl"))
 
 
 def test_a_picture_is_known_through_a_linked_folder(tmp_path, monkeypatch):
@@ -869,6 +881,18 @@ def test_a_description_in_a_heic_is_respected(tmp_path, monkeypatch):
     packet = OTHERS.format(NEW.format(DEFAULT.format("old"))).encode()
     heif.from_pillow(Image.new("RGB", (64, 64))).save(tmp_path / "a.heic", xmp=packet)
     assert xmp.embedded_description(tmp_path / "a.heic") == "old"
+
+
+def test_a_pipe_by_the_name_of_a_picture_is_not_waited_for(tmp_path):
+    """Guards against a description that is looked for in a pipe, into which nobody writes: --xmp hung."""
+    pipe, found = tmp_path / "a.jpg", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(
+        target=lambda: found.extend((xmp.embedded_description(pipe), date_taken(pipe))), daemon=True
+    )
+    reader.start()
+    reader.join(20)
+    assert found == ["", None]
 
 
 PLAIN = OTHERS.format("").encode()

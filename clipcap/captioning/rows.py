@@ -167,13 +167,13 @@ class Writer:
                     new.write(_bytes(text))
                     lost += image is not None and not self._remember(image)
         if lost:
-            told = "name pictures in folders that are not there, seen from its own: they do not count as captioned"
-            print(f"note: {lost} rows of {str(self.path)!r} {told}", file=sys.stderr)
+            told = "that cannot be found from its folder, and do not count as captioned"
+            print(f"note: pictures in {str(self.path)!r} {told}: {lost}", file=sys.stderr)
 
     def _remember(self, image: str) -> bool:
         """Take the picture of an earlier row for captioned, unless the row could be that of several pictures.
 
-        Returns whether the row leads anywhere: the folder of a relative path may not be there.
+        Returns whether the row leads anywhere: what a relative path means may not be there.
         """
         there = self._meant(image)
         if len(there) == 1:

@@ -140,8 +140,6 @@ def load_or_leave(source: ImageSource, preprocessing: PixelMaker[Any]) -> Any:
 
 def _jpeg(source: str | Path | bytes, preprocessing: Preprocessing) -> Jpeg | None:
     """A file, or a file's bytes -> the JPEG to leave, or None if Pillow should decode it."""
-    if not isinstance(source, bytes):
-        _expect_file(source)
     with open_file(source) as image:
         content = plain_jpeg(image, source)
         return Jpeg(content, image.size, orientation_of(image), preprocessing) if content else None
@@ -174,8 +172,6 @@ def _decode(source: ImageSource, min_side: int | None) -> tuple[Image.Image, Box
             if 0 in source.size:
                 raise UnreadableImage("no pixels")
             return upright(rgb(source), orientation_of(source)), None
-        if not isinstance(source, bytes):
-            _expect_file(source)
         with open_file(source) as image:
             side = min_side if image.format in ("JPEG", "MPO") else None  # a HEIC would give a thumbnail of anything
             _, box = (side and image.draft("RGB", (side, side))) or (None, None)
@@ -218,6 +214,8 @@ def _expect_file(path: str | Path) -> None:
 
 def open_file(source: str | Path | bytes) -> Image.Image:
     """Open with Pillow; HEIC through pillow-heif, which is imported only when a HEIC file turns up. Raises anything."""
+    if not isinstance(source, bytes):
+        _expect_file(source)
     try:
         return open_picture(source)
     except UnidentifiedImageError:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
 from clipcap.errors import UserError
 from clipcap.evaluation.metrics import References, Tokens
@@ -42,7 +46,20 @@ def java_scorer(name: str) -> Callable[[Sequence[Tokens], References], float]:
         try:
             return float(scorer.compute_score(truths, captions)[0])
         except failures as error:
+            _end(getattr(scorer, "meteor_p", None))
             raise UserError(failed.format(error)) from None
 
     score([["a", "cat"]], [[["a", "cat"]]])  # a Java that is not there, or has no memory, shows before any captioning
     return score
+
+
+def _end(process: Any) -> None:
+    """End METEOR's Java after an error, and show what it said, which pycocoevalcap leaves in a pipe."""
+    if process is None or process.stdin.closed:
+        return
+    process.kill()
+    process.wait()
+    with suppress(OSError):  # there is nobody to read what is still to be written
+        process.stdin.close()
+    os.set_blocking(process.stderr.fileno(), False)  # Java may have started others, who hold the pipe open
+    print((process.stderr.read() or b"").decode(errors="replace"), end="", file=sys.stderr)
