@@ -165,7 +165,7 @@ def _place(places: Sequence[Path], names: Sequence[str] = ("",)) -> Path:
 
 
 def _entries(entries: list[Any], part: str, fields: tuple[str, str], file: Path) -> Iterator[tuple[str, Any, str]]:
-    """The image's id as a text, the other field of each entry in a part of a file, and where it is. Raises UserError."""
+    """The id of the image as a text, the other field of each entry in a part, and where it is. Raises UserError."""
     seen = set()
     for number, entry in enumerate(entries):
         where = f"{str(file)!r}, {part!r}, entry {number}"

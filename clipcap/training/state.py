@@ -131,8 +131,8 @@ class State:
                 other = json.loads((state / RUN).read_text(encoding="utf-8")).get("strategy")
         if other not in (None, own):
             raise UserError(
-                f"{self.folder} holds a run of {_shown(other)}, and this one, of {_shown(own)}, would replace its state "
-                f"and metrics: choose another --output-dir, or delete {state}"
+                f"{self.folder} holds a run of {_shown(other)}, and this one, of {_shown(own)}, would replace its "
+                f"state and metrics: choose another --output-dir, or delete {state}"
             )
 
     def load(self) -> None:
