@@ -435,8 +435,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_split_lists_those_that_exist(tmp_path: Path) -> None:
     store = build(tmp_path, examples())
     for ask in (store.captions, store.embeddings):
-        with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
+        with pytest.raises(UserError, match="no split 'test'; it has train, validation: .*--test-fraction above 0"):
             ask("test")
+        with pytest.raises(UserError, match="no split 'tset'; it has train, validation$"):
+            ask("tset")
 
 
 def test_literal_captions_are_kept_by_weights_and_split(tmp_path: Path) -> None:
