@@ -441,6 +441,25 @@ def test_an_unknown_split_lists_those_that_exist(tmp_path: Path) -> None:
             ask("tset")
 
 
+def test_an_interrupt_while_embeddings_are_opened_is_not_lost(tmp_path: Path) -> None:
+    """Arrow's `to_numpy` imports pandas, for half a second, and drops a Ctrl-C or SIGTERM that comes meanwhile."""
+    build(tmp_path, examples())
+    code = """
+import sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pandas":
+            print("interrupted")
+            raise KeyboardInterrupt
+from clipcap.data.store import EmbeddingStore
+sys.meta_path.insert(0, Interrupting())
+print(sum(EmbeddingStore.open(sys.argv[1]).embeddings("train")[0]) > 0)
+"""
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout != "interrupted\nTrue\n"
+    assert "interrupted" in run.stdout or run.stdout == "True\n", run.stderr
+
+
 def test_literal_captions_are_kept_by_weights_and_split(tmp_path: Path) -> None:
     """Guards against prompts from another captioner, or from another split."""
     store = build(tmp_path, examples())
