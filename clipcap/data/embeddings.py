@@ -50,7 +50,8 @@ class Embeddings:
             stored = chunk.dictionary if shared else chunk  # an older store repeats the embedding for each caption
             # Not Arrow's to_numpy, which imports pandas and drops an interrupt that comes meanwhile.
             self.parts.append(np.from_dlpack(stored.flatten()).reshape(-1, width))
-            numbers.append((np.from_dlpack(chunk.indices) if shared else np.arange(len(chunk))) + np.int64(images))
+            places = np.from_dlpack(chunk.indices) if shared else np.arange(len(chunk))
+            numbers.append(places.astype(np.int64) + images)
             images += len(stored)
         self.numbers = np.concatenate(numbers)  # (N,) of its image, counted through all parts
         self.starts = np.cumsum([0, *map(len, self.parts)])
