@@ -25,7 +25,7 @@ from tiny import compress
 import load_data
 from clipcap.data.cleaning import Cleaner, Cleaning
 from clipcap.data.embed import to_rows
-from clipcap.data.examples import fingerprint
+from clipcap.data.examples import Example, fingerprint
 from clipcap.data.shards import Shards
 from clipcap.data.sources import SourceArguments, open_source
 from clipcap.data.writer import DatasetWriter
@@ -254,6 +254,11 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
         annotated([{"id": 7, "file_name": "a.png"}], [{"image_id": 8, "caption": "x"}]),
         "'annotations'.*entry 0.*8",
     ),
+    "COCO: ids as numbers and as texts": (
+        "coco",
+        annotated([{"id": 7, "file_name": "a.png"}], [{"image_id": "7", "caption": "x"}]),
+        [("x",)],
+    ),
     "COCO: an object for a caption": (
         "coco",
         annotated([{"id": 7, "file_name": "a.png"}], [{"image_id": 7, "caption": {}}]),
@@ -298,7 +303,14 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
     "tar: two pictures under a key": (
         "tar",
         tar(("1.png", PNG), ("1.txt", b"a"), ("1.jpg", PNG)),
-        "holds '1.png' and '1.jpg' under one key; leave one",
+        "holds '1.png' and '1.jpg' under one key, .* first dot; leave one",
+    ),
+    "tar: a list beside a blank text": ("tar", tar(("1.png", PNG), ("1.txt", b" "), ("1.json", b"[]")), [(" ",)]),
+    "tar: broken JSON beside a blank text": ("tar", tar(("1.png", PNG), ("1.txt", b""), ("1.json", b"{")), [("",)]),
+    "tar: an object beside a blank text": (
+        "tar",
+        tar(("1.png", PNG), ("1.txt", b""), ("1.json", b'{"caption": {}}')),
+        [("",)],
     ),
     "tar: a picture twice": ("tar", tar(("1.png", PNG), ("1.txt", b"a"), ("1.png", PNG)), "train.tar'.*'1.png'.*twice"),
     "tar: two captions": (
@@ -729,3 +741,12 @@ def test_no_caption_stops_the_cleaning(caption: str, cleaned: str) -> None:
     """Guards against steps whose time grows with the square of a caption's length, and numbers that are too long."""
     with soon(10):
         assert Cleaner(Cleaning(mentions="drop", max_hashtags=0))(caption, "1") == cleaned
+
+
+def test_why_no_caption_is_left_is_told() -> None:
+    """A shard of pictures alone was put down to the cleaning, with seven counts of 0."""
+    arguments = SourceArguments(source=["tar", "x.tar"])
+    with pytest.raises(UserError, match=r"^no image of --source tar x.tar has a caption: see .*--help$"):
+        load_data.select([Example("1", ())], Cleaning(), arguments)
+    with pytest.raises(UserError, match=r"tar x.tar has a caption left after cleaning \(trim 1, drop_empty 2\)$"):
+        load_data.select([Example("1", ("", " "))], Cleaning(), arguments)

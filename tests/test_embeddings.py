@@ -435,8 +435,29 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_split_lists_those_that_exist(tmp_path: Path) -> None:
     store = build(tmp_path, examples())
     for ask in (store.captions, store.embeddings):
-        with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
+        with pytest.raises(UserError, match="no split 'test'; it has train, validation: .*--test-fraction above 0"):
             ask("test")
+        with pytest.raises(UserError, match="no split 'tset'; it has train, validation$"):
+            ask("tset")
+
+
+def test_an_interrupt_while_embeddings_are_opened_is_not_lost(tmp_path: Path) -> None:
+    """Arrow's `to_numpy` imports pandas, for half a second, and drops a Ctrl-C or SIGTERM that comes meanwhile."""
+    build(tmp_path, examples())
+    code = """
+import sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pandas":
+            print("interrupted")
+            raise KeyboardInterrupt
+from clipcap.data.store import EmbeddingStore
+sys.meta_path.insert(0, Interrupting())
+print(sum(EmbeddingStore.open(sys.argv[1]).embeddings("train")[0]) > 0)
+"""
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout != "interrupted\nTrue\n"
+    assert "interrupted" in run.stdout or run.stdout == "True\n", run.stderr
 
 
 def test_literal_captions_are_kept_by_weights_and_split(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_another_strategy_leaves_the_run_in_a_folder_as_it_is(begun: Start, tmp_
     run = Path(shutil.copytree(line[line.index("--output-dir") + 1], tmp_path / "run"))
     line = [*line, "--output-dir", str(run)]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"run of another strategy \('full', not 'head-only'\).*another --output-dir"):
+    with pytest.raises(UserError, match=r"holds a run of 'full', and this one, of 'head-only', .*another --output-dir"):
         frozen_finetuning.main(line)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     basic_finetuning.main(line)  # the same strategy begins anew, as it did

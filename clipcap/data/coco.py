@@ -109,7 +109,7 @@ def _from_coco(home: Home, folder: Path, file: Path, content: dict[str, Any]) ->
     names = {
         key: (name, where) for key, name, where in _entries(content["images"], "images", ("id", "file_name"), file)
     }
-    captions: dict[Any, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for key, caption, where in _entries(content["annotations"], "annotations", ("image_id", "caption"), file):
         if key not in names:
             raise UserError(f"{where} belongs to image {short(key)}, which is not among its images")
@@ -120,7 +120,7 @@ def _from_coco(home: Home, folder: Path, file: Path, content: dict[str, Any]) ->
     for key, texts in captions.items():
         name, where = names[key]
         image = home.check(images / name, f"{where}: {short(name)}")
-        yield Example(legible(str(key)), tuple(texts), image, split_name(part))
+        yield Example(key, tuple(texts), image, split_name(part))
 
 
 def _from_karpathy(home: Home, folder: Path, file: Path, entries: list[Any]) -> Iterator[Example]:
@@ -149,10 +149,10 @@ def _from_karpathy(home: Home, folder: Path, file: Path, entries: list[Any]) -> 
 def _from_clipcap(home: Home, folder: Path, file: Path, entries: list[Any]) -> Iterator[Example]:
     """One example for each image, wherever in the file its captions stand."""
     captions: dict[int, list[str]] = {}
-    for number, caption, where in _entries(entries, "caption", ("image_id", "caption"), file):
-        if not re.fullmatch(r"\d{1,12}", str(number), re.ASCII):
-            raise UserError(f"{where}: image_id {short(number)} is no number of a COCO image")
-        captions.setdefault(int(number), []).extend(read_captions(caption, where))
+    for key, caption, where in _entries(entries, "caption", ("image_id", "caption"), file):
+        if not re.fullmatch(r"\d{1,12}", key, re.ASCII):
+            raise UserError(f"{where}: image_id {short(key)} is no number of a COCO image")
+        captions.setdefault(int(key), []).extend(read_captions(caption, where))
     for number, texts in captions.items():
         names = [f"{part}/COCO_{part}_{number:012d}.jpg" for part in ("train2014", "val2014")]
         image = _place([folder / name for name in names])
@@ -164,16 +164,15 @@ def _place(places: Sequence[Path], names: Sequence[str] = ("",)) -> Path:
     return next((place for name in names for place in places if os.path.isfile(place / name)), places[0])
 
 
-def _entries(entries: list[Any], part: str, fields: tuple[str, str], file: Path) -> Iterator[tuple[Any, Any, str]]:
-    """The image's id and the other field of each entry in a part of a file, and where it is. Raises UserError."""
+def _entries(entries: list[Any], part: str, fields: tuple[str, str], file: Path) -> Iterator[tuple[str, Any, str]]:
+    """The id of the image as a text, the other field of each entry in a part, and where it is. Raises UserError."""
     seen = set()
     for number, entry in enumerate(entries):
         where = f"{str(file)!r}, {part!r}, entry {number}"
         missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
         if missing:
             raise UserError(f"{where} has no {missing[0]}")
-        key, value = (entry[field] for field in fields)
-        _image_id(key, where, fields[0])
+        key, value = _image_id(entry[fields[0]], where, fields[0]), entry[fields[1]]
         if part == "images":
             needed_text(value, f"{where}: file_name")
             if key in seen:

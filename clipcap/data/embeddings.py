@@ -48,8 +48,10 @@ class Embeddings:
         images = 0
         for chunk in column.chunks:
             stored = chunk.dictionary if shared else chunk  # an older store repeats the embedding for each caption
-            self.parts.append(stored.flatten().to_numpy().reshape(-1, width))
-            numbers.append((chunk.indices.to_numpy() if shared else np.arange(len(chunk))) + np.int64(images))
+            # Not Arrow's to_numpy, which imports pandas and drops an interrupt that comes meanwhile.
+            self.parts.append(np.from_dlpack(stored.flatten()).reshape(-1, width))
+            places = np.from_dlpack(chunk.indices) if shared else np.arange(len(chunk))
+            numbers.append(places.astype(np.int64) + images)
             images += len(stored)
         self.numbers = np.concatenate(numbers)  # (N,) of its image, counted through all parts
         self.starts = np.cumsum([0, *map(len, self.parts)])

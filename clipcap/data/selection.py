@@ -27,16 +27,17 @@ def select(examples: Iterable[Example], cleaning: Cleaning, args: SourceArgument
     clean = Cleaner(cleaning)
     folder = TemporaryDirectory(prefix="clipcap-captions-")
     file = Path(folder.name) / "captions.jsonl"  # of each example its identity and what is left of its captions
-    some = False
+    some = any_before = False
     with temporary_room(folder.name, "the cleaned captions"), file.open("w", encoding="ascii") as lines:
         for example in limit_examples(examples, args.limit):
             cleaned = [clean(caption, example.image_id) for caption in example.captions]
             kept = [caption for caption in cleaned if caption is not None]
-            some = some or bool(kept)
+            some, any_before = some or bool(kept), any_before or bool(cleaned)
             lines.write(json.dumps([example.image_id, kept]) + "\n")
     if not some:
-        given = " ".join(args.source or ())
-        raise UserError(f"no image of --source {given} has a caption left after cleaning ({clean.counts})")
+        counts = ", ".join(f"{step} {count}" for step, count in clean.counts.items() if count)
+        told = f" left after cleaning ({counts})" if any_before else ": see where a source has them in --help"
+        raise UserError(f"no image of --source {' '.join(args.source or ())} has a caption{told}")
 
     def selected(folder: TemporaryDirectory[str] = folder) -> Iterator[Example]:  # it is there as long as this is
         with file.open(encoding="ascii") as lines:

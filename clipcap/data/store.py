@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from clipcap.model.config import ClipCapConfig
 
+SET_ASIDE = {"validation": "--val-fraction", "test": "--test-fraction"}  # options of load_data.py
+
 
 class EmbeddingStore:
     """A complete dataset, read through memory maps. `info` is the content of its dataset.json."""
@@ -131,7 +133,9 @@ class EmbeddingStore:
 
     def _check_split(self, name: str) -> None:
         if name not in self.splits:
-            raise UserError(f"data {str(self.path)!r} has no split {name!r}; it has {', '.join(self.splits)}")
+            option = SET_ASIDE.get(name)
+            told = f": make it again with {option} above 0, in another folder" if option else ""
+            raise UserError(f"data {str(self.path)!r} has no split {name!r}; it has {', '.join(self.splits)}{told}")
 
     def _files(self, name: str) -> Iterator[Path]:
         """The files of a split, one after the other: the joined one, or its shards."""

@@ -92,7 +92,9 @@ def _pick(members: Members, endings: Collection[str], shard: Path) -> tarfile.Ta
     found = plain or [member for ending, member in members.items() if _last(ending) in endings]
     if len(found) > 1:
         names = " and ".join(short(member.name) for member in found[:2])
-        raise UserError(f"{str(shard)!r} holds {names} under one key; leave one for each picture")
+        raise UserError(
+            f"{str(shard)!r} holds {names} under one key, which ends at the first dot; leave one for each picture"
+        )
     return found[0] if found else None
 
 
@@ -106,13 +108,25 @@ def _captions(archive: tarfile.TarFile, members: Members, shard: Path) -> tuple[
         except UnicodeDecodeError:
             raise UserError(f"{where} is not UTF-8 text; pack it as UTF-8") from None
         captions = read_captions(text, where)
-    if not any(map(str.strip, captions)) and (json_file := _pick(members, (".json",), shard)):
-        where, content = _content(archive, json_file, shard)
-        fields = parse_json(content, where)
-        if not isinstance(fields, dict):
-            raise UserError(f"{where} is not a JSON object")
-        return read_captions(next(iter(values_of(fields, CAPTION_COLUMNS)), ()), where)
+    if not any(map(str.strip, captions)):
+        try:
+            captions = _of_json(archive, members, shard) or captions
+        except UserError:
+            if not text_file:
+                raise
+            # Else the captions are in texts, one of which is blank, and the JSON is about something else.
     return captions
+
+
+def _of_json(archive: tarfile.TarFile, members: Members, shard: Path) -> tuple[str, ...]:
+    """The captions of KEY.json; none without it. Raises UserError."""
+    if not (json_file := _pick(members, (".json",), shard)):
+        return ()
+    where, content = _content(archive, json_file, shard)
+    fields = parse_json(content, where)
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} is not a JSON object")
+    return read_captions(next(iter(values_of(fields, CAPTION_COLUMNS)), ()), where)
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> tuple[str, bytes]:

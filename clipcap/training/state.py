@@ -60,7 +60,7 @@ class State:
 
         Raises:
             UserError: the state cannot be used, or `weights`, the best ones of its run so far, are gone or not its own;
-                or the state to delete is of another strategy.
+                or the state to delete is of another strategy, or of LoRA of another rank.
         """
         if not resume:
             self.check(resume=False)
@@ -131,8 +131,8 @@ class State:
                 other = json.loads((state / RUN).read_text(encoding="utf-8")).get("strategy")
         if other not in (None, own):
             raise UserError(
-                f"{self.folder} holds the run of another strategy ({_shown(other)}, not {_shown(own)}), and this one "
-                f"would replace its state and metrics: choose another --output-dir, or delete {state}"
+                f"{self.folder} holds a run of {_shown(other)}, and this one, of {_shown(own)}, would replace its "
+                f"state and metrics: choose another --output-dir, or delete {state}"
             )
 
     def load(self) -> None:

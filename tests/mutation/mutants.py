@@ -311,7 +311,7 @@ MUTANTS = [
         ("examples", 'f"{seed} {example.kept_together}"', "example.kept_together"),
         ("embed", "images += [len(vectors) - 1] * len(example.captions)", "images += [0] * len(example.captions)"),
         ("embed", "names[processes.rank :: processes.world]", "names", "test_processes"),
-        ("embeddings", "+ np.int64(images)", "", "test_embeddings"),
+        ("embeddings", "astype(np.int64) + images", "astype(np.int64)", "test_embeddings"),
         ("embed", "None if number else thumbnail", "thumbnail"),
         ("embed", "min(batch_size, len(shard.examples) - len(results))", "batch_size"),
         ("writer", "if not (self.parts / name).is_file()]", "]"),
