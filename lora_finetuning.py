@@ -82,13 +82,13 @@ def train_rank(
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with the options of a command line, this process's own when None. Raises UserError."""
     strategy_args, *arguments = parse(
-        *(argv, StrategyArguments, DataArguments, StartArguments, LoRALoopArguments),
+        argv,
+        *(StrategyArguments, DataArguments, StartArguments, LoRALoopArguments),
         description="LoRA fine-tuning of ClipCap on captions people wrote.",
         example="python lora_finetuning.py --data instagram_data --init coco --rank 4 16 64",
         demo=FINE_TUNING | {"mapping_learning_rate": None},
     )
-    # By identity, since 2e-5 that was typed is refused like any other rate of what does not train.
-    if strategy_args.freeze_mapping and arguments[2].mapping_learning_rate is LoRALoopArguments.mapping_learning_rate:
+    if strategy_args.freeze_mapping and arguments[2].mapping_learning_rate == LoRALoopArguments.mapping_learning_rate:
         arguments[2].mapping_learning_rate = None
     if not arguments[1].init:
         raise UserError("LoRA adapts trained weights: give them with --init (coco, conceptual, or a file)")
