@@ -97,8 +97,7 @@ class Experiment:
                 f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: there is room for {model.room}"
             )
         language_model = None if start_args.init else content_of(model)
-        known = model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model
-        return cls(*known, processes)
+        return cls(model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model, processes)
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
         """The training data and the validation data; `prompts` gives the prompts of the first rows of a split."""
@@ -110,14 +109,14 @@ class Experiment:
         texts = self.store.captions(split)[:limit]
         config = self.model.config
         captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens, config.end_of_text, config.blank)
-        if all(caption == [self.model.config.stop_token] for caption in captions):
+        if all(caption == [config.stop_token] for caption in captions):
             raise UserError(
                 f"no caption of the split {split!r} in {str(self.data_args.data)!r} has a token: check the captions, "
                 "and the tokenizer of the weights"
             )
         prompted = (prompts(split, len(captions)) if prompts else None) or [[]] * len(captions)
         # Validation states no controls, as predict.py does unless asked: its loss compares with other strategies'.
-        controls = controls_of(self.tokenizer, self.model.config.controls if split == "train" else {}, texts)
+        controls = controls_of(self.tokenizer, config.controls if split == "train" else {}, texts)
         longest = [[*prompt, *chain(*stated)] for prompt, stated in zip(prompted, controls, strict=True)]
         captions = fit_captions(captions, longest, self.model.room)
         embeddings = self.store.embeddings(split)
@@ -127,7 +126,7 @@ class Experiment:
                 f"{self.store.column(split, 'image_id')[row]!r}, has NaN or infinity in its embedding: "
                 "make the dataset again"
             )
-        return CaptionDataset(embeddings, captions, prompted, None, controls, self.loop_args.seed)
+        return CaptionDataset(embeddings, captions, prompted, controls=controls, seed=self.loop_args.seed)
 
     def train(
         self,
@@ -218,7 +217,7 @@ class Experiment:
 
 
 def _restore(model: ClipCap, weights: Path) -> None:
-    """Give a model the tensors of a file that its run wrote, which may be those that trained alone, and the record."""
+    """Give a model the tensors and the record of a file that its run wrote, which may hold only those that trained."""
     content = read(weights)
     model.load_state_dict(content["tensors"], strict=False)
     model.record = content["record"]
