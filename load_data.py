@@ -98,6 +98,7 @@ def make(
     selected, cleaned = select(source.examples, cleaning, source_args)
     examples, canaries = plant(selected, out.canaries, source_args.seed)
     encoder, clip = processes.load(lambda: load_clip(source, out))
+    shards = Shards(examples, IMAGES_PER_SHARD)
     plan = {
         "source": source.info,
         "clip": clip,
@@ -106,7 +107,7 @@ def make(
         "cleaning": asdict(cleaning),
         "number of canaries": len(canaries),
         **{name: getattr(source_args, name) for name in PLANNED},
-        LIST: (shards := Shards(examples, IMAGES_PER_SHARD)).fingerprint,
+        LIST: shards.fingerprint,
     }
     for name, value in plan.items():
         processes.agree(value, name)
@@ -116,11 +117,11 @@ def make(
     missing = processes.gather(writer.missing() if processes.main and not writer.complete else None)[0]
     if missing is not None:
         write_shards(writer, missing, encoder, clip["dim"], out.batch_size, out.workers, processes)
-    if processes.main and missing is None:
-        print(f"{folder} is complete already; {writer.what_is_left}", file=sys.stderr)
+        if processes.main:
+            info = {"source": source.info, "clip": clip, "cleaning": cleaned, "canaries": [*map(asdict, canaries)]}
+            writer.finish(info, out.keep_shards)
     elif processes.main:
-        info = {"source": source.info, "clip": clip, "cleaning": cleaned, "canaries": [*map(asdict, canaries)]}
-        writer.finish(info, out.keep_shards)
+        print(f"{folder} is complete already; {writer.what_is_left}", file=sys.stderr)
 
 
 def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:
@@ -135,7 +136,7 @@ def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None
 
     name, device = out.clip or source.clip or "ViT-B/32", pick_device(out.device)
     pretrained, dtype = pretrained_of(name, out.pretrained), pick_dtype(out.precision, device)
-    encoder = ClipEncoder.load(name, pretrained, device, dtype, not out.no_fast, False, out.decode_on_device)
+    encoder = ClipEncoder.load(name, pretrained, device, dtype, not out.no_fast, decode_on_device=out.decode_on_device)
     return encoder, encoder.identity
 
 

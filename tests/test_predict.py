@@ -376,8 +376,8 @@ def test_published_prompted_weights_take_the_prompt_that_ours_are_trained_with(w
     own, literal = (tiny_captioner_model(seed).state_dict() for seed in (0, 1))
     torch.save(own | {f"original_model.{name}": tensor for name, tensor in literal.items()}, tmp_path / "own.pt")
 
-    def load(weights, *_, **options):
-        raise UserError(f"prompt: {load_checkpoint(weights, heads=4, **options).config.prompt}")
+    def load(weights, *, prompt, **_):
+        raise UserError(f"prompt: {load_checkpoint(weights, heads=4, prompt=prompt).config.prompt}")
 
     monkeypatch.setattr("clipcap.captioning.captioner.Captioner", SimpleNamespace(load=load))
     for options, wanted in (([], "None"), (["--with-prompt"], " is a picture of {literal} and a social")):
@@ -394,8 +394,8 @@ def test_whether_embeddings_are_normalised_is_passed_on(tmp_path, monkeypatch, o
     """Guards against --normalize without effect."""
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
 
-    def load(*_, **options):
-        raise UserError(f"normalize: {options['normalize']}")
+    def load(weights, *, normalize, **_):
+        raise UserError(f"normalize: {normalize}")
 
     monkeypatch.setattr("clipcap.captioning.captioner.Captioner", SimpleNamespace(load=load))
     with pytest.raises(UserError, match=f"normalize: {wanted}"):

@@ -89,7 +89,7 @@ class Captioner:
         tokenizer = tokenizer_of(config)
         if not isinstance(clip, ClipEncoder):
             named = _clip_name(weights, file, config, clip)
-            clip = ClipEncoder.load(*named, chosen, dtype, fast, int8, decode_on_device)
+            clip = ClipEncoder.load(*named, chosen, dtype, fast=fast, int8=int8, decode_on_device=decode_on_device)
         elif decode_on_device:
             raise UserError("decode_on_device came too late for a CLIP that is loaded: give it to ClipEncoder.load")
         if clip.dim != config.clip_dim:

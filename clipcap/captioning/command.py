@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipcap.captioning.console import write_out
 from clipcap.captioning.options import CaptionArguments, DecodingArguments, batch_sizes, check_sizes, chosen
@@ -31,6 +32,9 @@ from clipcap.decoding.options import SEQUENCES
 from clipcap.devices import CAPTIONING
 from clipcap.errors import UserError
 from clipcap.world.shipped import PREDICT
+
+if TYPE_CHECKING:
+    from clipcap.captioning.captioner import Captioner
 
 LONG = 60  # seconds after which a run says how the next could take less
 
@@ -92,33 +96,24 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
     if output_args.existing != "skip" and not (output_args.sidecar or output_args.xmp):
         raise UserError(f"--existing {output_args.existing} has an effect only with --sidecar or --xmp")
     with together(output_args, model_args, decoding_args, caption_args) as processes, ExitStack() as stack:
-        opened = open_outputs(output_args, given.images) if processes.main else []
-        outputs = [stack.enter_context(closing(output)) for output in opened]
+        outputs = open_outputs(output_args, given.images) if processes.main else []
+        for output in outputs:
+            stack.enter_context(closing(output))
         found = Pictures.find(given.images, lambda path: processes.main and wanted(path, outputs))
         processes.agree(f"{found.found} with the fingerprint {found.identity}", "pictures")
         pictures = processes.gather(found)[0]
-        notes = [text for output in opened if isinstance(output, Sidecars) for text in output.notes]
+        notes = [text for output in outputs if isinstance(output, Sidecars) for text in output.notes]
         for text in notes:
             processes.note(text)
         if not pictures.todo:
             done = "captioned or described" if output_args.xmp else "captioned"
             processes.note(f"all {pictures.found} pictures are {done} already{', but for those noted' * bool(notes)}")
             return 0
-        from clipcap.captioning.captioner import Captioner
-        from clipcap.fast.int8 import is_faster
-        from clipcap.model.prompts import PROMPTS, needs_literal
+        from clipcap.model.prompts import needs_literal  # here, since torch takes seconds to import
         from clipcap.weights.format import sha256
         from clipcap.weights.published import resolve_weights
 
-        captioner = processes.load(
-            lambda: Captioner.load(
-                *(model_args.weights, model_args.clip, model_args.device, model_args.precision),
-                *(not model_args.no_fast, model_args.decode_on_device),
-                base=model_args.base,
-                normalize=model_args.normalize,
-                prompt=PROMPTS["template"] if model_args.with_prompt else None,
-            )
-        )
+        captioner = processes.load(lambda: load_captioner(model_args))
         if processes.world > 1:
             processes.agree(sha256(resolve_weights(model_args.weights))[:8], "weights")
         if output_args.show_literal and not needs_literal(captioner.model.config.prompt):
@@ -132,10 +127,35 @@ def main(argv: Sequence[str] | None = None, command: str = "clipcap") -> int:
             deque(turns.joined(own), 0)
             return 0
         status = write_out(turns.joined(own), pictures.todo, outputs, skipped=pictures.found - pictures.todo)
-        untold = model_args.precision == "auto" and not (model_args.no_fast or captioner.model.config.network)
-        if untold and time.monotonic() - started > LONG and is_faster(captioner.model.device):
+        if time.monotonic() - started > LONG and int8_is_worth_a_try(model_args, captioner):
             processes.note("note: on this CPU --precision int8 takes less time, and changes few captions")
         return status
+
+
+def load_captioner(args: ModelArguments) -> Captioner:
+    """The captioner that the options ask for. Raises UserError."""
+    from clipcap.captioning.captioner import Captioner
+    from clipcap.model.prompts import PROMPTS
+
+    return Captioner.load(
+        args.weights or "",
+        clip=args.clip,
+        device=args.device,
+        precision=args.precision,
+        fast=not args.no_fast,
+        decode_on_device=args.decode_on_device,
+        base=args.base,
+        normalize=args.normalize,
+        prompt=PROMPTS["template"] if args.with_prompt else None,
+    )
+
+
+def int8_is_worth_a_try(args: ModelArguments, captioner: Captioner) -> bool:
+    """Whether int8 is faster on this CPU, and the user has not chosen otherwise."""
+    from clipcap.fast.int8 import is_faster
+
+    is_gpt2 = not captioner.model.config.network
+    return args.precision == "auto" and not args.no_fast and is_gpt2 and is_faster(captioner.model.device)
 
 
 def open_outputs(args: OutputArguments, named: Sequence[str]) -> list[Writer | Sidecars]:

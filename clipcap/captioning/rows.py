@@ -66,8 +66,10 @@ class Writer:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.written = Path(path), 0
-        self.done: set[str] = set()
-        self.failed, self.end, self.absolute = False, 0, False
+        self.done: set[str] = set()  # pictures with captions in the file of an earlier run, by their whole paths
+        self.end = 0  # of what was written, in bytes: a shorter file was cut by somebody
+        self.failed = False  # a row could not be written, as the user was told
+        self.absolute = False  # every row gets the whole path of its picture
         try:
             self.created = not self.path.exists()
             regular = self.created or self.path.is_file()  # a pipe or a device needs no lock, nor is it continued

@@ -153,8 +153,8 @@ class DatasetWriter:
             metadata = {"skipped": json.dumps(skipped), "pictures": pictures}
             tables.write_table(self.parts / shard.name, rows.replace_schema_metadata(metadata))
 
-    def finish(self, info: dict[str, Any], keep_shards: bool = False) -> dict[str, Any]:
-        """Join the shards, or keep them, and write `skipped.jsonl` and `dataset.json`, whose content is returned.
+    def finish(self, info: dict[str, Any], keep_shards: bool = False) -> None:
+        """Join the shards, or keep them, and write `skipped.jsonl` and, from `info` and the counts, `dataset.json`.
 
         Raises:
             UserError: no image, or no image to train on, could be used, or a shard has gone or is damaged.
@@ -188,7 +188,6 @@ class DatasetWriter:
             write_whole(self.folder / INFO, text.encode("utf-8", "backslashreplace"))  # a path may not be UTF-8
             if not keep_shards:
                 shutil.rmtree(self.parts, ignore_errors=True)  # what stays goes when this dataset is written again
-        return info
 
     def _give_up(self, skipped: int, first: dict[str, str] | None) -> NoReturn:
         """Raise UserError, after removing the shards, so that the same command tries again once images can be read."""

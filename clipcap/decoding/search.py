@@ -49,14 +49,13 @@ class Captions:
     possible: Tensor
 
     def as_lists(self, count: int) -> list[list[list[int]]]:
-        """Token ids of the best `count` captions of each image, best first; of all captions when `count` is 1.
+        """Token ids of the best `count` captions of each image, best first.
 
         Impossible captions are left out, so an image may have fewer, or none.
         """
-        kept = count if count > 1 else self.order.shape[1]
         columns = (self.tokens.tolist(), self.lengths.tolist(), self.order.tolist(), self.possible.tolist())
         return [
-            [row[k][: lengths[k]] for k in order if possible[k]][:kept]
+            [row[k][: lengths[k]] for k in order if possible[k]][:count]
             for row, lengths, order, possible in zip(*columns, strict=True)
         ]
 
@@ -100,6 +99,8 @@ def decode(
     if not (streams.isfinite().all() and prefix.isfinite().all()):
         raise NoCaption(f"its embedding, or what the weights make of it, is not finite{hint}")
     vocabulary, width = gpt.vocabulary, decoding.width
+    every = decoding.return_all or decoding.num_captions == 1  # the best one may break a rule of whoever asks
+    count = width if every else decoding.num_captions
     if decoding.method == "beam" and width > vocabulary:
         raise UserError(f"beams must be at most {vocabulary}, the number of tokens of these weights, not {width}")
     given = prompts or [()] * len(prefix)
@@ -122,7 +123,7 @@ def decode(
             with ONE_THREAD if gpt.captures else nullcontext():
                 session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
                 found = search(session, decoding, steps, stop_token, constrain, streams[part])
-                lists = found.as_lists(1 if decoding.return_all else decoding.num_captions)
+                lists = found.as_lists(count)
             captions |= zip(part, lists, strict=True)
     if not all(captions.values()):
         raise NoCaption(f"every token of its caption is forbidden, or the logits of the weights are not finite{hint}")

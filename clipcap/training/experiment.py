@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ class Experiment:
             folder: where the strategy writes below runs/, unless `--output-dir` says otherwise.
             data_args: which captions to learn.
             start_args: which model to start from.
-            loop_args: how to train; its `output_dir` is filled in here.
+            loop_args: how to train.
             strategy_args: the strategy's own options, a dataclass; None if it has none.
 
         Raises:
@@ -81,9 +81,10 @@ class Experiment:
             raise UserError("no data given: give --data FOLDER, a dataset written by load_data.py, or --demo")
         at_least(1, option=True, limit_train=data_args.limit_train)
         at_least(2, option=True, max_tokens=data_args.max_tokens)
-        loop_args.output_dir = loop_args.output_dir or f"runs/{'demo/' if data_args.demo else ''}{folder}"
+        output = loop_args.output_dir or f"runs/{'demo/' if data_args.demo else ''}{folder}"
+        loop_args = replace(loop_args, output_dir=output)
         processes = meet_on(loop_args.device)
-        make_folder(loop_args.output_dir)
+        make_folder(output)
         store = EmbeddingStore.open(data_args.data)
         torch.manual_seed(loop_args.seed)  # so that a fresh mapping network and adapters start alike when resumed
         model = processes.load(lambda: start_model(start_args, store, getattr(strategy_args, "literal_weights", None)))
@@ -96,8 +97,7 @@ class Experiment:
                 f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: there is room for {model.room}"
             )
         language_model = None if start_args.init else content_of(model)
-        known = model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model
-        return cls(*known, processes)
+        return cls(model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model, processes)
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
         """The training data and the validation data; `prompts` gives the prompts of the first rows of a split."""
@@ -109,14 +109,14 @@ class Experiment:
         texts = self.store.captions(split)[:limit]
         config = self.model.config
         captions = encode_captions(self.tokenizer, texts, self.data_args.max_tokens, config.end_of_text, config.blank)
-        if all(caption == [self.model.config.stop_token] for caption in captions):
+        if all(caption == [config.stop_token] for caption in captions):
             raise UserError(
                 f"no caption of the split {split!r} in {str(self.data_args.data)!r} has a token: check the captions, "
                 "and the tokenizer of the weights"
             )
         prompted = (prompts(split, len(captions)) if prompts else None) or [[]] * len(captions)
         # Validation states no controls, as predict.py does unless asked: its loss compares with other strategies'.
-        controls = controls_of(self.tokenizer, self.model.config.controls if split == "train" else {}, texts)
+        controls = controls_of(self.tokenizer, config.controls if split == "train" else {}, texts)
         longest = [[*prompt, *chain(*stated)] for prompt, stated in zip(prompted, controls, strict=True)]
         captions = fit_captions(captions, longest, self.model.room)
         embeddings = self.store.embeddings(split)
@@ -126,7 +126,7 @@ class Experiment:
                 f"{self.store.column(split, 'image_id')[row]!r}, has NaN or infinity in its embedding: "
                 "make the dataset again"
             )
-        return CaptionDataset(embeddings, captions, prompted, None, controls, self.loop_args.seed)
+        return CaptionDataset(embeddings, captions, prompted, controls=controls, seed=self.loop_args.seed)
 
     def train(
         self,
@@ -146,8 +146,9 @@ class Experiment:
             prompts: gives the prompts of the first rows of a split; None for no prompts.
             save: writes the weights.
             folders: what `save` writes into besides the output folder.
-            save_again: whether a resumed run ends with a `save` of the best weights. It may write more than the
-                weights, which an earlier run was perhaps not asked for.
+            save_again: whether `save` writes other files than the weights into the output folder. With these, or with
+                `folders`, a resumed run ends with a `save` of the best weights: the run before may not have been asked
+                for them.
             files: other weights that the command writes, in this run or a later one; it must start from none of them.
 
         Returns:
@@ -177,7 +178,8 @@ class Experiment:
         record = json.loads(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
         shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
         references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
-        best = deepcopy(self.model) if save_again and self.loop_args.resume else None  # before anything shards it
+        again = self.loop_args.resume and (save_again or folders)
+        best = deepcopy(self.model) if again else None  # before anything shards it
         with self.processes.watched():
             trainer = Trainer(
                 self.model,
@@ -215,7 +217,7 @@ class Experiment:
 
 
 def _restore(model: ClipCap, weights: Path) -> None:
-    """Give a model the tensors of a file that its run wrote, which may be those that trained alone, and the record."""
+    """Give a model the tensors and the record of a file that its run wrote, which may hold only those that trained."""
     content = read(weights)
     model.load_state_dict(content["tensors"], strict=False)
     model.record = content["record"]

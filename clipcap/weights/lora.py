@@ -93,6 +93,13 @@ def save_adapters(model: ClipCap, path: str | Path, base: Base, settings: Any) -
     write(header(model) | {"base": dataclasses.asdict(base), "lora": lora, "tensors": adapters_of(model)}, path)
 
 
+def files_of_ranks(ranks: Sequence[int], merged: bool, rank: int, folder: str) -> list[Path]:
+    """The weights that the runs of all ranks write. `folder` is that of `rank`: of several, each ends in its rank."""
+    folders = {other: f"{folder.removesuffix(str(rank))}{other}" for other in ranks} | {rank: folder}
+    kinds = ["weights", "merged_weights"] if merged else ["weights"]
+    return [Path(folders[other], f"lora_{other}_{kind}.pt") for other in ranks for kind in kinds]
+
+
 def load_adapters(content: Mapping[str, Any], base: ClipCap, overrides: Mapping[str, Any]) -> ClipCap:
     """A plain model: the base, with the adapters of a LoRA file merged into its weights.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,21 +23,14 @@ WRITTEN = ("README.md", "adapter_config.json", "adapter_model.safetensors", "gpt
 FIRST_LINE = README.partition("\n")[0].encode()  # by which an earlier export is known
 
 
-def claim_exports(folder: str | None, ranks: Sequence[int]) -> dict[int, Path]:
-    """What the adapters of each rank are exported into: the folder, or of several ranks lora_RANK in it; {} for none.
+def export_of(folder: str, rank: int, ranks: Sequence[int]) -> Path:
+    """Where the adapters of one of these ranks are exported to: the user's folder, or of several lora_RANK in it."""
+    return Path(folder, f"lora_{rank}" if len(ranks) > 1 else "")
 
-    Args:
-        folder: the user's; None for no export.
-        ranks: of the adapters.
 
-    Raises:
-        UserError: an export would be written over files that are no earlier export.
-    """
-    if not folder:
-        return {}
-    several = len(set(ranks)) > 1
-    exports = {rank: Path(folder, f"lora_{rank}" if several else "") for rank in ranks}
-    for export in exports.values():
+def claim_exports(exports: Iterable[Path]) -> None:
+    """Make the folders of exports. Raises UserError if one would be written over files that are no earlier export."""
+    for export in exports:
         make_folder(export)
         readme = export / "README.md"
         if readme.is_file() and readme.read_bytes().startswith(FIRST_LINE):
@@ -48,7 +41,6 @@ def claim_exports(folder: str | None, ranks: Sequence[int]) -> dict[int, Path]:
                     f"--export-peft: {export / name} is of no earlier export, and would be written over: give another "
                     "folder"
                 )
-    return exports
 
 
 def export_peft(model: ClipCap, settings: Any, folder: str | Path) -> None:
