@@ -4,12 +4,22 @@ import copy
 import json
 import os
 import re
+import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import byte_tokenizer, compress, save_tiny_clip, save_tiny_weights, tiny_config, tiny_model
+from tiny import (
+    byte_tokenizer,
+    compress,
+    save_tiny_clip,
+    save_tiny_weights,
+    tiny_captioner_model,
+    tiny_config,
+    tiny_model,
+)
 
 from clipcap.captioning.captioner import Captioner
 from clipcap.errors import UserError
@@ -18,7 +28,9 @@ from clipcap.model.language_model import load_tokenizer, tokenizer_from_json, to
 from clipcap.model.prompts import PROMPTS, check_template
 from clipcap.model.settings import GPT2_FIELDS
 from clipcap.weights import places
-from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.checkpoint import load_checkpoint, model_payload, save_checkpoint
+from clipcap.weights.folder import write_folder
+from clipcap.weights.format import sha256
 from clipcap.weights.lora import inject, save_adapters
 from clipcap.weights.places import Base
 from clipcap.weights.published import resolve_weights
@@ -41,6 +53,22 @@ def contents(tmp_path_factory) -> dict[str, dict]:
     found["lora"] = torch.load(folder / "lora.pt", weights_only=True)
     found["base"] = {"path": folder / "mlp.pt"}
     return found
+
+
+@contextmanager
+def deadline(seconds: int):
+    """End what waits, as an error."""
+
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def refused(path: Path, content: object, **overrides) -> str:
@@ -393,6 +421,36 @@ def test_the_base_of_lora_weights_is_looked_for_in_their_own_folder_only(tmp_pat
         patch.setattr(places, "resolve_weights", lambda place: resolve.append(place) or resolve_weights(place))
         assert "give it with --base" in refused(inside / "lora.pt", content)
     assert "hf:jane/voice" not in resolve
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Weights as the hub keeps them."""
+    (tmp_path / "voice").mkdir()
+    write_folder(model_payload(tiny_captioner_model()), tmp_path / "voice")
+    return tmp_path / "voice"
+
+
+def test_a_folder_that_is_its_own_base_is_refused(folder):
+    """Its SHA-256 is that of the tensors, so the config can name them: loading took all memory, and never ended."""
+    config = json.loads((folder / "config.json").read_text())
+    base = {"weights": "model.safetensors", "sha256": sha256(folder / "model.safetensors")}
+    lora = {"rank": 1, "alpha": 1, "targets": []}
+    (folder / "config.json").write_text(json.dumps(config | {"base": base, "lora": lora}))
+    with deadline(20):
+        for load in (load_checkpoint, lambda file: places.files_behind(file, None)):
+            with pytest.raises(UserError, match="config.json names a base, and only adapters in a .pt have one"):
+                load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("build", [os.mkfifo, lambda file: file.touch() or os.truncate(file, 4 << 30)])
+def test_a_pipe_or_gigabytes_beside_the_tensors_are_not_read(folder, name, build):
+    """Guards against waiting for a writer that never comes, and against a text of 4 GB in memory."""
+    (folder / name).unlink()
+    build(folder / name)
+    with deadline(20), pytest.raises(UserError, match=f"{name} is no file of at most 200 MB"):
+        load_checkpoint(folder)
 
 
 def test_a_clip_outside_the_folder_of_the_weights_is_for_the_user_to_name(tmp_path):

@@ -50,6 +50,16 @@ def test_notebooks_run_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatc
     assert len(nbformat.writes(notebook)) < 200_000
 
 
+def test_one_name_of_weights_needs_no_brackets() -> None:
+    """The other notebook asks for a text: here, each of its letters was looked for as weights."""
+    (path,) = [path for path in NOTEBOOKS if path.stem.startswith("clip_prefix")]
+    code = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+    names = {"WEIGHTS": "demo", "photos": sample_images(1)}
+    for cell in ("code-6", "code-8", "code-13"):
+        exec(code[cell], names)
+    assert [*names["captioners"]] == ["demo"] and len(names["choices"][0]) == 3
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_small_and_say_where_they_open(path: Path) -> None:
     """Guards against megabytes of stored pictures, a model defined twice, and a badge that opens another file."""

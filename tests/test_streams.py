@@ -427,6 +427,45 @@ def test_a_row_group_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path, m
         examples[0].open()
 
 
+@pytest.mark.parametrize("column", ["caption", "image"])
+def test_what_a_small_file_repeats_is_not_in_memory_a_thousand_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    """A file of a kilobyte, whose rows all have the same 8 MB of one letter, took 8 GB and minutes."""
+    monkeypatch.setattr("clipcap.data.parquet.MOST_BYTES", 64 << 20)
+    large = {"caption": "a" * (8 << 20), "image": b"a" * (8 << 20)}
+    columns = {
+        name: pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array([large[column]]))
+        if name == column
+        else pa.array([b"x" if name == "image" else "x"] * 100)
+        for name in large
+    }
+    pq.write_table(
+        pa.table(columns),
+        tmp_path / "x.parquet",
+        compression="zstd",
+        dictionary_pagesize_limit=1 << 30,
+        store_schema=False,
+        write_batch_size=9,
+    )
+    assert (tmp_path / "x.parquet").stat().st_size < 20_000
+    sizes: list[int] = []
+    read = pq.ParquetFile.iter_batches
+
+    def watched(*args: object, **options: object):
+        for batch in read(*args, **options):
+            sizes.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    sentence = (
+        "caption has 8,388,608 characters, and at most 1,000,000" if column == "caption" else "has a column of over"
+    )
+    with pytest.raises(UserError, match=sentence):
+        [example.open() for example in open_source(["parquet", str(tmp_path)]).examples]
+    assert max(sizes) <= 9 << 20
+
+
 def test_a_damaged_row_group_costs_its_images_alone(tmp_path: Path) -> None:
     images = [{"bytes": png(colour), "path": None} for colour in ("red", "green", "blue")]
     file = write_parquet(tmp_path / "x.parquet", ["x"] * 3, images, row_group_size=1, compression="zstd")

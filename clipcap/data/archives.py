@@ -223,18 +223,18 @@ def _grouped(media: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _examples(posts: list[Post], files: dict[str, File], home: Home) -> tuple[list[Example], int]:
     """One example for each picture, with all captions that it was posted with, and how many videos there are."""
-    examples: dict[str, Example] = {}
+    told: dict[str, dict[str, None]] = {}  # the captions of each picture, in order
+    groups: dict[str, str] = {}
     videos = 0
     for captions, names in posts:
         pictures = [name for name in names if not name.lower().endswith(VIDEOS)]
         videos += len(names) - len(pictures)
-        group = next((examples[name].group for name in pictures if name in examples), next(iter(pictures), None))
+        group = next((groups[name] for name in pictures if name in groups), next(iter(pictures), ""))
         for name in pictures:
-            before = examples[name].captions if name in examples else ()
-            image, origin = _image(files.get(name), home, name)
-            told = (*before, *(caption for caption in captions if caption not in before))
-            examples[name] = Example(name, told, image, origin=origin, group=group)
-    return list(examples.values()), videos
+            told.setdefault(name, {}).update(dict.fromkeys(captions))
+            groups[name] = group
+    images = {name: _image(files.get(name), home, name) for name in told}
+    return [Example(n, tuple(told[n]), i, origin=origin, group=groups[n]) for n, (i, origin) in images.items()], videos
 
 
 def _image(file: File | None, home: Home, name: str) -> tuple[Path | Deferred, Path | None]:

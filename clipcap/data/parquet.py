@@ -127,7 +127,9 @@ def _captions(part: Part, image_column: str, caption_column: str) -> Iterator[tu
     with _legible(part):
         file = part.open()
         _check_columns(file, part, image_column, caption_column)
-        for batch in file.iter_batches(batch_size=1000, columns=[caption_column], use_threads=False):
+        groups = range(file.num_row_groups)
+        at_once = min((_rows_at_once(file, group, caption_column, 1000) for group in groups), default=1000)
+        for batch in file.iter_batches(batch_size=at_once, columns=[caption_column], use_threads=False):
             for value in batch.column(caption_column).to_pylist():
                 yield read_captions(value, f"{part.told}, row {row}")
                 row += 1
@@ -152,11 +154,21 @@ def _check_columns(file: pq.ParquetFile, part: Part, image_column: str, caption_
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise UserError(f"column {image_column!r} of {part.told} holds no images; name another --image-column")
     for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        chunks = [group.column(place) for place in range(group.num_columns)]
         for column in (image_column, caption_column):
-            own = (chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}."))
-            _check_size(sum(chunk.total_uncompressed_size for chunk in own), part, number)
+            _check_size(_size(file, number, column), part, number)
+
+
+def _size(file: pq.ParquetFile, number: int, column: str) -> int:
+    """The bytes that a row group says it has of a column, each of those that it repeats counted once."""
+    group = file.metadata.row_group(number)
+    chunks = (group.column(place) for place in range(group.num_columns))
+    own = (chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}."))
+    return sum(chunk.total_uncompressed_size for chunk in own)
+
+
+def _rows_at_once(file: pq.ParquetFile, number: int, column: str, most: int) -> int:
+    """How many rows to read together: each of them may hold all that the row group has of this column."""
+    return max(1, min(most, MOST_BYTES // 8 // max(1, _size(file, number, column))))
 
 
 def _check_size(size: int, part: Part, group: int) -> None:
@@ -206,9 +218,9 @@ class _Images:
         """A few rows at a time: a small file may hold one large image many times over."""
         import pyarrow as pa
 
-        size, cells = 0, []
+        size, cells, at_once = 0, [], _rows_at_once(self.file, group, self.column, 16)
         try:
-            for batch in self.file.iter_batches(16, row_groups=[group], columns=[self.column], use_threads=False):
+            for batch in self.file.iter_batches(at_once, row_groups=[group], columns=[self.column], use_threads=False):
                 cells.append(batch.column(self.column))
                 size += batch.nbytes
                 _check_size(size, part, group)

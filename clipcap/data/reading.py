@@ -12,6 +12,8 @@ from typing import Any
 
 from clipcap.errors import UserError, first_line
 
+MOST_CAPTION = 1_000_000  # characters; a small file can hold gigabytes, once or in each of its rows
+
 
 def read_text(file: Path) -> str:
     """The content of a text file, without a byte-order mark. Raises UserError if it is not UTF-8 or cannot be read."""
@@ -76,6 +78,8 @@ def _caption(value: Any, where: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value, f"{where}: the caption")
     text = needed_text(value, f"{where}: the caption") if value != "" else ""
+    if len(text) > MOST_CAPTION:
+        raise UserError(f"{where}: the caption has {len(text):,} characters, and at most {MOST_CAPTION:,} are read")
     try:
         text.encode()
     except UnicodeEncodeError:  # through UTF-16, in which two halves that belong together become one emoji

@@ -21,6 +21,7 @@ from clipcap.errors import UserError, first_line
 from clipcap.model.clipcap import LITERAL_CAPTIONER
 
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+MOST_TEXT = 200_000_000  # bytes of a config or a tokenizer; the largest tokenizers have 35 million
 
 
 def read_folder(file: Path) -> dict[str, Any]:
@@ -32,9 +33,13 @@ def read_folder(file: Path) -> dict[str, Any]:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    described = _json(file.with_name(CONFIG))
+    described = read_json(file.with_name(CONFIG))
     if not isinstance(described, dict) or described.get("format") != "clipcap":
         raise UserError(f"{file.with_name(CONFIG)} does not describe a model of this project: give other weights")
+    if "base" in described:  # which could lead back here: the SHA-256 of the tensors says nothing about the config
+        raise UserError(
+            f"{file.with_name(CONFIG)} names a base, and only adapters in a .pt have one: give other weights"
+        )
     try:
         tensors = load_file(file)
         with safe_open(file, framework="pt") as stored:
@@ -104,7 +109,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """What a JSON file of a stranger holds. Raises UserError."""
     try:
         return json.loads(_text(file))
     except (ValueError, RecursionError) as error:
@@ -113,6 +119,8 @@ def _json(file: Path) -> Any:
 
 def _text(file: Path) -> str:
     try:
+        if file.stat().st_size > MOST_TEXT or not (file.is_file() or file.is_dir()):  # a pipe would be waited for
+            raise UserError(f"{file} is no file of at most {MOST_TEXT // 1_000_000} MB; get it again")
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"

@@ -5,7 +5,6 @@ A repository holds a model as `clipcap.weights.folder` writes one, or else one p
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from clipcap.errors import UserError, first_line, shown
 from clipcap.offline import offline_if_unreachable
-from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
+from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER, read_json
 
 PREFIX = "hf:"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -79,8 +78,8 @@ def download(repository: str, file: str, folder: Path) -> Path:
 def _describes(file: Path) -> bool:
     """Whether this is the config of a model of this project."""
     try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        described = read_json(file)
+    except UserError:
         return False
     return isinstance(described, dict) and described.get("format") == "clipcap"
 
