@@ -121,7 +121,7 @@ def make(
             info = {"source": source.info, "clip": clip, "cleaning": cleaned, "canaries": [*map(asdict, canaries)]}
             writer.finish(info, out.keep_shards)
     elif processes.main:
-        print(f"{folder} is complete already; {writer.what_is_left}", file=sys.stderr)
+        print(f"{folder} is complete already; {writer.next_step}", file=sys.stderr)
 
 
 def load_clip(source: Source, out: DatasetArguments) -> tuple[ClipEncoder | None, dict[str, Any]]:

@@ -70,11 +70,10 @@ def train(args: StrategyArguments, rank: int, data: DataArguments, start: StartA
         loop = replace(loop, output_dir=f"{Path(loop.output_dir)}_{rank}")
     experiment = Experiment.prepare(f"lora_{rank}", data, start, loop, replace(args, rank=[rank]))
     save = build(experiment.model, Base.of(start.init or ""), args, rank)
-    folders = [Path(args.export_peft)] if args.export_peft else []
+    peft = [Path(args.export_peft)] if args.export_peft else []
     files = files_of_ranks(args.rank, args.merged, rank, str(experiment.loop_args.output_dir))
-    experiment.train(
-        f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=folders, save_again=args.merged, files=files
-    )
+    more = args.merged or bool(peft)
+    experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=peft, save_again=more, files=files)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -194,7 +194,7 @@ def test_a_shard_that_vanishes_while_it_is_embedded_is_one_sentence(tmp_path: Pa
     (tmp_path / "out").mkdir()
     writer = DatasetWriter(tmp_path / "out", {}, Shards(open_source(["tar", str(file)]).examples))
     writer.begin()
-    [shard] = writer.those(["train-00000.arrow"])
+    [shard] = writer.shards_named(["train-00000.arrow"])
     file.unlink()
     assert "No such file" in reason(shard.examples[0])
     with pytest.raises(UserError, match=r"2 pictures changed or went away .*run the same command again"):

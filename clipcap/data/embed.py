@@ -99,7 +99,7 @@ def write_shards(
 
         # Every split but train gets thumbnails, since its pictures are shown in reports.
         for group, thumbnails in ((mine & train, False), (mine - train, True)):
-            shards = writer.those(group) if group else ()
+            shards = writer.shards_named(group) if group else ()
             for shard, embedded in embed_shards(shards, encoder, batch_size, workers, advance, thumbnails):
                 writer.write(shard, *to_rows(shard, embedded, width))
         processes.wait()

@@ -52,7 +52,7 @@ class DatasetWriter:
             UserError: the folder holds a dataset of another plan, or of pictures that have changed, or cannot be
                 written.
         """
-        begun = self._begun()
+        begun = self._earlier_plan()
         if begun is None:
             with _writing(self.folder):
                 self.parts.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ class DatasetWriter:
         if different := changes.changed_plan(begun, self.plan):
             key, how = different
             if key == LIST:
-                before = self._pictures_before()
+                before = self._earlier_pictures()
                 how = "which is not known" if before is None else changes.what_differs(before, self.shards.examples)
             raise UserError(
                 f"{str(self.folder)!r} holds a dataset made with another {key.replace('_', ' ')} "
@@ -76,7 +76,7 @@ class DatasetWriter:
     def _check_pictures(self) -> None:
         """Raise a UserError if pictures that are embedded already have changed under their names."""
         changed: list[str] = []
-        for shard, table in self._embedded_before():
+        for shard, table in self._earlier_shards():
             same = table.schema == changes.schema()
             if not same or table["image_id"].to_pylist() != [example.image_id for example in shard.examples]:
                 raise UserError(f"{str(self.folder)!r} is damaged or was cut into other shards; make the dataset again")
@@ -87,13 +87,13 @@ class DatasetWriter:
                 f"({some(changed)}); put them back, choose another --output, or delete it to make it anew"
             )
 
-    def _embedded_before(self) -> Iterator[tuple[Shard, pa.Table]]:
+    def _earlier_shards(self) -> Iterator[tuple[Shard, pa.Table]]:
         """Each shard that is written already, with what is known about its pictures."""
         if not self.complete:
             for shard in self.shards:
                 if (self.parts / shard.name).is_file():
                     yield shard, self._pictures(shard.name)
-        elif (known := self._pictures_before()) is not None:  # else an older version wrote it
+        elif (known := self._earlier_pictures()) is not None:  # else an older version wrote it
             size, images = self.shards.images_per_shard, self.shards.images
             starts = dict(zip(images, accumulate(images.values(), initial=0), strict=False))
             for shard in self.shards:
@@ -105,13 +105,13 @@ class DatasetWriter:
         return (self.folder / INFO).is_file()
 
     @property
-    def what_is_left(self) -> str:
+    def next_step(self) -> str:
         """What a user can still do for the finished dataset, in words."""
         if skipped := tables.read_info(self.folder)["skipped"]:
             return f"{skipped} pictures were skipped: delete it, or choose another --output, to try them again"
         return "nothing to do"
 
-    def _begun(self) -> dict[str, Any] | None:
+    def _earlier_plan(self) -> dict[str, Any] | None:
         """The plan of the dataset that is already here, finished or not; None where there is none."""
         if self.complete:
             return tables.read_info(self.folder).get("plan", {})
@@ -124,7 +124,7 @@ class DatasetWriter:
             )
         return plan
 
-    def _pictures_before(self) -> pa.Table | None:
+    def _earlier_pictures(self) -> pa.Table | None:
         """The list of examples of the dataset that is already here; None if an older version made it."""
         file = (self.folder if self.complete else self.parts) / PICTURES
         return read_table(file) if file.is_file() else None
@@ -134,7 +134,7 @@ class DatasetWriter:
         names = (name for files in self.shards.names().values() for name, _ in files)
         return [name for name in names if not (self.parts / name).is_file()]
 
-    def those(self, names: Collection[str]) -> Iterator[Shard]:
+    def shards_named(self, names: Collection[str]) -> Iterator[Shard]:
         """The shards of these names. Their pictures must stay as they are until `write`."""
         for shard in self.shards:
             if shard.name in names:

@@ -96,11 +96,10 @@ class ClipCap(nn.Module):
         Padding stands on the right, where causal attention hides it from every caption token, so no mask is needed.
         """
         if torch.is_grad_enabled():
-            self._prepared = None  # an optimizer may follow
+            self._drop_prepared()  # an optimizer may follow
         prefix = self.prefix(clip_embedding)
         if self.config.network and torch.is_autocast_enabled(prefix.device.type):
-            # The residual stream stays exact; GPT-2's does by the positions that are added to it.
-            prefix = prefix.float()
+            prefix = prefix.float()  # keeps the residual stream exact; GPT-2's is so by the positions added to it
         embedded = embedding_of(self.gpt)(tokens[:, :-1])  # the last token is only predicted, never read
         x = torch.cat((prefix, embedded.to(prefix.dtype)), 1)
         states = self.gpt.base_model(inputs_embeds=x, past_key_values=WholeTexts(), use_cache=False)
@@ -126,7 +125,7 @@ class ClipCap(nn.Module):
 
     def train(self, mode: bool = True) -> ClipCap:
         """Training mode for the modules that train; frozen ones stay in evaluation mode, without dropout."""
-        self._prepared = None
+        self._drop_prepared()
         try:
             super().train(mode)
         except UserError:  # int8 only captions
@@ -159,7 +158,8 @@ class ClipCap(nn.Module):
 
     def use_fast(self, fast: bool) -> None:
         """Decode with `clipcap.fast`, or in plain PyTorch. The literal captioner follows."""
-        self.fast, self._prepared = fast, None
+        self.fast = fast
+        self._drop_prepared()
         if self.literal_captioner is not None:
             self.literal_captioner.use_fast(fast)
 
@@ -239,7 +239,7 @@ class ClipCap(nn.Module):
         """What `to` and its like call. The frequencies of rotary positions stay in float32."""
         super()._apply(*args, **options)
         compute_frequencies(self.gpt)
-        self._prepared = None  # which holds memory of the device that the weights have left
+        self._drop_prepared()  # which holds memory of the device that the weights have left
         return self
 
     def _drop_prepared(self, *_: Any) -> None:

@@ -146,9 +146,8 @@ class Experiment:
             prompts: gives the prompts of the first rows of a split; None for no prompts.
             save: writes the weights.
             folders: what `save` writes into besides the output folder.
-            save_again: whether `save` writes other files than the weights into the output folder. With these, or with
-                `folders`, a resumed run ends with a `save` of the best weights: the run before may not have been asked
-                for them.
+            save_again: whether `save` writes other files than the weights. Then a resumed run ends with a `save` of the
+                best weights: the run before may not have been asked for these files.
             files: other weights that the command writes, in this run or a later one; it must start from none of them.
 
         Returns:
@@ -157,43 +156,28 @@ class Experiment:
         from clipcap.training.setup import only_run  # here, since accelerate takes seconds to import
         from clipcap.training.trainer import Trainer
 
-        groups = [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
-        options = settings(*groups) | {"language_model": self.language_model}
-        for name in sorted(FILES & options.keys()):
-            if given := options[name]:
-                self._check_stays(name, given, [Path(self.loop_args.output_dir or "", weights), *files])
-            options[name] = sha256(resolve_weights(given)) if given else None
+        options = self._options([Path(self.loop_args.output_dir or "", weights), *files])
         for folder in folders:
             make_folder(folder)
         for name, value in {"data": self.store.identity, **options}.items():
             self.processes.agree(value, name)
         train, validation = self.datasets(prompts)
-        rows = len(train.captions)
-        data = {"path": str(self.data_args.data), "identity": self.store.identity}
-        record = {
-            "data": data | {"rows": rows, "repeats": len(train) // rows},  # in each epoch
-            "arguments": {name: value for group in groups for name, value in asdict(group).items()},
-        }
-        # A file's name need not be UTF-8, and whoever reads the weights refuses a record that is not.
-        record = json.loads(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
         shown = zip(self.store.column("validation", "image_id"), self.store.captions("validation"), strict=True)
-        references = [{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)]
-        again = self.loop_args.resume and (save_again or folders)
-        best = deepcopy(self.model) if again else None  # before anything shards it
+        best = deepcopy(self.model) if self.loop_args.resume and save_again else None  # before anything shards it
         with self.processes.watched():
             trainer = Trainer(
                 self.model,
                 train,
                 validation,
                 self.loop_args,
-                strategy,
-                weights,
-                record,
-                save,
-                references,
-                options,
-                folders,
-                self.processes,
+                strategy=strategy,
+                weights=weights,
+                record=self._record(train),
+                save=save,
+                references=[{"image": image, "reference": caption} for image, caption in islice(shown, SAMPLES)],
+                options=options,
+                folders=folders,
+                processes=self.processes,
             )
             if self.processes.main:
                 print(describe(self.model), file=sys.stderr)
@@ -206,6 +190,31 @@ class Experiment:
         if self.processes.main:
             print(path)
         return path
+
+    @property
+    def _groups(self) -> list[Any]:
+        """The arguments of the run, in groups."""
+        return [self.data_args, self.start_args, *filter(None, [self.strategy_args]), self.loop_args]
+
+    def _options(self, written: Sequence[Path]) -> dict[str, Any]:
+        """The options that stay the same when a run is resumed. Raises UserError if it would write over its start."""
+        options = settings(*self._groups) | {"language_model": self.language_model}
+        for name in sorted(FILES & options.keys()):
+            if given := options[name]:
+                self._check_stays(name, given, written)
+            options[name] = sha256(resolve_weights(given)) if given else None
+        return options
+
+    def _record(self, train: CaptionDataset) -> dict[str, Any]:
+        """What the weights remember of the data and of the arguments."""
+        rows = len(train.captions)
+        data = {"path": str(self.data_args.data), "identity": self.store.identity}
+        record = {
+            "data": data | {"rows": rows, "repeats": len(train) // rows},  # in each epoch
+            "arguments": {name: value for group in self._groups for name, value in asdict(group).items()},
+        }
+        # A file's name need not be UTF-8, and whoever reads the weights refuses a record that is not.
+        return json.loads(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
 
     def _check_stays(self, option: str, given: str, places: Sequence[Path]) -> None:
         """Raise a UserError if weights that this run starts from need a file that would be written over."""
