@@ -443,6 +443,13 @@ def test_a_folder_that_is_its_own_base_is_refused(folder):
                 load(str(folder))
 
 
+def test_a_config_of_millions_of_empty_objects_is_not_parsed(folder):
+    """200 MB of it took 5 GB before a word was said."""
+    (folder / "config.json").write_text('{"format": "clipcap", "record": [' + "{}," * 5_000_000 + "{}]}")
+    with pytest.raises(UserError, match="config.json holds more than 5,000,000 lists and objects"):
+        load_checkpoint(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 @pytest.mark.parametrize("build", [os.mkfifo, lambda file: file.touch() or os.truncate(file, 4 << 30)])
 def test_a_pipe_or_gigabytes_beside_the_tensors_are_not_read(folder, name, build):

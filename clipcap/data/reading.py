@@ -13,6 +13,7 @@ from typing import Any
 from clipcap.errors import UserError, first_line
 
 MOST_CAPTION = 1_000_000  # characters; a small file can hold gigabytes, once or in each of its rows
+MOST_PARTS = 5_000_000  # lists and objects in one JSON text; 3 bytes of it become 100 in memory. COCO's have 2 million
 
 
 def read_text(file: Path) -> str:
@@ -31,7 +32,10 @@ def read_text(file: Path) -> str:
 def parse_json(text: str | bytes, where: str) -> Any:
     """What a JSON text holds. Raises UserError, which begins with `where`, for anything that cannot be read."""
     try:
-        return _JSON.decode(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
+        text = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
+        if text.count("{") + text.count("[") > MOST_PARTS:
+            raise ValueError(f"it holds more than {MOST_PARTS:,} lists and objects")
+        return _JSON.decode(text)
     except RecursionError:
         reason = "it is nested too deeply"
     except json.JSONDecodeError as error:
