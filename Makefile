@@ -27,10 +27,9 @@ setup: $(INSTALLED)
 			"name another: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -m venv --clear $(@:/bin/python=)
 
-# --no-compile saves a minute: Python compiles what is imported when it is first imported, a fifth of all files.
 $(INSTALLED): pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing the packages into .venv: a few minutes and a few GB, the first time only ..." >&2
-	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@echo "Installed. To use the scripts directly: source .venv/bin/activate" >&2
 	@touch $@
 
@@ -58,7 +57,7 @@ test-oldest: .venv-oldest/installed
 .venv-oldest/installed: pyproject.toml | .venv-oldest/bin/python
 	@grep -oE '"[A-Za-z0-9_.-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' > .venv-oldest/constraints.txt
 	@echo "Installing the oldest packages into .venv-oldest: a few minutes and a few GB, the first time only ..." >&2
-	@.venv-oldest/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint .venv-oldest/constraints.txt --editable '.[dev]'
 	@touch $@
 
