@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def decode(
         raise UserError(f"beams must be at most {vocabulary}, the number of tokens of these weights, not {width}")
     given = prompts or [()] * len(prefix)
     begun = begun or [0] * len(prefix)
-    beginnings = [prompt[len(prompt) - count :] for prompt, count in zip(given, begun, strict=True)]
+    beginnings = [prompt[len(prompt) - known :] for prompt, known in zip(given, begun, strict=True)]
     # An image's captions must not depend on the prompts of others, so each gets the room that its own prompt leaves.
     alike: dict[int, list[int]] = {}
     for row, prompt in enumerate(given):
@@ -118,7 +119,7 @@ def decode(
         most = max(1, min(ROWS // width, CACHE // gpt.cache_bytes(before, width, steps)))
         while rows:
             size = gpt.rows(len(rows), most)
-            part, rows = (2 * rows[:size])[:size], rows[size:]  # the same images again fill a batch up
+            part, rows = [*islice(cycle(rows), size)], rows[size:]  # the first ones again fill a batch up
             constrain = forbidden.behind([beginnings[row] for row in part])
             with ONE_THREAD if gpt.captures else nullcontext():
                 session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
