@@ -9,10 +9,8 @@ import io
 import json
 import os
 import pickle
-import signal
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import compress
+from tiny import compress, soon
 
 import load_data
 from clipcap.data.cleaning import Cleaner, Cleaning
@@ -35,22 +33,6 @@ Build = Callable[[Path], None]
 HALF = "\ud83d"  # the first half of an emoji that was cut in two
 DIGITS = "9" * 5000
 DEEP = "[" * 100_000 + "]" * 100_000
-
-
-@contextmanager
-def soon(seconds: int) -> Iterator[None]:
-    """Fail where the body takes longer: a hang would otherwise stop all the tests."""
-
-    def late(*_: object) -> None:
-        raise AssertionError(f"not done after {seconds} s")
-
-    handler = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
 
 
 def png() -> bytes:

@@ -4,9 +4,7 @@ import copy
 import json
 import os
 import re
-import signal
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from tiny import (
     compress,
     save_tiny_clip,
     save_tiny_weights,
+    soon,
     tiny_captioner_model,
     tiny_config,
     tiny_model,
@@ -53,22 +52,6 @@ def contents(tmp_path_factory) -> dict[str, dict]:
     found["lora"] = torch.load(folder / "lora.pt", weights_only=True)
     found["base"] = {"path": folder / "mlp.pt"}
     return found
-
-
-@contextmanager
-def deadline(seconds: int):
-    """End what waits, as an error."""
-
-    def stop(*_):
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def refused(path: Path, content: object, **overrides) -> str:
@@ -437,7 +420,7 @@ def test_a_folder_that_is_its_own_base_is_refused(folder):
     base = {"weights": "model.safetensors", "sha256": sha256(folder / "model.safetensors")}
     lora = {"rank": 1, "alpha": 1, "targets": []}
     (folder / "config.json").write_text(json.dumps(config | {"base": base, "lora": lora}))
-    with deadline(20):
+    with soon(20):
         for load in (load_checkpoint, lambda file: places.files_behind(file, None)):
             with pytest.raises(UserError, match="config.json names a base, and only adapters in a .pt have one"):
                 load(str(folder))
@@ -456,7 +439,7 @@ def test_a_pipe_or_gigabytes_beside_the_tensors_are_not_read(folder, name, build
     """Guards against waiting for a writer that never comes, and against a text of 4 GB in memory."""
     (folder / name).unlink()
     build(folder / name)
-    with deadline(20), pytest.raises(UserError, match=f"{name} is no file of at most 200 MB"):
+    with soon(20), pytest.raises(UserError, match=f"{name} is no file of at most 200 MB"):
         load_checkpoint(folder)
 
 

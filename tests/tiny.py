@@ -4,7 +4,10 @@ Enough for everything but good captions.
 """
 
 import json
+import signal
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,22 @@ def tiny_model(mapping: str = "mlp", seed: int = 2, **changes) -> ClipCap:
         for parameter in model.gpt.parameters():
             parameter.mul_(6 if parameter.ndim > 1 else 1)
     return model
+
+
+@contextmanager
+def soon(seconds: int) -> Iterator[None]:
+    """Fail where the body takes longer: a hang would otherwise stop all the tests."""
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"not done after {seconds} s")
+
+    handler = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def compress(path: Path, ending: str) -> None:

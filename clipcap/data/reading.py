@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from clipcap.errors import UserError, first_line
+from clipcap.text import json_parts
 
 MOST_CAPTION = 1_000_000  # characters; a small file can hold gigabytes, once or in each of its rows
-MOST_PARTS = 20_000_000  # lists and objects in one JSON text; 3 bytes of it become 70 in memory. COCO's have 2 million
+MOST_PARTS = 20_000_000  # lists and objects in one JSON text; COCO's have 2 million
 
 
 def read_text(file: Path) -> str:
@@ -33,7 +34,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """What a JSON text holds. Raises UserError, which begins with `where`, for anything that cannot be read."""
     try:
         text = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
-        if text.count("{") + text.count("[") > MOST_PARTS:
+        if json_parts(text) > MOST_PARTS:
             raise ValueError(f"it holds more than {MOST_PARTS:,} lists and objects")
         return _JSON.decode(text)
     except RecursionError:

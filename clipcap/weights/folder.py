@@ -19,9 +19,10 @@ from typing import Any
 
 from clipcap.errors import UserError, first_line
 from clipcap.model.clipcap import LITERAL_CAPTIONER
+from clipcap.text import json_parts
 
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-MOST_PARTS = 5_000_000  # lists and objects in a config: 3 bytes of it become 70 in memory
+MOST_PARTS = 5_000_000  # lists and objects in a config
 MOST_TEXT = 200_000_000  # bytes of a config or a tokenizer; the largest tokenizers have 35 million
 
 
@@ -113,7 +114,7 @@ def _plain(value: Any) -> Any:
 def read_json(file: Path) -> Any:
     """What a JSON file of a stranger holds. Raises UserError."""
     text = _text(file)
-    if text.count("{") + text.count("[") > MOST_PARTS:
+    if json_parts(text) > MOST_PARTS:
         raise UserError(f"{file} holds more than {MOST_PARTS:,} lists and objects; get it again")
     try:
         return json.loads(text)
