@@ -1,9 +1,10 @@
-"""Writing files and folders: a file appears whole or not at all, and has one writer at a time."""
+"""Writing files and folders, whole or not at all and by one writer at a time; and reading a stranger's small files."""
 
 from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import platform
 import re
@@ -17,11 +18,14 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from clipcap.errors import UserError
+from clipcap.errors import UserError, first_line
+from clipcap.text import json_parts
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_MODES = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+MOST_PARTS = 5_000_000  # lists and objects in a config
+MOST_TEXT = 200_000_000  # bytes of a config or a tokenizer; the largest tokenizers have 35 million
 HOLDER = re.compile(r"process \d+ on .* since [\d: -]{19}")  # what `only_writer` writes into a lock
 
 
@@ -188,3 +192,25 @@ def make_folder(folder: str | Path) -> None:
         probe_folder(Path(folder))
     except OSError as error:
         raise UserError(f"the output folder {folder} cannot be written ({error.strerror}): choose another") from None
+
+
+def read_text(file: Path) -> str:
+    """A config or a tokenizer of a stranger. Raises UserError, also for one that is too large."""
+    try:
+        if file.stat().st_size > MOST_TEXT or not (file.is_file() or file.is_dir()):  # a pipe would be waited for
+            raise UserError(f"{file} is no file of at most {MOST_TEXT // 1_000_000} MB; get it again")
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"{file} cannot be read ({reason}); get it again") from None
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file of a stranger holds. Raises UserError, also for one that would fill the memory."""
+    text = read_text(file)
+    if json_parts(text) > MOST_PARTS:
+        raise UserError(f"{file} holds more than {MOST_PARTS:,} lists and objects; get it again")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)[:200]}); get it again") from None

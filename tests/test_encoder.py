@@ -233,6 +233,16 @@ def test_folders_that_are_not_complete(tmp_path):
     (tmp_path / "a.safetensors").touch()
     with pytest.raises(UserError, match="model_cfg"):
         ClipEncoder.load(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": [' + "{}," * 5_000_000 + "{}]}")
+    with pytest.raises(UserError, match="open_clip_config.json holds more than 5,000,000 lists and objects"):
+        ClipEncoder.load(tmp_path)
+
+
+def test_a_config_that_an_editor_began_with_a_byte_order_mark_is_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "clip")
+    config = tmp_path / "clip" / "open_clip_config.json"
+    config.write_text(config.read_text(), encoding="utf-8-sig")
+    assert ClipEncoder.load(tmp_path / "clip").dim == ClipEncoder.load(folder).dim
 
 
 @pytest.mark.parametrize(

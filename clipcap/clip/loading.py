@@ -6,7 +6,6 @@ This is the only module of the package that imports open_clip.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
@@ -26,6 +25,7 @@ from clipcap.clip.names import CONFIGS, WIDTHS, file_name, is_folder, model_and_
 from clipcap.clip.preprocessing import Preprocessing
 from clipcap.clip.tensors import check_finite, check_room, uninitialised
 from clipcap.errors import UserError
+from clipcap.files import read_json
 from clipcap.offline import offline_if_unreachable
 from clipcap.world import shipped
 
@@ -177,12 +177,12 @@ def _from_folder(folder: Path, has_tokenizer: bool = True) -> Parts:
     if not file or not weights:
         missing = CONFIGS[0] if not file else f"weights ({', '.join(WEIGHTS)})"
         raise UserError(f"the CLIP folder {str(folder)!r} holds no {missing}; give a folder saved by open_clip")
+    saved = read_json(file)
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
         config = saved["model_cfg"]
         dim, text = config["embed_dim"], config["text_cfg"]
         preprocessing = saved.get("preprocess_cfg", {})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r} is not an open_clip config with a complete 'model_cfg'") from error
     check_config(config, str(file))
     check_preprocessing(preprocessing, str(file))

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from clipcap.errors import UserError, first_line
+from clipcap.files import read_json, read_text
 from clipcap.model.clipcap import LITERAL_CAPTIONER
-from clipcap.text import json_parts
 
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-MOST_PARTS = 5_000_000  # lists and objects in a config
-MOST_TEXT = 200_000_000  # bytes of a config or a tokenizer; the largest tokenizers have 35 million
 
 
 def read_folder(file: Path) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def read_folder(file: Path) -> dict[str, Any]:
     for part, own in parts:
         config = part.get("config")
         if isinstance(config, dict) and "tokenizer" not in config:
-            config["tokenizer"] = _text(file.with_name(TOKENIZER))
+            config["tokenizer"] = read_text(file.with_name(TOKENIZER))
         part["tensors"] = own
     return described
 
@@ -109,24 +107,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file of a stranger holds. Raises UserError."""
-    text = _text(file)
-    if json_parts(text) > MOST_PARTS:
-        raise UserError(f"{file} holds more than {MOST_PARTS:,} lists and objects; get it again")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)[:200]}); get it again") from None
-
-
-def _text(file: Path) -> str:
-    try:
-        if file.stat().st_size > MOST_TEXT or not (file.is_file() or file.is_dir()):  # a pipe would be waited for
-            raise UserError(f"{file} is no file of at most {MOST_TEXT // 1_000_000} MB; get it again")
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"{file} cannot be read ({reason}); it belongs beside {TENSORS}") from None

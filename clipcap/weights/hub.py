@@ -14,8 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from clipcap.errors import UserError, first_line, shown
+from clipcap.files import read_json
 from clipcap.offline import offline_if_unreachable
-from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER, read_json
+from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
 
 PREFIX = "hf:"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
