@@ -500,7 +500,7 @@ def test_a_hub_folder_names_no_data_outside_it(way: str, tmp_path: Path, monkeyp
     )
     if way == "remote":
         config = SimpleNamespace(config=SimpleNamespace(data_files={"train": ["http://127.0.0.1:9/x.parquet"]}))
-        monkeypatch.setattr("datasets.load_dataset_builder", lambda path: config)
+        monkeypatch.setattr("datasets.load_dataset_builder", lambda path, revision: config)
     with pytest.raises(UserError, match="names 'http.*--allow-out" if way == "remote" else "is outside.*--allow-out"):
         open_source(["hub", str(place)])
     assert open_source(["hub", str(place)], SourceArguments(allow_outside=True)).examples

@@ -496,6 +496,48 @@ def pictures(tmp_path: Path, rows: int = 250) -> dict[str, bytes]:
     return {"README.md": b"# pictures", "data/train-00000-of-00001.parquet": file.read_bytes()}
 
 
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize(
+    "named", ["/**/*.parquet", "../other/*", "http://127.0.0.1:9/x.parquet", "hf://datasets/a/b/x"]
+)
+def test_a_data_set_of_the_hub_that_names_other_places_is_refused(
+    hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, named: str
+) -> None:
+    """A stranger's README.md on the hub made `datasets` read tables of this machine, and ask any server."""
+    content = f'configs:\n- config_name: default\n  data_files: "{named}"\n'
+    described = {file: (f"---\n{content}---\n" if file == "README.md" else content).encode()}
+    put(hub, "jane/pictures", pictures(tmp_path, 2) | described)
+    monkeypatch.setattr("datasets.load_dataset_builder", None)
+    with pytest.raises(UserError, match="'jane/pictures' names '.*, which is outside of it; give --allow-outside"):
+        open_source(["hub", "jane/pictures"])
+
+
+def test_a_data_set_of_the_hub_is_downloaded_whole_and_stays(hub, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.address)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    put(hub, "jane/pictures", pictures(tmp_path, 20))
+    before = listed(open_source(["hub", "jane/pictures"]))
+    assert before[19] == ("train/19", ("caption 19",), "train")
+    hub.stop()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    assert listed(open_source(["hub", "jane/pictures"])) == before
+
+
+def test_a_data_set_is_downloaded_at_the_commit_that_was_checked(hub, tmp_path: Path, monkeypatch) -> None:
+    """Guards against a README.md that changes between the check and the download."""
+    commit = put(hub, "jane/pictures", pictures(tmp_path, 2))
+    config = SimpleNamespace(data_files={"train": [f"hf://datasets/jane/pictures@{commit}/data/x.parquet"]})
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda path, revision: SimpleNamespace(config=config))
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr("datasets.load_dataset", lambda path, revision: asked.append((path, revision)) or {})
+    open_source(["hub", "jane/pictures"])
+    assert asked == [("jane/pictures", commit)]
+    config.data_files["train"].append("/private/x.parquet")
+    with pytest.raises(UserError, match="names '/private/x.parquet', which is outside of it"):
+        open_source(["hub", "jane/pictures"])
+
+
 def asked_once(ranges: list[str | None], most: int) -> bool:
     """Whether no more ranges were read than these; pyarrow 18 and 21 read some in two parts, and 26 does not."""
     count = sum(map(bool, ranges))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STATE, SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes for a Dataset, and for a DatasetDict
-DESCRIPTION = ".huggingface.yaml"  # names files as a README.md does
+README, DESCRIPTION = "README.md", ".huggingface.yaml"  # both may name files
+OF_HUB = re.compile(r"hf://datasets/[^@]+@[^/]+/")  # what the names of a data set's files begin with
 
 
 def from_hub(
@@ -72,14 +74,12 @@ def _load(path: str, allow_outside: bool) -> dict[str, Dataset]:
     try:
         if is_folder and any(os.path.isfile(os.path.join(place, name)) for name in (STATE, SPLITS)):
             return _saved(path, Path(place), allow_outside)
-        description = Path(place, DESCRIPTION)
-        if is_folder and description.exists() and not description.is_file():  # `datasets` would wait for a pipe
-            raise UserError(f"{str(description)!r} is not a file; remove it")
-        if is_folder and not allow_outside:
-            _check_names(path, _named(Path(path)))  # before `datasets` looks for them, also in the network
-            files = load_dataset_builder(place).config.data_files or {}
-            _check_names(path, (str(file) for part in files.values() for file in part))
-        return load_dataset(place)
+        commit, descriptions = (None, _beside(Path(place))) if is_folder else _at_hub(path)
+        if not allow_outside:
+            _check_names(path, _named(descriptions))  # before `datasets` looks for them, also in the network
+            files = load_dataset_builder(place, revision=commit).config.data_files or {}
+            _check_names(path, (OF_HUB.sub("", str(file)) for part in files.values() for file in part))
+        return load_dataset(place, revision=commit)
     except UserError:
         raise
     except DatasetNotFoundError:
@@ -126,16 +126,43 @@ def _saved(path: str, folder: Path, allow_outside: bool) -> dict[str, Dataset]:
     return saved
 
 
-def _named(folder: Path) -> Iterator[str]:
-    """The files and folders of data that a folder's README.md or .huggingface.yaml names, in all its configurations."""
+def _beside(folder: Path) -> list[Path]:
+    """The descriptions in a folder. Raises UserError for a pipe, for which `datasets` would wait."""
+    description = folder / DESCRIPTION
+    if description.exists() and not description.is_file():
+        raise UserError(f"{str(description)!r} is not a file; remove it")
+    return [file for file in (folder / README, description) if file.is_file()]
+
+
+def _at_hub(path: str) -> tuple[str | None, list[Path]]:
+    """The commit of a data set, and the descriptions in it; none where the hub cannot be asked, as `load_dataset` says.
+
+    Raises HfHubHTTPError if the hub keeps one of them back.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        commit = HfApi().dataset_info(path).sha
+    except Exception:  # each layer below has its own exceptions for "no network"
+        return None, []
+    found = []
+    for name in (README, DESCRIPTION):
+        with suppress(EntryNotFoundError):
+            found.append(Path(hf_hub_download(path, name, repo_type="dataset", revision=commit)))
+    return commit, found
+
+
+def _named(descriptions: Iterable[Path]) -> Iterator[str]:
+    """The files and folders of data that a README.md or a .huggingface.yaml names, in all its configurations."""
     import yaml
     from huggingface_hub import DatasetCard
 
-    readme, alone = folder / "README.md", folder / DESCRIPTION
-    described = [DatasetCard.load(readme).data.to_dict()] if readme.is_file() else []
-    if alone.exists():
-        described.append(yaml.safe_load(alone.read_text(encoding="utf-8")) or {})
-    for configs in (content.get("configs") or () for content in described):
+    for file in descriptions:
+        if file.name == README:
+            configs = DatasetCard.load(file).data.to_dict().get("configs") or ()
+        else:
+            configs = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("configs") or ()
         for config in configs:
             yield from _strings([config.get("data_files"), config.get("data_dir")])
 
