@@ -19,6 +19,7 @@ from clipcap.clip.images import UnreadableImage
 from clipcap.decoding.options import METHODS
 from clipcap.decoding.search import NoCaption
 from clipcap.errors import UserError
+from clipcap.model.language_model import up_to_end
 from clipcap.model.prompts import literal_captions
 from clipcap.text import EMOJI
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -154,6 +155,17 @@ def test_lengths_hold(captioner, pictures, ids_of):
     for row, caption in enumerate(captioner(pictures, min_tokens=9, max_tokens=10, stop_token=stop, emoji="none")):
         length = len([token for token in ids_of[row, caption] if token != stop])
         assert 9 <= length <= 10
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_end_of_text_ends_no_caption_that_is_too_short(captioner, pictures, ids_of, monkeypatch, method):
+    """Published weights stop at ".", and write end-of-text too, behind which a caption is cut."""
+    ids = captioner.model.generate(captioner.encoder.encode_images(pictures), Decoding(method, max_tokens=10))
+    end = ids[0][4]
+    monkeypatch.setattr("clipcap.captioning.candidates.end_of_text", lambda *_: end)
+    options = {"method": method, "min_tokens": 9, "max_tokens": 10, "stop_token": -1, "emoji": "none"}
+    for row, caption in enumerate(captioner(pictures, **options)):
+        assert len(up_to_end(ids_of[row, caption], end)) >= 9
 
 
 @pytest.mark.parametrize("options", [{}, {"num_captions": 3}, {"num_captions": 3, "method": "beam", "rank": "clip"}])

@@ -15,10 +15,11 @@ from clipcap.decoding.forbidden import Forbidden
 from clipcap.decoding.options import Decoding
 
 CPU = torch.device("cpu")
-RULES = ("banned", "min_tokens", "no_repeat_ngram", "word_parts", "go_on", "hashtag_signs", "most_hashtags")
+RULES = ("banned", "min_tokens", "ends", "no_repeat_ngram", "word_parts", "go_on", "hashtag_signs", "most_hashtags")
 ALL = Decoding(
     max_tokens=24,
     min_tokens=6,
+    ends=(STOP + 2,),
     no_repeat_ngram=2,
     banned=((STOP + 1,), (7, 8), (9, 7, 8), *((token, token + 1) for token in range(40, 80))),
     word_parts=tuple(range(60, 150)),
@@ -36,7 +37,7 @@ def plain(decoding: Decoding, stop: int, text: list[int], begun: int, logits: to
     ends += [(text[i : i + size - 1], text[i + size - 1]) for i in range(len(text) - size + 1) if size]
     found = {last for context, last in ends if list(context) == text[max(0, len(text) - len(context)) :]}
     if len(text) < decoding.min_tokens or (decoding.go_on and 0 < len(text) == begun):
-        found |= {stop} & every
+        found |= {stop, *decoding.ends} & every
     tags = [place for place in range(1, len(text)) if text[place - 1] in signs]
     if tags and parts.issuperset(text[tags[-1] :]):
         tags.pop()
@@ -74,6 +75,7 @@ def random_decoding(chosen: tuple[str, ...], draw: random.Random) -> Decoding:
     values = {
         "banned": tuple(tuple(draw.choices(range(13), k=draw.randint(0, 4))) for _ in range(draw.randint(1, 20))),
         "min_tokens": draw.randint(1, 8),
+        "ends": tuple(draw.sample(range(13), draw.randint(1, 2))),
         "no_repeat_ngram": draw.randint(1, 4),
         "word_parts": tuple(draw.sample(range(13), draw.randint(1, 9))),
         "go_on": True,

@@ -19,6 +19,7 @@ from clipcap.captioning.vocabulary import tokens_with, word_parts
 from clipcap.captioning.words import WHOLE
 from clipcap.decoding.options import Decoding
 from clipcap.decoding.search import NoCaption
+from clipcap.model.language_model import up_to_end
 
 MOST_BEAMS = 64
 PLACES = 12  # steps along a caption at which a required word is tried
@@ -64,7 +65,7 @@ class Choice:
     def __init__(self, candidates: Candidates, decoding: Decoding, rules: Rules, frames: Sequence[Frame]) -> None:
         self.candidates, self.decoding, self.rules, self.frames = candidates, decoding, rules, frames
         candidates.check_room(decoding.max_tokens)
-        self.first = replace(decoding, num_captions=rules.num_captions, go_on=True)
+        self.first = replace(decoding, num_captions=rules.num_captions, go_on=True, ends=(candidates.end,))
         if decoding.min_tokens:  # what is cut out afterwards would be missing
             self.first = self.strict
         elif rules.start_with:
@@ -191,7 +192,7 @@ class Choice:
         room = self.candidates.room(row, self.decoding.max_tokens)
         stop = self.decoding.stop_token
         stop = self.candidates.model.config.stop_token if stop is None else stop
-        ids = list(ids[:-1] if ids and ids[-1] == stop else ids)
+        ids = up_to_end(ids[:-1] if ids and ids[-1] == stop else ids, self.candidates.end)
         behind = self.frames[row].start or self.candidates.model.config.blank
         places = _places(self.candidates.tokenizer, ids)
         for place in sorted({places[round((len(places) - 1) * step / PLACES)] for step in range(PLACES + 1)}):

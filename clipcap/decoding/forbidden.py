@@ -38,6 +38,7 @@ class Forbidden:
 
     Attributes:
         none: V, an id that stands for no token: in front of shorter texts, and where a rule forbids nothing.
+        ends: the tokens that end a caption.
         always, signs: the tokens that are banned, and those that hold "#".
         is_sign, is_part: whether a token holds "#", or goes on with a word; bool (V + 1), False for `none`.
         ceilings: (3, V), the most that logits may be, inf or -inf: anywhere, behind a "#", and where a word ends.
@@ -48,7 +49,8 @@ class Forbidden:
 
     def __init__(self, decoding: Decoding, stop_token: int, vocabulary: int, device: torch.device) -> None:
         self.decoding, self.none, self.device = decoding, vocabulary, device
-        self.stop = stop_token if 0 <= stop_token < vocabulary else self.none
+        ends = {stop_token, *decoding.ends}
+        self.ends = torch.tensor([end if 0 <= end < vocabulary else self.none for end in ends], device=device)
         banned = [ids for ids in decoding.banned if len(ids) and min(ids) >= 0 and max(ids) < vocabulary]
         signs = [token for token in decoding.hashtag_signs if token < vocabulary]
         singles = [ids[0] for ids in banned if len(ids) == 1]
@@ -112,12 +114,12 @@ class Forbidden:
         return x.index_fill_(-1, self.always, value)
 
     def _end(self, texts: Tensor, first: bool) -> Tensor:
-        """The end of captions that are too short, and of those that would be their beginning alone: (B', K, 1)."""
+        """The ends of captions that are too short, and of those that would be their beginning alone: (B', K, N)."""
         length = (texts != self.none).sum(-1, keepdim=True)
         short = length < self.decoding.min_tokens
         if first and self.decoding.go_on:
             short |= length > 0
-        return torch.where(short, self.stop, self.none)
+        return torch.where(short, self.ends, self.none)
 
     def _completing(self, texts: Tensor) -> Tensor:
         """What would complete a banned sequence: (B', K, N)."""

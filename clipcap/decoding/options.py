@@ -36,6 +36,8 @@ class Decoding:
         num_captions: how many samples, or how many of the best beams, each image gets; at most 256. The more tokens a
             caption may have, the fewer beams or samples there may be (see `widest`).
         stop_token: the token id that ends a caption; None for the checkpoint's own, -1 for none.
+        ends: tokens that end a caption's text without ending the search, as end-of-text does for weights that stop at
+            another token. They may not come where the stop token may not.
         return_all: return every sample or beam, best first, instead of only the best.
         no_repeat_ngram: no sequence of this many tokens may occur twice; 0 sets no limit.
         banned: token sequences that must not occur.
@@ -59,6 +61,7 @@ class Decoding:
     seed: int | None = 0
     num_captions: int = 1
     stop_token: int | None = None
+    ends: tuple[int, ...] = ()
     return_all: bool = False
     no_repeat_ngram: int = 0
     banned: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
