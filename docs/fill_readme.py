@@ -32,7 +32,6 @@ ROWS = {  # of the report's table: what tells the strategies apart; the report h
     "trained_parameters",
     "file_bytes",
     "seconds",
-    "captions_per_second",
     "loss",
     "bleu_4",
     "cider_d",

@@ -25,7 +25,7 @@ from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.model.language_model import load_tokenizer, tokenizer_from_json, tokenizer_of
 from clipcap.model.prompts import PROMPTS, check_template
-from clipcap.model.settings import GPT2_FIELDS
+from clipcap.model.settings import GPT2
 from clipcap.weights import places
 from clipcap.weights.checkpoint import load_checkpoint, model_payload, save_checkpoint
 from clipcap.weights.folder import write_folder
@@ -170,7 +170,7 @@ def test_every_setting_that_a_file_of_ours_holds_is_allowed(tmp_path):
     from clipcap.model.networks import plain_settings
 
     gpt2 = plain_settings(GPT2Config(vocab_size=211, n_positions=64, n_embd=32, n_layer=1, n_head=4))
-    assert gpt2.keys() == set(GPT2_FIELDS)
+    assert gpt2.keys() == GPT2.keys()
     save_checkpoint(tiny_model(gpt2=gpt2), tmp_path / "weights.pt")
     assert load_checkpoint(tmp_path / "weights.pt").config.gpt2 == gpt2
 

@@ -108,7 +108,6 @@ NETWORK: Checks = {  # of all ARCHITECTURES; each knows some of them
     "rope_parameters": _rope,
     **dict.fromkeys(("no_rope_layer_interval", "original_max_position_embeddings"), check_number),
 }
-GPT2_FIELDS = tuple(GPT2)
 
 
 def check_gpt2(settings: Any) -> None:
