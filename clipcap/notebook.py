@@ -65,7 +65,8 @@ def side_by_side(images: Sequence[str | Path | Image], captions: Mapping[str, Se
     rows = ""
     for number, image in enumerate(images):
         told = "".join(
-            f"<p><small>{escape(name)}</small><br>{_lines(said[number])}</p>" for name, said in captions.items()
+            f'<p><small>{escape(name)}</small><br><span dir="auto">{_lines(said[number])}</span></p>'
+            for name, said in captions.items()
         )
         picture = f'<img src="{picture_uri(image, longest=200)}" alt="picture {number + 1}">'
         rows += f'<tr><td>{picture}</td><td style="text-align: left; vertical-align: top">{told}</td></tr>'

@@ -36,7 +36,10 @@ dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; }
 # The page may run its own inline script and show its own pictures, but fetch nothing.
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-escape = html.escape
+
+def escape(text: str, quote: bool = True) -> str:
+    """A text for HTML. A carriage return stays one: HTML would read a line feed, also in the name of a file."""
+    return html.escape(text, quote).replace("\r", "&#13;")
 
 
 def page(title: str, body: str, style: str = "", script: str = "") -> str:

@@ -108,7 +108,7 @@ def test_each_card_shows_the_captions_of_its_picture(folder):
     html, report = (folder / "report.html").read_text(encoding="utf-8"), make_report()
     cards = re.findall(r'<figure class="card" data-image="(.*?)"(.*?)</figure>', html, re.DOTALL)
     for number, (image, (name, card)) in enumerate(zip(report["images"], cards, strict=True)):
-        shown = [unescape(caption) for caption in re.findall(r"<dd>(.*?)</dd>", card, re.DOTALL)]
+        shown = [unescape(caption) for caption in re.findall(r'<dd dir="auto">(.*?)</dd>', card, re.DOTALL)]
         assert unescape(name) == image["id"]
         assert shown == [*image["captions"], *(model["captions"][number] for model in report["models"])]
 
@@ -133,9 +133,10 @@ def test_rating_summary():
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "is not a ratings.json"),
+        ("{", "is not JSON that can be read"),
         ("[1]", "is not a ratings.json"),
-        ("[" * 100_000, "is not a ratings.json"),
+        ('{"report": "ID", "ratings": {"x": {}, "x": {}}}', "the key 'x' twice"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"report": "ID", "ratings": {"image \\"0\\" <i>": {"base": true}}}', "from 0 to 5"),
         ('{"report": "0", "ratings": {}}', "another report"),
         ('{"report": "ID", "ratings": {"x": {"base": 3}}}', "'x' by model 'base'"),
@@ -258,3 +259,17 @@ def test_equal_captions_are_rated_once(tmp_path, browser):
     assert browser.run("document.getElementById('count').textContent") == "1 of 1 rated"
     stored = browser.run(f"localStorage.getItem('clipcap-ratings-{read_report(tmp_path)['id']}')")
     assert set(json.loads(stored)[report["images"][0]["id"]]) == set(NAMES)
+
+
+def test_two_tabs_keep_each_others_ratings(folder, browser):
+    """Guards against a tab that writes back what it read before the other one rated."""
+    browser.open((folder / "report.html").as_uri() + "#rate")
+    report = read_report(folder)
+    key, image = f"clipcap-ratings-{report['id']}", report["images"][1]["id"]
+    theirs = json.dumps({image: dict.fromkeys(NAMES, 4)})
+    browser.run(f"localStorage.setItem({json.dumps(key)}, {json.dumps(theirs)})")
+    browser.run(f"window.dispatchEvent(new StorageEvent('storage', {{key: {json.dumps(key)}}}))")
+    assert browser.run("document.getElementById('count').textContent") == "1 of 4 rated"
+    browser.press("5")
+    stored = json.loads(browser.run(f"localStorage.getItem({json.dumps(key)})"))
+    assert stored.keys() == {image, report["images"][0]["id"]}

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import threading
+import zlib
 from contextlib import closing, contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +23,7 @@ from clipcap.captioning.sidecars import TEXT, XMP, Sidecars
 from clipcap.captioning.writers import open_writer
 from clipcap.clip.images import date_taken
 from clipcap.errors import Interrupted, UserError
+from clipcap.files import only_writer
 
 CAPTIONS = ["sun & <b>sea</b> ☀️", 'two "lines"\nhere\r\nand there', "=HYPERLINK(1)", "@bob -1", "a,b;c\t'd'", "\u2028x"]
 ENDINGS = ["jsonl", "csv", "html"]
@@ -483,6 +485,35 @@ def test_an_empty_sidecar_is_no_caption(tmp_path):
     assert Sidecars().wants(tmp_path / "a.jpg")
 
 
+def test_a_folder_is_no_caption(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    sidecars = Sidecars()
+    assert sidecars.wants(tmp_path / "a.jpg")
+    assert sidecars.write(Row(str(tmp_path / "a.jpg"), ["x"])) == "its .txt cannot be written (Is a directory)"
+    sidecars.close()
+
+
+def test_a_working_folder_that_may_not_be_listed_is_a_reason_and_no_fault(tmp_path):
+    sidecars = Sidecars()
+    assert sidecars.wants(".") and sidecars.write(Row(".", [], error="may not be listed")) is None
+    sidecars.close()
+
+
+def test_a_folder_that_another_run_took_meanwhile_costs_its_pictures_alone(tmp_path):
+    """A run over 64 folders lets go of the first; a second run there ended it."""
+    with only_writer(tmp_path):
+        reason = Sidecars().write(Row(str(tmp_path / "a.jpg"), ["x"]))
+    assert reason.startswith("its .txt is not written: ") and "is being written by process" in reason
+
+
+def test_an_accent_of_its_own_makes_no_other_name(tmp_path):
+    """macOS takes the two for one, and the second picture's caption was dropped."""
+    for name in ("\u00e9.jpg", "e\u0301.png"):
+        (tmp_path / name).touch()
+    files = [Sidecars()._files(tmp_path / name, ".txt")[0].name for name in os.listdir(tmp_path)]
+    assert sorted(files) == ["e\u0301.png.txt", "\u00e9.jpg.txt"]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 64 KiB."""
@@ -544,7 +575,7 @@ def test_a_folder_gets_sidecars_from_one_run_at_a_time(tmp_path, monkeypatch):
     folders = [tmp_path / name for name in "abcde"]
     for folder in folders:
         folder.mkdir()
-    monkeypatch.setattr("clipcap.captioning.sidecars.HELD", 2)  # more folders than can be held at once
+    monkeypatch.setattr("clipcap.captioning.held_folders.MOST_HELD", 2)  # more folders than can be held at once
     sidecars = Sidecars("overwrite")
     for folder in [*folders, folders[0]]:
         assert sidecars.wants(folder / "a.jpg") and sidecars.write(Row(str(folder / "a.jpg"), ["x"])) is None
@@ -721,7 +752,7 @@ def test_folders_are_let_go_of_where_few_files_may_be_open(tmp_path, monkeypatch
         yield
         opened.remove(folder)
 
-    monkeypatch.setattr("clipcap.captioning.sidecars.only_writer", few)
+    monkeypatch.setattr("clipcap.captioning.held_folders.only_writer", few)
     sidecars = Sidecars()
     for number in range(10):
         (tmp_path / str(number)).mkdir()
@@ -953,3 +984,14 @@ def test_a_table_with_long_captions_is_continued(tmp_path):
     with closing(open_writer(path)) as writer:
         assert not writer.wants("a.jpg")
     assert path.read_bytes() == before
+
+
+def test_a_description_behind_the_pixels_of_a_png_counts(tmp_path):
+    """ExifTool puts it there."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    content, packet = (tmp_path / "a.png").read_bytes(), xmp.described(b"", "hers")
+    chunk = b"iTXtXML:com.adobe.xmp" + bytes(5) + packet
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    end = content.rindex(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(content[:end] + chunk + content[end:])
+    assert xmp.embedded_description(tmp_path / "a.png") == "hers"

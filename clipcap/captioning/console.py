@@ -27,7 +27,7 @@ def write_out(rows: Iterable[Row], total: int, outputs: Sequence[Writer | Sideca
     failures: Counter[str] = Counter()
     with ProgressBar(rows, total=total, unit="image", desc="captioning", smoothing=0.1) as progress:
         for row in progress:
-            told = [row.error, *(output.write(row) for output in outputs if output.wants(row.image))]
+            told = [row.error, *(output.write(row) for output in outputs)]
             problems = [problem for problem in told if problem]
             say(row, problems)
             failures.update(problems[:1])

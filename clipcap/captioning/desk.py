@@ -203,7 +203,7 @@ class Desk:
         for key, session in [*self.sessions.items()]:
             if monotonic() - session.used > (LINGER if session.left else IDLE):
                 self.forget(key)
-        held = {file for session in self.sessions.values() for file in (session.upload, session.download)}
+        held = {file for session in [*self.sessions.values()] for file in (session.upload, session.download)}
         for file in {*self.folder.rglob("*")} - held:
             with suppress(OSError):
                 if file.is_file() and time() - file.stat().st_mtime > LINGER:

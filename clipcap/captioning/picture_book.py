@@ -69,7 +69,7 @@ class PictureBook(Writer):
         """A picture's card, in one line of HTML."""
         failed = " failed" * (row.error is not None)
         button = '<button type="button">Copy</button>'
-        captions = "".join(f"<li><span>{escape(caption)}</span>{button}</li>" for caption in row.captions)
+        captions = "".join(f'<li><span dir="auto">{escape(caption)}</span>{button}</li>' for caption in row.captions)
         name = written_name(row.image)
         notes = [row.note, f"literal caption: {row.literal}" if row.literal else "", Path(name).name]
         card = (
@@ -79,7 +79,7 @@ class PictureBook(Writer):
             + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
             + "</figcaption></figure>"
         )
-        return card.replace("\r", "&#13;").replace("\n", "&#10;") + "\n"  # `read` expects one line per picture
+        return card.replace("\n", "&#10;") + "\n"  # `read` expects one line per picture
 
     def read(self, file: TextIO) -> Iterator[tuple[str, str | None, bool]]:
         """The cards of an earlier run. A last line that a crash cut short does not match and is dropped."""

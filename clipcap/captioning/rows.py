@@ -98,12 +98,14 @@ class Writer:
         return os.path.join(self._real(folder), name) not in self.done
 
     def write(self, row: Row) -> None:
-        """Write a row. Raises UserError when the disk is full or no longer there.
+        """Write a row, unless its picture has one. Raises UserError when the disk is full or no longer there.
 
         A file outside the working folder may be continued from another one, where a relative path would lead elsewhere:
         it gets absolute paths, and so does one that holds a relative path which could mean two pictures. In any file a
         picture gets its absolute path if the relative one could mean another picture too.
         """
+        if not self.wants(row.image):
+            return
         absolute = self.absolute or len(self._meant(row.image)) > 1
         image = os.path.abspath(row.image) if absolute else row.image
         self._put_or_say(self.format(replace(row, image=image)))

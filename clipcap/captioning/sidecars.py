@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import unicodedata
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from clipcap.captioning.held_folders import HeldFolders
 from clipcap.captioning.rows import Row, one_line
 from clipcap.captioning.xmp import LeftAlone, described, description_of, embedded_description
 from clipcap.clip.images import EXTENSIONS
 from clipcap.errors import UserError
-from clipcap.files import NO_ROOM, only_writer, write_whole
+from clipcap.files import NO_ROOM, write_whole
 
 EXISTING = ("skip", "overwrite", "append", "prepend")
 LARGEST = 16 << 20  # bytes of a file that is read
-HELD = 64  # folders locked at a time: each takes a file handle, and systems allow 256
+KNOWN = 64  # folders whose names are remembered
 MOST_NOTED = 3  # files that a note names
 
 
@@ -76,21 +77,23 @@ class Sidecars:
     ) -> None:
         self.existing, self.kinds = existing, kinds
         self._named = None if named is None else {_place(Path(path)) for path in named}
-        self._names = lru_cache(HELD)(_names)
-        self._held: dict[str, ExitStack] = {}  # by folder; the one not used for longest comes first
+        self._names = lru_cache(KNOWN)(_names)
+        self._held = HeldFolders()
         self._shared: dict[Path, set[str]] = {}  # a few files that count for several pictures, and these
         self._outside = ""  # a picture outside what the user named, if there is any
         self._described = 0  # pictures that are left alone for what they hold themselves
 
     def wants(self, image: str | Path) -> bool:
         """Whether a caption of this picture is to be written. Raises UserError if another run writes to its folder."""
+        if not Path(image).name:  # ".", which is here because it may not be listed
+            return True
         if not any([self._wants(Path(image), kind) for kind in self.kinds]):
             return False
         if not self._is_named(Path(image)):
             self._outside = self._outside or str(image)
             return False
         with suppress(OSError):  # `write` will say so
-            self._hold(os.path.realpath(Path(image).parent))
+            self._held.hold(Path(image).parent)
         return True
 
     def _is_named(self, image: Path) -> bool:
@@ -156,7 +159,7 @@ class Sidecars:
         captions = [*map(one_line, row.captions)] if row.asked > 1 else row.captions
         text = "\n".join(captions) + "\n" if not kind.mixed else (row.captions or [""])[0]
         try:
-            self._hold(os.path.realpath(Path(row.image).parent))
+            self._held.hold(Path(row.image).parent)
             content = _content(there) if kind.mixed or self.existing in ("append", "prepend") else b""
             if self.existing in ("append", "prepend") and (before := kind.read(content)):
                 text = _together(before, kind.read(kind.change(b"", text)), self.existing)  # as it will be read there
@@ -165,6 +168,8 @@ class Sidecars:
             if error.errno in NO_ROOM:
                 raise UserError(f"{str(file)!r} could not be written ({error.strerror}); run again to go on") from None
             return f"its {kind.ending} cannot be written ({error.strerror})"
+        except UserError as error:  # another run writes into its folder
+            return f"its {kind.ending} is not written: {error}"
         except UnicodeDecodeError:
             return f"its {kind.ending} is not UTF-8 text"
         except LeftAlone as error:
@@ -173,23 +178,7 @@ class Sidecars:
 
     def close(self) -> None:
         """Let go of the folders; every .txt is closed already."""
-        while self._held:
-            self._held.popitem()[1].close()
-
-    def _hold(self, folder: str) -> None:
-        """Keep other runs out of a folder until this run ends, or has written to many others since. Raises OSError."""
-        if (held := self._held.pop(folder, None)) is None:
-            if len(self._held) == HELD:
-                self._held.pop(next(iter(self._held))).close()
-            held = ExitStack()
-            try:
-                held.enter_context(only_writer(Path(folder)))
-            except OSError as error:
-                if error.errno != errno.EMFILE or not self._held:
-                    raise
-                self.close()  # a system that allows few open files
-                held.enter_context(only_writer(Path(folder)))
-        self._held[folder] = held
+        self._held.close()
 
     def _files(self, image: Path, ending: str) -> list[Path]:
         """The file for a picture's caption, and the one, if any, that counts as well, since nobody else has it."""
@@ -197,7 +186,7 @@ class Sidecars:
         if image.suffix.lower() not in EXTENSIONS:
             return [long]
         other = image.with_suffix("")  # the whole name of another picture, whose a.txt may be
-        if self._names(str(image.parent))[image.stem.casefold()] <= 1 and not other.is_file():
+        if self._names(str(image.parent))[_name(image.stem)] <= 1 and not other.is_file():
             return [short] if _filled(short) or not _filled(long) else [long]
         others = other.is_file() and (other.suffix.lower() in EXTENSIONS or _place(other) in (self._named or ()))
         return [long] if others else [long, short]
@@ -206,7 +195,7 @@ class Sidecars:
 def _filled(file: Path) -> bool:
     """Whether a file holds anything: an empty one is no caption."""
     with suppress(OSError):
-        return os.stat(file).st_size > 0
+        return os.path.isfile(file) and os.stat(file).st_size > 0
     return False
 
 
@@ -218,11 +207,16 @@ def _place(path: Path) -> Path:
 def _names(folder: str) -> Counter[str]:
     """How often a name in a folder is that of a picture, or of a picture without its ending."""
     try:
-        files = [name.casefold() for name in os.listdir(folder)]
+        files = [*map(_name, os.listdir(folder))]
     except OSError:
         files = []
     pictures = [os.path.splitext(name) for name in files]
     return Counter(text for stem, ending in pictures if ending in EXTENSIONS for text in (stem, stem + ending))
+
+
+def _name(text: str) -> str:
+    """A name as file systems compare it to which "É" is "é", in one character or two."""
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _content(file: Path) -> bytes:

@@ -67,6 +67,8 @@ def embedded_description(picture: Path) -> str:
     """The description inside a picture, in XMP or as IPTC's caption of before XMP; "" if there is none to be read."""
     try:
         with open_file(picture) as image:
+            if image.format == "PNG" and "xmp" not in image.info:
+                image.load()  # ExifTool puts it behind the pixels
             packet = image.info.get("xmp") or b""
             older = (getiptcinfo(cast(ImageFile, image)) or {}).get(IPTC_CAPTION) or b""
         found = ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipcap.data.reading import parse_json
 from clipcap.errors import UserError, first_line
 from clipcap.evaluation.report import read_report, rewrite_tables
 from clipcap.files import only_writer
@@ -56,7 +56,7 @@ def summary(by_image: Sequence[Sequence[int]]) -> dict[str, float]:
 def _read(path: str | Path, report: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Image -> model -> rating. Raises UserError."""
     try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        saved = parse_json(Path(path).read_text(encoding="utf-8-sig"), f"ratings {path}")
         kind, ratings = saved["report"], saved["ratings"]
         flat = [(str(i), str(name), rating) for i, models in ratings.items() for name, rating in models.items()]
     except OSError as error:

@@ -63,6 +63,7 @@ function scale(card, [caption, models], place) {
   const field = document.createElement("fieldset");
   const legend = document.createElement("legend");
   legend.textContent = caption || "(no caption)";
+  legend.dir = "auto";
   const buttons = document.createElement("div");
   buttons.className = "scale";
   for (let rating = 0; rating <= 5; rating++) {
@@ -143,4 +144,9 @@ document.getElementById("save").addEventListener("click", save);
 document.getElementById("start-over").addEventListener("click", startOver);
 document.addEventListener("keydown", typed);
 window.addEventListener("hashchange", route);
+window.addEventListener("storage", (event) => {
+  if (event.key !== key) return; // another tab has rated
+  ratings = load();
+  if (!rate.hidden) show(current);
+});
 route();

@@ -219,14 +219,14 @@ def _card(report: Mapping[str, Any], number: int, picture: str | None) -> str:
     truth = "\n".join(image["captions"])
     captions = "".join(
         f'<div data-model="{escape(model["name"])}"><dt>{escape(model["name"])}</dt>'
-        f"<dd>{escape(model['captions'][number])}</dd></div>"
+        f'<dd dir="auto">{escape(model["captions"][number])}</dd></div>'
         for model in models
     )
     order = random.Random(f"{report['id']} {image['id']}").sample(range(len(models)), len(models))
     shuffled = f' data-order="{" ".join(map(str, order))}"' if picture else ""
     shown = f'<img src="{picture}" alt="">' if picture else '<div class="none">no picture</div>'
     return f"""<figure class="card" data-image="{escape(image["id"])}"{shuffled}>{shown}<figcaption><dl>
-<div class="true"><dt>true caption</dt><dd>{escape(truth)}</dd></div>{captions}</dl></figcaption></figure>
+<div class="true"><dt>true caption</dt><dd dir="auto">{escape(truth)}</dd></div>{captions}</dl></figcaption></figure>
 """
 
 
