@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 from contextlib import suppress
 from typing import Any
@@ -57,6 +58,7 @@ def start_model(args: StartArguments, store: EmbeddingStore, literal_weights: st
     Raises:
         UserError: options that contradict each other, or weights that cannot be loaded.
     """
+    gc.collect()  # a model that this process trained before is in cycles, and would stay in memory beside this one
     check_base([args.init, literal_weights], args.base)
     fresh = ("language_model", "mapping", "prefix_length", *OF_TRANSFORMER)
     if args.init:
