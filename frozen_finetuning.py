@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         example="python frozen_finetuning.py --data instagram_data --init coco --train head",
         demo=FINE_TUNING,
     )
+    strategy_args.train = sorted(set(strategy_args.train))  # so that --resume takes them in any order
     experiment = Experiment.prepare("frozen", data_args, start_args, loop_args, strategy_args)
     build(experiment.model, strategy_args.train)
     head_alone = strategy_args.train == ["head"]

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         loop_args.mapping_learning_rate = None
     if not start_args.init:
         raise UserError("LoRA adapts trained weights: give them with --init (coco, conceptual, or a file)")
-    args.rank = list(dict.fromkeys(args.rank))  # each once
+    args.rank, args.target = list(dict.fromkeys(args.rank)), sorted(set(args.target))  # each once, layers in any order
     claim_exports(export_of(args.export_peft, rank, args.rank) for rank in args.rank if args.export_peft)
     for rank in args.rank:
         train(args, rank, data_args, start_args, loop_args)
