@@ -6,8 +6,6 @@ It writes frozen_model_weights.pt. Frozen parts have no gradient, no optimizer s
 lowest part that trains are run without autograd.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
