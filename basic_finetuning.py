@@ -7,8 +7,6 @@ Without --init it starts from plain GPT-2 and a fresh mapping network; --freeze-
 network alone, as ClipCap's transformer variant does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ It writes frozen_model_weights.pt. Frozen parts have no gradient, no optimizer s
 lowest part that trains are run without autograd.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         example="python frozen_finetuning.py --data instagram_data --init coco --train head",
         demo=FINE_TUNING,
     )
+    strategy_args.train = sorted(set(strategy_args.train))  # so that --resume takes them in any order
     experiment = Experiment.prepare("frozen", data_args, start_args, loop_args, strategy_args)
     build(experiment.model, strategy_args.train)
     head_alone = strategy_args.train == ["head"]

@@ -5,8 +5,6 @@
 It writes prompted_weights.pt, which holds the literal captioner too. The prompt is data, and the loss ignores it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

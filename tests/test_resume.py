@@ -27,6 +27,7 @@ from clipcap.errors import UserError
 from clipcap.training.arguments import NO_NUMBERS
 from clipcap.training.state import State
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
+from clipcap.weights.format import read
 
 SCRIPTS = [importlib.import_module(path.stem) for path in Path(load_data.__file__).parent.glob("*_finetuning.py")]
 # What changes no number of a run, as the README's readers expect it. A new option is not among them by default.
@@ -165,6 +166,28 @@ def test_a_run_is_resumed_with_the_same_contents_from_elsewhere(
     assert "of an earlier version" not in capsys.readouterr().err
     if script.__name__ != "lora_finetuning":
         script.main([*begun(script, True), "--resume", "--language-model", str(files["same_gpt2"])])
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "parts"),
+    [("frozen_finetuning", "train", ["mlp", "head"]), ("lora_finetuning", "target", ["c_fc", "c_attn"])],
+)
+def test_a_list_means_the_same_in_any_order(
+    world: Path,  # noqa: F811
+    tmp_path: Path,
+    name: str,
+    option: str,
+    parts: list[str],
+) -> None:
+    """Guards against a refusal of the very same run, and against a part that the weights record twice."""
+    script = importlib.import_module(name)
+    line = ["--data", str(world / "data"), "--init", str(world / "literal.pt"), *FAST, "--limit-train", "16"]
+    line += ["--output-dir", str(tmp_path), f"--{option}"]
+    script.main([*line, *parts, parts[0]])
+    script.main([*line, *reversed(parts), "--resume"])
+    record = read(next(tmp_path.glob("*_weights.pt")))["record"]
+    assert record["arguments"][option] == sorted(parts)
+    assert record["strategy"] in ("head + mlp", "LoRA 4")
 
 
 def test_each_rank_is_resumed_alone_or_among_others(world: Path, tmp_path: Path) -> None:  # noqa: F811

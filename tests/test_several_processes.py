@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -282,6 +283,17 @@ def test_an_environment_in_which_it_cannot_train_is_one_sentence(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="WORLD_SIZE is 2 in the environment, but RANK is not there"):
         train("head", world, "no")
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+def test_one_gpu_for_several_processes_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:  # noqa: F811
+    """Guards against a run on two devices: accelerate takes one GPU for each process, whichever was named."""
+    # Each process on a machine of its own: those are several, too.
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("clipcap.training.start.meet", Mock(side_effect=AssertionError("refused too late")))
+    with pytest.raises(UserError, match=f"--device {device} is one GPU, and the 2 processes .*: give --device cuda, "):
+        train("head", world, "no", "--device", device)
 
 
 def test_a_process_that_is_killed_stops_the_other_and_nothing_is_lost(world: Path, trained: Any) -> None:  # noqa: F811

@@ -414,6 +414,27 @@ def test_metrics_go_to_trackio_too(tmp_path, monkeypatch, capsys):
     assert "train_loss" in printed and "val_loss" in printed and printed.endswith("finished\n")
 
 
+def test_a_tracker_that_cannot_start_is_one_sentence_and_costs_nothing(tmp_path, monkeypatch):
+    """It ended in a traceback, as of a fault in this program."""
+    (tmp_path / "trackio.py").write_text('def init(*_, **__):\n    raise RuntimeError("no API key\\nat line 3")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TRACKIO])
+    trainer(tmp_path / "run", epochs=1).run()
+    with pytest.raises(UserError, match=r"^--report-to trackio .*\(no API key\): log in to it, or leave .* out$"):
+        trainer(tmp_path / "run", epochs=1, report_to="trackio").run()
+    assert (tmp_path / "run" / "state" / "run.json").is_file()
+
+
+def test_a_run_that_is_refused_begins_none_of_the_tracker(finished, monkeypatch):
+    """Guards against empty runs on a page that others read."""
+    begun = Mock()
+    monkeypatch.setattr(Accelerator, "init_trackers", begun)
+    with pytest.raises(UserError, match="other --seed"):
+        trainer(finished, resume=True, seed=1, report_to="tensorboard").run()
+    begun.assert_not_called()
+
+
 class HalfAccelerator(Accelerator):
     """What accelerate is on a CUDA device in fp16, on the CPU, where it would leave fp16 and its scaler out."""
 

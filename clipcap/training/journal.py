@@ -11,11 +11,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from clipcap.decoding.options import Decoding
-from clipcap.errors import UserError
+from clipcap.errors import UserError, first_line
 from clipcap.files import append_whole, write_whole
 from clipcap.model.batches import collate
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.prompts import caption_embeddings
+from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset
 from clipcap.training.plots import plot_losses
 from clipcap.training.progress import Progress
@@ -42,6 +43,18 @@ class Journal:
             for name, rows in (("metrics.jsonl", self.progress.rows), ("samples.jsonl", self.progress.samples)):
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 write_whole(self.folder / name, text.encode())
+
+    def start_tracker(self, args: LoopArguments) -> None:
+        """Begin a run of the tracker, if one is asked for. Raises UserError where it cannot, as without a login."""
+        if args.report_to == "none":
+            return
+        try:
+            self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
+        except Exception as error:  # each tracker has its own
+            raise UserError(
+                f"--report-to {args.report_to} cannot start ({first_line(error)}): log in to it, or leave --report-to "
+                "out"
+            ) from None
 
     def log(self, values: dict[str, float], epoch: float) -> None:
         """Write a row of metrics, by name, at `epoch` epochs. Raises UserError when one of them is not finite."""

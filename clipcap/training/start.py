@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 from contextlib import suppress
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from clipcap.cli.processes import Processes, meet
+from clipcap.cli.processes import Processes, launched, meet
 from clipcap.data.store import EmbeddingStore
 from clipcap.devices import pick_device
 from clipcap.errors import Interrupted, UserError
@@ -30,9 +31,15 @@ def meet_on(device: str) -> Processes:
     """Meet the processes that train together on this kind of device. They part when they end.
 
     Raises:
-        UserError: they cannot meet, the device does not exist here, or FSDP is asked for in a way that is not known.
+        UserError: they cannot meet, the device is not here or is one for all, or FSDP is asked for in an unknown way.
     """
     check_sharding()
+    kind, _, index = device.partition(":")
+    if index and (world := launched()[1]) > 1:  # accelerate would give each process the GPU of its number
+        raise UserError(
+            f"--device {device} is one GPU, and the {world} processes have one each: give --device {kind}, and choose "
+            "the GPUs with CUDA_VISIBLE_DEVICES"
+        )
 
     def begin() -> None:
         from accelerate import PartialState  # here, since it takes seconds to import
@@ -57,6 +64,7 @@ def start_model(args: StartArguments, store: EmbeddingStore, literal_weights: st
     Raises:
         UserError: options that contradict each other, or weights that cannot be loaded.
     """
+    gc.collect()  # a model that this process trained before is in cycles, and would stay in memory beside this one
     check_base([args.init, literal_weights], args.base)
     fresh = ("language_model", "mapping", "prefix_length", *OF_TRANSFORMER)
     if args.init:

@@ -132,13 +132,12 @@ class Trainer:
 
     def _run(self) -> Path:
         args, progress, processes = self.args, self.progress, self.processes
+        self.state.check(args.resume)  # what is refused costs no minute of compiling, and no run of a tracker
         if args.compile:
-            self.state.check(args.resume)  # what is refused is refused before a minute has gone
             with self.frozen.used():
                 compile_now(self.objective, self.accelerator, self.train_set, args.batch_size, processes)
         set_seed((args.seed + processes.rank) % 2**32)  # each process drops out other numbers
-        if args.report_to != "none":
-            self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
+        self.journal.start_tracker(args)  # before an earlier state is deleted, or random numbers are restored
         self.state.start(args.resume, self.weights)
         start_peak(self.model.device)
         self.journal.start()
