@@ -16,7 +16,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import DataArguments, LoopArguments, StartArguments
 from clipcap.training.experiment import Experiment, Save
 from clipcap.weights.checkpoint import save_checkpoint
-from clipcap.weights.lora import ALL_LINEAR, check_ranks, files_of_ranks, inject, merged, save_adapters
+from clipcap.weights.lora import ALL_LINEAR, files_of_ranks, inject, merged, save_adapters
 from clipcap.weights.peft_folder import claim_exports, export_of, export_peft
 from clipcap.weights.places import Base
 from clipcap.world.shipped import FINE_TUNING
@@ -48,7 +48,9 @@ class LoRALoopArguments(LoopArguments):
 
 def build(model: ClipCap, base: Base, args: StrategyArguments, rank: int) -> Save:
     """Put in adapters of this rank; they and the mapping network train. Returns what writes all that was asked for."""
-    check_ranks(args.rank, model.config.width)
+    width = model.config.width
+    if wrong := [each for each in args.rank if not 1 <= each <= width]:
+        raise UserError(f"--rank must be from 1 to {width}, the model's width, not {wrong[0]}")
     settings = inject(model, rank, args.alpha, args.dropout, args.target)
     model.train_only(lambda name: ".lora_" in name or (not args.freeze_mapping and name.startswith("clip_project.")))
 
@@ -68,11 +70,8 @@ def train(args: StrategyArguments, rank: int, data: DataArguments, start: StartA
         loop = replace(loop, output_dir=f"{Path(loop.output_dir)}_{rank}")
     experiment = Experiment.prepare(f"lora_{rank}", data, start, loop, replace(args, rank=[rank]))
     save = build(experiment.model, Base.of(start.init or ""), args, rank)
-    folder = str(experiment.loop_args.output_dir)
-    if not args.merged and (left := Path(folder, f"lora_{rank}_merged_weights.pt")).exists():
-        experiment.processes.note(f"{left} is of an earlier run and stays as it is: --merged writes it anew")
     peft = [Path(args.export_peft)] if args.export_peft else []
-    files = files_of_ranks(args.rank, args.merged, rank, folder)
+    files = files_of_ranks(args.rank, args.merged, rank, str(experiment.loop_args.output_dir))
     more = args.merged or bool(peft)
     experiment.train(f"LoRA {rank}", f"lora_{rank}_weights.pt", save=save, folders=peft, save_again=more, files=files)
 

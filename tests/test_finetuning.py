@@ -467,14 +467,6 @@ def test_the_model_of_one_rank_has_gone_before_that_of_the_next_is_loaded(world,
     assert alive == [0, 0]
 
 
-def test_merged_weights_that_a_run_leaves_behind_are_named(world, tmp_path, capsys):
-    """Guards against old merged weights beside new adapters, of which nobody says that they do not belong together."""
-    for options, told in (([], 0), (["--merged"], 0), (["--rank", "4", "--resume"], 1), (["--merged", "--resume"], 0)):
-        train(lora_finetuning, world, tmp_path, *options)
-        said = f"{tmp_path / 'lora_4_merged_weights.pt'} is of an earlier run and stays as it is"
-        assert capsys.readouterr().err.count(said) == told
-
-
 def test_lora_refuses_what_it_cannot_do(world, tmp_path):
     for options, message in (
         (["--rank", "0"], "from 1 to 32, .* not 0"),

@@ -36,12 +36,6 @@ def adaptable_layers(model: ClipCap) -> dict[str, list[str]]:
     return layers
 
 
-def check_ranks(ranks: Sequence[int], width: int) -> None:
-    """Raise a UserError for a rank that adapters of a model of this width cannot have."""
-    if wrong := [rank for rank in ranks if not 1 <= rank <= width]:
-        raise UserError(f"--rank must be from 1 to {width}, the model's width, not {wrong[0]}")
-
-
 def inject(model: ClipCap, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> Any:
     """Put adapters of this rank beside the target layers, in place; returns peft's configuration.
 
