@@ -518,6 +518,15 @@ def test_an_export_goes_over_no_file_that_the_weights_need(tmp_path, monkeypatch
     assert load_checkpoint(adapters).record and load_checkpoint(other, heads=4)
 
 
+@pytest.mark.parametrize("output", ["", ".", "/", "folder"])
+def test_an_export_to_a_folder_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, output):
+    """Guards against a traceback, or a sentence after minutes of downloads."""
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^'{output}' is a folder: give a file to write$"):
+        export.main(["coco", output])
+
+
 def test_gpt2s_tokenizer_needs_no_hub(monkeypatch):
     """Guards against published weights that caption nothing, or nonsense, on a machine without the hub."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
