@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import PurePosixPath
@@ -14,7 +15,7 @@ from typing import TypeVar
 from huggingface_hub import HfApi, HfFileSystem, constants
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_file_system import HfFileSystemFile
-from huggingface_hub.utils import logging
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff, logging
 
 from clipcap.data.examples import split_name
 from clipcap.data.patterns import expand_braces
@@ -30,6 +31,7 @@ NAME = re.compile(
 CONVERTED = "refs/convert/parquet"  # where the hub keeps what it made of other formats
 WAITS = (5, 30, 120)  # seconds between attempts, each of which is several of the hub's client
 PASSING = (408, 429)  # request timeout, too many requests
+PARTIAL = 206  # the status of an answer that is the range that was asked for
 
 T = TypeVar("T")
 
@@ -95,16 +97,30 @@ def _open(path: str) -> HfFileSystemFile:
 
 
 class _Ranges(HfFileSystemFile):
-    """A file of the hub that outlives an interrupted connection."""
+    """A file of the hub that outlives an interrupted connection, and of which nothing is read but what is asked for."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        def fetch() -> bytes:
-            content = super(_Ranges, self)._fetch_range(start, end)
-            if len(content) != end - start:
-                raise OSError(f"{len(content)} bytes came, not {end - start}")
-            return content
+        return _patiently(lambda: self._fetch(start, end), self.path)
 
-        return _patiently(fetch, self.path)
+    def _fetch(self, start: int, end: int) -> bytes:
+        headers = {"range": f"bytes={start}-{end - 1}", **build_hf_headers()}
+        ask = http_stream_backoff("GET", self.url(), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        with closing(ExitStack()) as stack:  # an error of reading must not reach `ask`, which would ask again
+            answer = stack.enter_context(ask)
+            hf_raise_for_status(answer)
+            if answer.status_code != PARTIAL:
+                raise UserError(
+                    f"{self.path} comes from the hub, or from a proxy before it, whole, not by ranges (status "
+                    f"{answer.status_code}): download the data set, and give its files to --source parquet"
+                )
+            content = bytearray()
+            for part in answer.iter_bytes():
+                content += part
+                if len(content) > end - start:
+                    break
+        if len(content) != end - start:
+            raise OSError(f"{len(content)} bytes came, not {end - start}")
+        return bytes(content)
 
 
 def _patiently(ask: Callable[[], T], path: str) -> T:
@@ -112,6 +128,8 @@ def _patiently(ask: Callable[[], T], path: str) -> T:
     for wait in (*WAITS, None):
         try:
             return ask()
+        except UserError:
+            raise
         except Exception as error:  # of the hub's client and of its HTTP client
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             reason = f"status {status}" if status else first_line(error)[:200]
