@@ -24,7 +24,7 @@ from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import load_tokenizer
 from clipcap.weights import export, fetch, publish, published
-from clipcap.weights.card import model_card, portable
+from clipcap.weights.card import model_card, without_folders
 from clipcap.weights.checkpoint import load_checkpoint, model_payload, save_checkpoint
 from clipcap.weights.folder import write_folder
 from clipcap.weights.lora import inject, save_adapters
@@ -387,7 +387,7 @@ def test_a_hub_that_does_not_answer_costs_seconds(hub, monkeypatch, trouble):
 def test_paths_of_every_system_stay_private():
     """Guards against the home folder of who trained in Windows, and publishes from Linux, or the other way round."""
     paths = {"data": [r"D:\Jane Doe\posts", "/data/jane/posts", r"\\nas\jane\posts"], "init": "coco"}
-    assert portable(paths) == {"data": ["posts"] * 3, "init": "coco"}
+    assert without_folders(paths) == {"data": ["posts"] * 3, "init": "coco"}
 
 
 @pytest.mark.parametrize("status", [500, 429])

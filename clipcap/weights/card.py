@@ -77,7 +77,7 @@ def model_card(
         scores: of `evaluate.py`, by name.
     """
     header = ["library_name: clipcap", "pipeline_tag: image-to-text", "tags:", "- clipcap", "- image-captioning"]
-    clip = ":".join(map(portable, filter(None, (model.config.clip_model, model.config.clip_pretrained))))
+    clip = ":".join(map(without_folders, filter(None, (model.config.clip_model, model.config.clip_pretrained))))
     writer = _writer(model)
     its = "OpenAI's modified MIT licence" if writer == "GPT-2" else "a licence of its own"
     given = f"The weights have the licence `{licence}`." if licence else "No licence was given for these weights."
@@ -122,15 +122,15 @@ def _writer(model: ClipCap) -> str:
     """The language model by name, that of its folder where it is not on the hub; OpenAI's and the demo's are GPT-2."""
     name = model.config.language_model
     plain = not model.config.network and re.fullmatch(r"demo|(openai-community/)?gpt2(-medium|-large|-xl)?", name)
-    return "GPT-2" if plain else f"`{_one_line(portable(name))}`"
+    return "GPT-2" if plain else f"`{_one_line(without_folders(name))}`"
 
 
-def portable(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
     """A value in which whole paths, of whatever system, are the names of their files: they tell of their owner."""
     if isinstance(value, dict):
-        return {name: portable(part) for name, part in value.items()}
+        return {name: without_folders(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [portable(part) for part in value]
+        return [without_folders(part) for part in value]
     if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
         return PureWindowsPath(value).name
     return value
