@@ -107,6 +107,24 @@ def test_the_card_names_all_that_was_trained():
     assert "| strategy | mapping: the mapping network was trained |" in model_card(model, "jane/voice")
 
 
+def test_what_a_stranger_wrote_is_no_markdown_on_the_card():
+    """Guards against links, pictures and cells of others on a user's page, such as those of the base of a LoRA file."""
+    bad = r"![x](//evil.org/x.png) <img src=x> `a` | **b** _c_ d_e ~f~ https://evil.org www.evil.org &lt; \[x](y)"
+    text = (
+        r"!\[x\](//evil.org/x.png) \<img src=x\> \`a\` \| \*\*b\*\* \_c\_ d_e \~f\~ https\://evil.org www\.evil.org "
+        r"\&lt; \\\[x\](y)"
+    )
+    code = "`" + bad.replace("`", "'").replace("|", "\\|") + "`"
+    model = tiny_network("opt", language_model=bad)
+    model.config.clip_model, model.config.clip_pretrained, model.config.prompt = bad, None, bad
+    model.record = {"strategy": f"LoRA {bad}"}
+    card = model_card(model, "jane/voice", data=f"my\n{bad}", scores={bad: 1.5})
+    assert f"CLIP {code} into a prefix from which {code} writes" in card and f"adapters in {code} were trained" in card
+    for row in (f"strategy | LoRA {text}: the ", f"data | my {text} |", f"caption | {text} |", f"{text} | 1.5 |"):
+        assert row in card
+    assert "evil" not in card.replace(text, "").replace(code, "")
+
+
 def test_scores_licence_and_data_stand_on_the_card(hub, tmp_path):
     """Guards against scores of other weights, and a card that is silent about the licence."""
     file = saved("full", tmp_path)
