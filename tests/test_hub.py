@@ -254,6 +254,35 @@ def test_a_commit_is_that_version_for_ever(hub):
     assert same(load_checkpoint("hf:jane/voice@main"), tiny_captioner_model(seed=2))
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_adapters_name_the_commit_that_they_were_trained_on(hub, tmp_path, monkeypatch, kind):
+    """Guards against adapters that nobody can open once the owner of their base has published better weights."""
+
+    def publish_base(seed: int) -> str:
+        if kind == "folder":
+            return push_to_hub(tiny_captioner_model(seed=seed), "jane/voice")
+        save_checkpoint(tiny_captioner_model(seed=seed), tmp_path / "weights.pt")
+        return "hf:jane/voice@" + put(hub, "jane/voice", {"v/weights.pt": (tmp_path / "weights.pt").read_bytes()})
+
+    first = publish_base(1)
+    bases = [Base.of(name) for name in ("hf:jane/voice", "hf:jane/voice@main", first)]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert {*bases, Base.of("hf:jane/voice")} == {Base(first, published.sha256(resolve_weights(first)))}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    settings = inject(model := tiny_captioner_model(seed=1), 2, 16, 0.0, ["c_attn"])
+    save_adapters(model, tmp_path / "lora.pt", bases[0], settings)
+    second = publish_base(2)
+    assert second != first
+    for given in ({}, {"base": "hf:jane/voice"}):
+        with pytest.raises(UserError, match=f"'{first}' with SHA-256"):
+            load_checkpoint(tmp_path / "lora.pt", **given)
+    assert same(load_checkpoint(tmp_path / "lora.pt", base=first), tiny_captioner_model(seed=1))
+    (tmp_path / "hf:jane").mkdir()
+    save_checkpoint(tiny_captioner_model(), tmp_path / "hf:jane" / "voice")
+    monkeypatch.chdir(tmp_path)
+    assert Base.of("hf:jane/voice").weights == "hf:jane/voice", "which is a file here"
+
+
 def test_staged_once_and_captioned_with_the_hub_out_of_reach(hub, tmp_path, capsys, monkeypatch):
     """Guards against staged weights that are asked for again, and a hub that is away and waited for."""
     push_to_hub(load_checkpoint("demo"), "jane/voice")
