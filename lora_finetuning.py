@@ -69,7 +69,8 @@ def train(args: StrategyArguments, rank: int, data: DataArguments, start: StartA
     if loop.output_dir and len(args.rank) > 1:
         loop = replace(loop, output_dir=f"{Path(loop.output_dir)}_{rank}")
     experiment = Experiment.prepare(f"lora_{rank}", data, start, loop, replace(args, rank=[rank]))
-    save = build(experiment.model, Base.of(start.init or ""), args, rank)
+    assert experiment.base is not None  # `main` refuses to start without --init
+    save = build(experiment.model, experiment.base, args, rank)
     peft = [Path(args.export_peft)] if args.export_peft else []
     files = files_of_ranks(args.rank, args.merged, rank, str(experiment.loop_args.output_dir))
     more = args.merged or bool(peft)

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown:
         raise UserError(f"--only {unknown[0]} is no comparison; choose from {', '.join(NAMES)}")
     at_least(1, option=True, rounds=args.rounds)
-    if Path(args.output).suffix == ".json":
+    if Path(args.output).suffix != ".md":
         raise UserError(f"--output {args.output} names the page, and its .json holds what was measured: end it in .md")
     if args.page:
         rewrite(args)

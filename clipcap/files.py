@@ -34,19 +34,27 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write bytes to. It gets its name only when all of it is on the disk.
 
     After an error inside, or if the process ends, the file that had the name before is still there. Raises OSError,
-    also where the library that wrote to the file raised an error of its own in its place.
+    also where the library that wrote to the file raised an error of its own in its place, and where another writer has
+    begun the same file meanwhile: then the other one goes on.
     """
-    unfinished = _beside(path, "unfinished")
+    if path.is_dir():  # "." and "/" have no name beside which there could be another
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    unfinished, own = _beside(path, "unfinished"), None
     try:
         unfinished.unlink(missing_ok=True)  # of a run that was killed; or a link, which would lead elsewhere
         disk = _Disk(unfinished, "xb")
+        own = os.fstat(disk.fileno())
         try:
             with io.BufferedWriter(disk) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if not _is_still(unfinished, own):
+                    raise OSError(errno.ESTALE, "another run is writing it too")
         except Exception as error:
             raise disk.error or error from None
+        finally:
+            disk.error = None  # its traceback holds this frame, and so the disk
         if path.is_file():
             _copy_mode(path, unfinished)
         unfinished.replace(path)
@@ -54,7 +62,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         error.filename = str(path)
         raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        if own and _is_still(unfinished, own):
+            unfinished.unlink(missing_ok=True)
+
+
+def _is_still(place: Path, own: os.stat_result) -> bool:
+    """Whether a place still holds the file of this status, and not that of another writer."""
+    try:
+        return os.path.samestat(place.lstat(), own)
+    except FileNotFoundError:
+        return False
 
 
 def _copy_mode(path: Path, unfinished: Path) -> None:

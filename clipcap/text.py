@@ -73,6 +73,9 @@ LONE_SIGN = regex.compile(r"(?:[#\uFF03](?!\uFE0F?\u20E3))++(?![\p{M}\u200C\u200
 BLANK_END = regex.compile(r"[ \t]*+(?=\n|$|[,.!?](?:[\s.!?]|$))")  # of a line, or in front of a sign that ends words
 
 
+MARKDOWN = re.compile(r"[\\`*~\[\]<>|&]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)  # its signs within a line
+
+
 def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join.
 
@@ -88,6 +91,11 @@ def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
         if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(r"[\w#@\uFF03]", text[end:]):
             kept += " "
     return kept + text[end:]
+
+
+def in_markdown(text: str) -> str:
+    """A line of somebody else's for a page in Markdown, where it makes no link, picture, tag or cell."""
+    return MARKDOWN.sub(r"\\\g<0>", text)
 
 
 def check_fields(what: str, template: str, fields: Iterable[str]) -> None:

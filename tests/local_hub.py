@@ -1,8 +1,8 @@
 """A server that answers huggingface_hub as the hub does: uploading and downloading models, reading data sets by ranges.
 
 Private repositories, branches, commits, files in Git and in LFS, and the error codes that the client knows, all in
-memory. `trouble` makes it answer 500, accept and say nothing, or send a byte too few: from the start, or to what
-matches `troubled`.
+memory. `trouble` makes it answer 500, accept and say nothing, send a byte too few of a range, or all of a file:
+from the start, or to what matches `troubled`.
 """
 
 import base64
@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         troubled = self.hub.trouble and re.match(self.hub.troubled, path)
         if troubled and self.hub.trouble == "silent":
             return self.hub.over.wait(60)
-        if troubled and self.hub.trouble != "short":
+        if troubled and self.hub.trouble not in ("short", "whole"):
             return self.answer(self.hub.trouble)
         for pattern, method in ROUTES.items():
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
@@ -197,6 +197,8 @@ class Handler(BaseHTTPRequestHandler):
         oid, files = self.files(name, revision)
         if oid and path not in files:
             self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=oid)
+        elif oid and self.hub.trouble == "whole":
+            self.answer(200, files[path])
         elif oid and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
             first, last = map(int, asked.groups())
             short = self.hub.trouble == "short"

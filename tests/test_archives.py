@@ -440,7 +440,9 @@ def test_a_post_without_media_costs_nothing_but_itself(tmp_path: Path) -> None:
     assert list(listed(pack(tmp_path / "it.zip", content))) == ["1.jpg"]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["a.zip", "-5"], ["a.zip", "0"], ["a.zip", "5", "more"], ["a.zip", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["."], ["a.zip", "-5"], ["a.zip", "0"], ["a.zip", "5", "more"], ["a.zip", "x"]]
+)
 def test_the_archive_of_the_demo_needs_a_file_and_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:

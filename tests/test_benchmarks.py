@@ -271,6 +271,9 @@ def test_a_page_needs_results_and_measures_nothing(tmp_path: Path) -> None:
     output = ["--output", str(tmp_path / "RESULTS.md")]
     with pytest.raises(UserError, match="leave out --page"):
         run.main(["--page", *output])
+    for place in (".", "/", str(tmp_path / "RESULTS.json")):
+        with pytest.raises(UserError, match=r"names the page, .*: end it in \.md"):
+            run.main(["--page", "--output", place])
     for options in (["--add"], ["--only", "embedding"]):
         with pytest.raises(UserError, match=f"leave out {options[0]}"):
             run.main(["--page", *options, *output])

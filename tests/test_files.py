@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +63,59 @@ def test_link_in_the_place_of_an_unfinished_file_is_not_followed(tmp_path: Path)
     write_whole(tmp_path / "out.txt", b"new")
     assert (tmp_path / "victim").read_bytes() == b"mine" and not (tmp_path / "out.txt").is_symlink()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.txt", "victim"]
+
+
+def test_of_two_writers_of_one_file_the_later_one_goes_on(tmp_path: Path) -> None:
+    """The first moved into place what the second had written so far, or deleted it on its way out of an error."""
+    file = tmp_path / "a"
+    (tmp_path / ".a.unfinished").write_bytes(b"of a run that was killed")
+    for error in (None, ZeroDivisionError()):
+        write_whole(file, b"old")
+        first, second = whole_file(file), whole_file(file)
+        first.__enter__().write(b"first")
+        out = second.__enter__()
+        out.write(b"half")
+        out.flush()
+        if error:
+            assert not first.__exit__(type(error), error, None)
+        else:
+            with pytest.raises(OSError, match="another run is writing it too") as caught:
+                first.__exit__(None, None, None)
+            assert caught.value.filename == str(file)
+        assert file.read_bytes() == b"old"
+        out.write(b" and half")
+        second.__exit__(None, None, None)
+        assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("a", b"half and half")]
+
+
+def test_what_a_full_disk_interrupted_is_let_go_at_once(tmp_path: Path) -> None:
+    """A reference cycle kept what the frames of the writer held, such as a model, until the next collection."""
+
+    def write() -> weakref.ref[torch.Tensor]:
+        large = torch.zeros(100_000)
+        known = weakref.ref(large)
+        try:
+            with whole_file(tmp_path / "a") as file:
+                file.write(large.numpy().tobytes())
+        except OSError:
+            return known
+        raise AssertionError("it was written")
+
+    gc.disable()
+    try:
+        with file_size_limit(10_000):
+            assert write()() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("place", [".", "/", "", "folder"])
+def test_a_folder_is_no_file_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Guards against a ValueError of pathlib's, and a refusal only once all is written."""
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError), whole_file(Path(place)):
+        raise AssertionError("it was begun")
 
 
 def test_whole_file_takes_the_longest_name_that_a_folder_takes(tmp_path: Path) -> None:

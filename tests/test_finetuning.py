@@ -400,6 +400,25 @@ def test_adapters_on_weights_of_the_hub_say_that_only_base_helps(world, tmp_path
         load_checkpoint(tmp_path / "lora.pt")
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_base_that_another_run_writes_while_it_is_loaded_is_refused(world, tmp_path, monkeypatch, late):
+    """Guards against adapters that name a file which they were not trained on."""
+    base, other = Path(shutil.copy(world / "literal.pt", tmp_path / "base.pt")), tmp_path / "other.pt"
+    save_checkpoint(load_checkpoint(base, prefix_length=4, stop_token=1), other)
+
+    def load(*args, **options):
+        if not late:
+            other.replace(base)
+        model = load_checkpoint(*args, **options)
+        if late:
+            other.replace(base)
+        return model
+
+    monkeypatch.setattr("clipcap.training.start.load_checkpoint", load)
+    with pytest.raises(UserError, match="--init .*base.pt was written anew while it was loaded: run the same command"):
+        train(lora_finetuning, world, tmp_path / "run", "--init", str(base))
+
+
 def test_no_run_writes_over_what_it_starts_from(world, tmp_path):
     """Guards against adapters without a base, and starting weights lost to worse ones."""
     literal = str(shutil.copy(world / "literal.pt", tmp_path))

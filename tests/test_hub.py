@@ -24,7 +24,7 @@ from clipcap.errors import UserError
 from clipcap.model.clipcap import ClipCap
 from clipcap.model.language_model import load_tokenizer
 from clipcap.weights import export, fetch, publish, published
-from clipcap.weights.card import model_card, portable
+from clipcap.weights.card import model_card, without_folders
 from clipcap.weights.checkpoint import load_checkpoint, model_payload, save_checkpoint
 from clipcap.weights.folder import write_folder
 from clipcap.weights.lora import inject, save_adapters
@@ -105,6 +105,24 @@ def test_the_card_names_all_that_was_trained():
     assert "| strategy | mapping + norms |" in model_card(model, "jane/voice")
     model.record = {"strategy": "mapping"}
     assert "| strategy | mapping: the mapping network was trained |" in model_card(model, "jane/voice")
+
+
+def test_what_a_stranger_wrote_is_no_markdown_on_the_card():
+    """Guards against links, pictures and cells of others on a user's page, such as those of the base of a LoRA file."""
+    bad = r"![x](//evil.org/x.png) <img src=x> `a` | **b** _c_ d_e ~f~ https://evil.org www.evil.org &lt; \[x](y)"
+    text = (
+        r"!\[x\](//evil.org/x.png) \<img src=x\> \`a\` \| \*\*b\*\* \_c\_ d_e \~f\~ https\://evil.org www\.evil.org "
+        r"\&lt; \\\[x\](y)"
+    )
+    code = "`" + bad.replace("`", "'").replace("|", "\\|") + "`"
+    model = tiny_network("opt", language_model=bad)
+    model.config.clip_model, model.config.clip_pretrained, model.config.prompt = bad, None, bad
+    model.record = {"strategy": f"LoRA {bad}"}
+    card = model_card(model, "jane/voice", data=f"my\n{bad}", scores={bad: 1.5})
+    assert f"CLIP {code} into a prefix from which {code} writes" in card and f"adapters in {code} were trained" in card
+    for row in (f"strategy | LoRA {text}: the ", f"data | my {text} |", f"caption | {text} |", f"{text} | 1.5 |"):
+        assert row in card
+    assert "evil" not in card.replace(text, "").replace(code, "")
 
 
 def test_scores_licence_and_data_stand_on_the_card(hub, tmp_path):
@@ -234,6 +252,35 @@ def test_a_commit_is_that_version_for_ever(hub):
     assert same(load_checkpoint(first), tiny_captioner_model(seed=1))
     assert same(load_checkpoint(second), load_checkpoint("hf:jane/voice"))
     assert same(load_checkpoint("hf:jane/voice@main"), tiny_captioner_model(seed=2))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_adapters_name_the_commit_that_they_were_trained_on(hub, tmp_path, monkeypatch, kind):
+    """Guards against adapters that nobody can open once the owner of their base has published better weights."""
+
+    def publish_base(seed: int) -> str:
+        if kind == "folder":
+            return push_to_hub(tiny_captioner_model(seed=seed), "jane/voice")
+        save_checkpoint(tiny_captioner_model(seed=seed), tmp_path / "weights.pt")
+        return "hf:jane/voice@" + put(hub, "jane/voice", {"v/weights.pt": (tmp_path / "weights.pt").read_bytes()})
+
+    first = publish_base(1)
+    bases = [Base.of(name) for name in ("hf:jane/voice", "hf:jane/voice@main", first)]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert {*bases, Base.of("hf:jane/voice")} == {Base(first, published.sha256(resolve_weights(first)))}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    settings = inject(model := tiny_captioner_model(seed=1), 2, 16, 0.0, ["c_attn"])
+    save_adapters(model, tmp_path / "lora.pt", bases[0], settings)
+    second = publish_base(2)
+    assert second != first
+    for given in ({}, {"base": "hf:jane/voice"}):
+        with pytest.raises(UserError, match=f"'{first}' with SHA-256"):
+            load_checkpoint(tmp_path / "lora.pt", **given)
+    assert same(load_checkpoint(tmp_path / "lora.pt", base=first), tiny_captioner_model(seed=1))
+    (tmp_path / "hf:jane").mkdir()
+    save_checkpoint(tiny_captioner_model(), tmp_path / "hf:jane" / "voice")
+    monkeypatch.chdir(tmp_path)
+    assert Base.of("hf:jane/voice").weights == "hf:jane/voice", "which is a file here"
 
 
 def test_staged_once_and_captioned_with_the_hub_out_of_reach(hub, tmp_path, capsys, monkeypatch):
@@ -387,7 +434,7 @@ def test_a_hub_that_does_not_answer_costs_seconds(hub, monkeypatch, trouble):
 def test_paths_of_every_system_stay_private():
     """Guards against the home folder of who trained in Windows, and publishes from Linux, or the other way round."""
     paths = {"data": [r"D:\Jane Doe\posts", "/data/jane/posts", r"\\nas\jane\posts"], "init": "coco"}
-    assert portable(paths) == {"data": ["posts"] * 3, "init": "coco"}
+    assert without_folders(paths) == {"data": ["posts"] * 3, "init": "coco"}
 
 
 @pytest.mark.parametrize("status", [500, 429])
@@ -516,6 +563,15 @@ def test_an_export_goes_over_no_file_that_the_weights_need(tmp_path, monkeypatch
     for _ in range(2):  # its own earlier output is replaced
         export.main([str(adapters), str(other)])
     assert load_checkpoint(adapters).record and load_checkpoint(other, heads=4)
+
+
+@pytest.mark.parametrize("output", ["", ".", "/", "folder"])
+def test_an_export_to_a_folder_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, output):
+    """Guards against a traceback, or a sentence after minutes of downloads."""
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^'{output}' is a folder: give a file to write$"):
+        export.main(["coco", output])
 
 
 def test_gpt2s_tokenizer_needs_no_hub(monkeypatch):

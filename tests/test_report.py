@@ -91,6 +91,8 @@ def test_markdown_is_a_table_whatever_the_names(folder):
     rows = [line for line in (folder / "report.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
     assert "<hr>" not in "".join(rows)
+    report = make_report() | {"failed": {"theirs": "no ![](https://example.com/t.png)"}}
+    assert r"- theirs failed: no !\[\](https\://example.com/t.png)" in markdown(report)
 
 
 def test_page_is_escaped_and_self_contained(folder):

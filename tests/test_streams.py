@@ -606,6 +606,16 @@ def test_a_hub_that_stays_away_is_one_sentence(hub, tmp_path: Path, trouble: obj
         examples[150].open()
 
 
+def test_a_server_that_knows_no_ranges_is_refused_at_once(hub, tmp_path: Path, capsys) -> None:
+    """Guards against files that are downloaded whole into memory, four times."""
+    put(hub, "jane/pictures", pictures(tmp_path))
+    examples = [*open_source(["parquet", "hf:jane/pictures"]).examples]
+    before, hub.trouble = len(hub.asked), "whole"
+    with pytest.raises(UserError, match=r"comes whole, not by ranges, .*: download the data set, and give"):
+        examples[150].open()
+    assert len(hub.asked) == before + 1 and "note" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["config1", "data"])
 def test_one_of_several_data_sets_is_chosen(hub, tmp_path: Path, name: str) -> None:
     """Guards against configurations of one repository that are mixed in silence."""

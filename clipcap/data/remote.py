@@ -100,7 +100,12 @@ class _Ranges(HfFileSystemFile):
     def _fetch_range(self, start: int, end: int) -> bytes:
         def fetch() -> bytes:
             content = super(_Ranges, self)._fetch_range(start, end)
-            if len(content) != end - start:
+            if len(content) > end - start:
+                raise UserError(
+                    f"{self.path} comes whole, not by ranges, from the hub or a proxy before it: download the data "
+                    "set, and give its files to --source parquet"
+                )
+            if len(content) < end - start:
                 raise OSError(f"{len(content)} bytes came, not {end - start}")
             return content
 
@@ -112,6 +117,8 @@ def _patiently(ask: Callable[[], T], path: str) -> T:
     for wait in (*WAITS, None):
         try:
             return ask()
+        except UserError:
+            raise
         except Exception as error:  # of the hub's client and of its HTTP client
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             reason = f"status {status}" if status else first_line(error)[:200]

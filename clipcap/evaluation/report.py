@@ -25,6 +25,7 @@ from clipcap.errors import UserError, first_line
 from clipcap.evaluation import measures
 from clipcap.files import write_whole
 from clipcap.page import escape, page, picture_uri
+from clipcap.text import in_markdown
 from clipcap.training.plots import losses_svg
 
 FORMAT = 1
@@ -130,7 +131,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The table in Markdown with its settings, the best values in bold."""
 
     def plain(text: str) -> str:
-        return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
+        return in_markdown(" ".join(text.split()))
 
     names = [plain(model["name"]) for model in report["models"]]
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]

@@ -26,7 +26,7 @@ from clipcap.training.loader import CaptionDataset
 from clipcap.training.start import content_of, meet_on, start_model
 from clipcap.weights.checkpoint import save_checkpoint
 from clipcap.weights.format import read, sha256
-from clipcap.weights.places import written_over
+from clipcap.weights.places import Base, written_over
 from clipcap.weights.published import resolve_weights
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Experiment:
     loop_args: LoopArguments
     strategy_args: Any = None
     language_model: str | None = None  # without --init: SHA-256 of the language model that it starts from
+    base: Base | None = None  # with --init: the weights that the model starts from
     processes: Processes = ALONE
 
     @classmethod
@@ -87,7 +88,7 @@ class Experiment:
         make_folder(output)
         store = EmbeddingStore.open(data_args.data)
         torch.manual_seed(loop_args.seed)  # so that a fresh mapping network and adapters start alike when resumed
-        model = processes.load(lambda: start_model(start_args, store, getattr(strategy_args, "literal_weights", None)))
+        model, base = processes.load(lambda: start_model(start_args, store, strategy_args))
         check_clip(store, model.config)
         tokenizer = tokenizer_of(model.config)
         model.config.tokenizer = tokenizer.to_str()
@@ -96,8 +97,8 @@ class Experiment:
             raise UserError(
                 f"--max-tokens {data_args.max_tokens} does not fit behind the prefix: there is room for {model.room}"
             )
-        language_model = None if start_args.init else content_of(model)
-        return cls(model, tokenizer, store, data_args, start_args, loop_args, strategy_args, language_model, processes)
+        groups = (data_args, start_args, loop_args, strategy_args)
+        return cls(model, tokenizer, store, *groups, None if base else content_of(model), base, processes)
 
     def datasets(self, prompts: Prompts | None = None) -> tuple[CaptionDataset, CaptionDataset]:
         """The training data and the validation data; `prompts` gives the prompts of the first rows of a split."""
@@ -202,7 +203,7 @@ class Experiment:
         for name in sorted(FILES & options.keys()):
             if given := options[name]:
                 self._check_stays(name, given, written)
-            options[name] = sha256(resolve_weights(given)) if given else None
+                options[name] = self.base.sha256 if name == "init" and self.base else sha256(resolve_weights(given))
         return options
 
     def _record(self, train: CaptionDataset) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from clipcap.model.networks import plain_settings
 from clipcap.training.arguments import OF_TRANSFORMER, StartArguments
 from clipcap.training.sharding import check_sharding
 from clipcap.weights.checkpoint import load_checkpoint
-from clipcap.weights.places import base_among, check_base
+from clipcap.weights.places import Base, base_among, check_base
 
 LARGEST_MAPPING = 10**9  # parameters: 16 GB to train them
 
@@ -56,16 +56,16 @@ def _part() -> None:
             distributed.destroy_process_group()
 
 
-def start_model(args: StartArguments, store: EmbeddingStore, literal_weights: str | None = None) -> ClipCap:
-    """The weights of `--init`, or a plain language model with a fresh mapping network for the data's CLIP.
+def start_model(args: StartArguments, store: EmbeddingStore, strategy_args: Any) -> tuple[ClipCap, Base | None]:
+    """The weights of `--init`, and which they are; or a fresh mapping network for the data's CLIP, which has no base.
 
-    Of `literal_weights` it wants to know only whether `--base` is meant for them.
+    Of `strategy_args` it wants to know only whether `--base` is meant for their `--literal-weights`.
 
     Raises:
-        UserError: options that contradict each other, or weights that cannot be loaded.
+        UserError: options that contradict each other, or weights that cannot be loaded or change meanwhile.
     """
     gc.collect()  # a model that this process trained before is in cycles, and would stay in memory beside this one
-    check_base([args.init, literal_weights], args.base)
+    check_base([args.init, getattr(strategy_args, "literal_weights", None)], args.base)
     fresh = ("language_model", "mapping", "prefix_length", *OF_TRANSFORMER)
     if args.init:
         clashing = [name for name in fresh if getattr(args, name) is not None] + ["normalize"] * args.normalize
@@ -74,10 +74,13 @@ def start_model(args: StartArguments, store: EmbeddingStore, literal_weights: st
                 f"--{clashing[0].replace('_', '-')} is for a fresh mapping network, and --init {args.init} brings its "
                 "own: leave one of the two out"
             )
+        base = Base.of(args.init)
         model = load_checkpoint(args.init, base=base_among(args.init, args.base))
+        if Base.of(args.init) != base:
+            raise UserError(f"--init {args.init} was written anew while it was loaded: run the same command again")
         model.literal_captioner = model.config.prompt = None
         model.config.controls = {}
-        return model
+        return model, base
     args.check()
     language_model = args.language_model or "gpt2"
     gpt = load_language_model(language_model)
@@ -101,7 +104,7 @@ def start_model(args: StartArguments, store: EmbeddingStore, literal_weights: st
         )
     model = ClipCap(config)
     model.gpt.load_state_dict(gpt.state_dict())
-    return model
+    return model, None
 
 
 def content_of(model: ClipCap) -> str:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from clipcap.model.clipcap import ClipCap
+from clipcap.text import in_markdown
 
 PAGE = """---
 {header}
@@ -77,14 +78,14 @@ def model_card(
         scores: of `evaluate.py`, by name.
     """
     header = ["library_name: clipcap", "pipeline_tag: image-to-text", "tags:", "- clipcap", "- image-captioning"]
-    clip = ":".join(map(portable, filter(None, (model.config.clip_model, model.config.clip_pretrained))))
+    clip = ":".join(map(without_folders, filter(None, (model.config.clip_model, model.config.clip_pretrained))))
     writer = _writer(model)
     its = "OpenAI's modified MIT licence" if writer == "GPT-2" else "a licence of its own"
     given = f"The weights have the licence `{licence}`." if licence else "No licence was given for these weights."
     return PAGE.format(
         header="\n".join([*([f"license: {licence}"] if licence else []), *header]),
         title=repository.partition("/")[2],
-        clip=f"`{_one_line(clip)}`" if clip else "(it does not say which)",
+        clip=_code(clip) if clip else "(it does not say which)",
         name=f"hf:{repository}",
         training=_table(_training(model, data)),
         scores=_table({name: _figure(value) for name, value in (scores or {}).items()})
@@ -107,7 +108,6 @@ def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
     epochs = record.get("epochs")
     counted = type(repeats) is int and 0 < repeats < 10**9
     rows = {
-        "strategy": f"{strategy}: {kind}" if kind else strategy,
         "data": data or PureWindowsPath(str(source.get("path", ""))).name or "not recorded",
         "training captions": source.get("rows") if counted else None,
         "trained parameters": record.get("trained_parameters"),
@@ -115,36 +115,46 @@ def _training(model: ClipCap, data: str | None) -> dict[str, Any]:
         "validation loss, in nats per token": losses.get("validation"),
         "prompt between picture and caption": model.config.prompt,
     }
-    return {name: _figure(value) for name, value in rows.items() if value not in (None, "")}
+    told = {"strategy": _escaped(strategy) + (f": {kind}" if kind else "")} if strategy else {}
+    return told | {name: _figure(value) for name, value in rows.items() if value not in (None, "")}
 
 
 def _writer(model: ClipCap) -> str:
     """The language model by name, that of its folder where it is not on the hub; OpenAI's and the demo's are GPT-2."""
     name = model.config.language_model
     plain = not model.config.network and re.fullmatch(r"demo|(openai-community/)?gpt2(-medium|-large|-xl)?", name)
-    return "GPT-2" if plain else f"`{_one_line(portable(name))}`"
+    return "GPT-2" if plain else _code(without_folders(name))
 
 
-def portable(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
     """A value in which whole paths, of whatever system, are the names of their files: they tell of their owner."""
     if isinstance(value, dict):
-        return {name: portable(part) for name, part in value.items()}
+        return {name: without_folders(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [portable(part) for part in value]
+        return [without_folders(part) for part in value]
     if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
         return PureWindowsPath(value).name
     return value
 
 
 def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else _one_line(value)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else _escaped(value)
+
+
+def _escaped(value: Any) -> str:
+    return in_markdown(_one_line(value))
+
+
+def _code(value: Any) -> str:
+    """Text as code, in which Markdown takes a backtick and, in a table, a bar for signs."""
+    text = _one_line(value).replace("`", "'").replace("|", "\\|")
+    return f"`{text}`"
 
 
 def _one_line(value: Any) -> str:
-    """Text for a cell of a table: it may come from a file of somebody else's."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")[:300]
+    return " ".join(str(value).split())[:300]
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    lines = [f"| {_one_line(name)} | {value} |" for name, value in rows.items() if value != "None"]
+    lines = [f"| {_escaped(name)} | {value} |" for name, value in rows.items() if value != "None"]
     return "\n".join(["| | |", "|---|---|", *lines]) if lines else ""

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(given.what) != 2:
         raise UserError("give weights and a file to write, like: python -m clipcap.weights.export coco published.pt")
     weights, output = given.what
+    if Path(output).is_dir():
+        raise UserError(f"{output!r} is a folder: give a file to write")
     model = load_checkpoint(weights, base=args.base)
     if model.config.network:
         kind = model.config.network["model_type"]

@@ -25,6 +25,7 @@ ADVICE = {
     403: f"this needs a right that your token has not: {LOG_IN}",
 }
 NAME = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+COMMIT = re.compile(r"/models--[^/]+/snapshots/([0-9a-f]{40})/")  # in a path of the hub's cache
 
 
 class _Silent(tqdm):
@@ -64,6 +65,12 @@ def find_on_hub(name: str) -> Path:
                 raise UserError(f"{repository} holds no {TENSORS}: publish it again with clipcap.weights.publish")
             return folder / TENSORS
         return Path(hf_hub_download(repository, _only(repository, commit, folder), revision=commit))
+
+
+def with_commit(name: str, file: Path) -> str:
+    """`hf:owner/name@COMMIT` for a name on the hub and the file that `find_on_hub` gave; any other name as it is."""
+    match, commit = NAME.fullmatch(name), COMMIT.search(file.as_posix())
+    return f"{PREFIX}{match[1]}@{commit[1]}" if match and commit else name
 
 
 def download(repository: str, file: str, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
 from clipcap.weights.format import read, sha256
-from clipcap.weights.hub import PREFIX
+from clipcap.weights.hub import PREFIX, with_commit
 from clipcap.weights.published import names, resolve_weights
 
 GIVE_CLIP = "give that CLIP with --clip (clip= in Python)"
@@ -29,7 +29,10 @@ LONGEST = 256  # characters of a published name, and more than a file's name has
 
 @dataclass(frozen=True)
 class Base:
-    """The weights that adapters were trained on: a published name or a path, and the SHA-256 of the file."""
+    """The weights that adapters were trained on: a published name or a path, and the SHA-256 of the file.
+
+    A name on the hub has its commit, since what its owner puts there later is another file.
+    """
 
     weights: str
     sha256: str
@@ -37,7 +40,8 @@ class Base:
     @classmethod
     def of(cls, weights: str) -> Base:
         """The base of this name or path, with the SHA-256 of its file as it is now. Raises UserError."""
-        return cls(weights, sha256(resolve_weights(weights)))
+        file = resolve_weights(weights)
+        return cls(with_commit(weights, file), sha256(file))
 
 
 def is_inside(place: str | Path, file: Path) -> bool:

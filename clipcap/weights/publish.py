@@ -19,7 +19,7 @@ from clipcap.cli.status import run
 from clipcap.errors import UserError, check_text
 from clipcap.files import temporary_room
 from clipcap.model.clipcap import ClipCap
-from clipcap.weights.card import model_card, portable
+from clipcap.weights.card import model_card, without_folders
 from clipcap.weights.checkpoint import load_checkpoint, model_payload
 from clipcap.weights.folder import TENSORS, write_folder
 from clipcap.weights.format import sha256
@@ -98,9 +98,9 @@ def push_to_hub(
         _note_places(model, folder)
         payload = model_payload(model)
         for part in filter(None, [payload, payload.get("literal_captioner")]):
-            part["config"] |= {name: portable(part["config"][name]) for name in PLACES}
+            part["config"] |= {name: without_folders(part["config"][name]) for name in PLACES}
         with temporary_room(name, "the files of the repository"):
-            write_folder({**payload, "record": portable(model.record)}, folder)
+            write_folder({**payload, "record": without_folders(model.record)}, folder)
             text = card or model_card(model, repository)
             (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
         files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
