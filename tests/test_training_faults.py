@@ -8,8 +8,10 @@ import os
 import shutil
 import signal
 import subprocess
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,14 @@ import basic_finetuning
 import frozen_finetuning
 import lora_finetuning
 import prompt_finetuning
+from clipcap.cli.processes import ALONE
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import Interrupted, UserError
 from clipcap.files import only_writer
 from clipcap.training import experiment
 from clipcap.training.arguments import LoopArguments
+from clipcap.training.loader import loader
+from clipcap.training.state import State
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.peft_folder import export_peft
 
@@ -344,12 +349,26 @@ def test_a_loss_that_grows_beyond_numbers_keeps_what_was_saved(run: Path) -> Non
     assert (run / "weights.pt").read_bytes() == kept
 
 
+def test_batches_go_with_the_run_even_if_its_error_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against workers that outlive a full disk: they ignore SIGTERM, and Python waits for them when it ends."""
+    alive: list[weakref.ref] = []
+
+    class Batches(list):
+        def __iter__(self) -> Iterator[Any]:
+            batches = (batch for batch in list.__iter__(self))
+            alive.append(weakref.ref(batches))
+            return batches
+
+    monkeypatch.setattr("clipcap.training.trainer.loader", lambda *given: Batches(loader(*given)))
+    run = trainer(tmp_path)
+    at_step(run, 3, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as kept:
+        run.run()
+    assert kept.tb and len(alive) == 1 and alive[0]() is None
+
+
 def test_a_folder_that_goes_while_a_state_is_written_is_one_sentence(tmp_path: Path) -> None:
     """torch's own writer then raises a RuntimeError of its own, which was a fault of the program."""
-    from types import SimpleNamespace
-
-    from clipcap.cli.processes import ALONE
-    from clipcap.training.state import State
 
     def save_state(folder: str, safe_serialization: bool) -> None:
         torch.save({}, Path(folder, "gone", "model.bin"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ class Journal:
         """Draw the losses so far into loss.png."""
         title = f"{self.strategy} fine-tuning"
         plot_losses({self.strategy: self.progress.rows}, self.folder / "loss.png", title)
+
+    def end(self, captions: float, seconds: float, early: str) -> None:
+        """Say what it took to train these captions, `seconds` in all, and whether that was early; trackers end too."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if self.accelerator.is_main_process:
+            print(
+                f"{self.strategy}: {captions} captions in {self.progress.seconds:.0f} s of training "
+                f"({seconds:.0f} s in all), best validation loss {self.progress.best:.4f}{early}",
+                file=sys.stderr,
+            )
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
