@@ -349,6 +349,22 @@ def test_a_loss_that_grows_beyond_numbers_keeps_what_was_saved(run: Path) -> Non
     assert (run / "weights.pt").read_bytes() == kept
 
 
+def test_an_interrupt_after_the_loss_is_no_number_keeps_the_state(run: Path, finished: Path) -> None:
+    """The loss is looked at every ten steps; in between a state was saved that no run can be resumed from."""
+    going = trainer(run, resume=True)
+
+    def spoil() -> None:
+        with torch.no_grad():
+            going.model.gpt.transformer.wte.weight.fill_(float("nan"))
+
+    at_step(going, 10, spoil)
+    at_step(going, 11, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(UserError, match="became .*nan.* at step 11: lower --learning-rate; weights saved before"):
+        going.run()
+    trainer(run, resume=True).run()
+    assert ends_like(run, finished)
+
+
 def test_batches_go_with_the_run_even_if_its_error_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against workers that outlive a full disk: they ignore SIGTERM, and Python waits for them when it ends."""
     alive: list[weakref.ref] = []

@@ -46,6 +46,14 @@ class Journal:
 
     def log(self, values: dict[str, float], epoch: float) -> None:
         """Write a row of metrics, by name, at `epoch` epochs. Raises UserError when one of them is not finite."""
+        self.check(values)
+        row = {"step": self.progress.step, "epoch": round(epoch, 4), **values}
+        self.progress.rows.append(row)
+        self.accelerator.log(values, step=self.progress.step)
+        self._append("metrics.jsonl", row)
+
+    def check(self, values: dict[str, float]) -> None:
+        """Raise a UserError, which says what to change, when one of these metrics is not finite."""
         step = self.progress.step
         if not all(math.isfinite(value) for value in values.values()):
             lower = "lower --learning-rate; weights saved before are kept"
@@ -53,10 +61,6 @@ class Journal:
                 lower = f"take --precision fp32, since the range of fp16 is small, or {lower}"
             remedy = lower if step else "check the weights and the data"
             raise UserError(f"the loss became {values} at step {step}: {remedy}")
-        row = {"step": step, "epoch": round(epoch, 4), **values}
-        self.progress.rows.append(row)
-        self.accelerator.log(values, step=step)
-        self._append("metrics.jsonl", row)
 
     def sample(self, model: ClipCap, data: CaptionDataset, references: Sequence[dict[str, str]]) -> None:
         """Caption the first rows of `data` and write each caption beside what `references` says about its row."""

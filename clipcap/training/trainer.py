@@ -183,6 +183,7 @@ class Trainer:
         """Save the state and raise Interrupted if a process was asked to end: all stop at the same step."""
         if number := self.processes.largest(max(interrupted, default=0)):
             self.progress.share_window(self.processes)
+            self.journal.check({"train_loss": float(self.progress.window)})
             self.state.save()
             step = f"step {self.progress.step} of {self.steps}"
             raise Interrupted(f"interrupted at {step}; run the same command with --resume to go on", number)
