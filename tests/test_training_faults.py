@@ -29,7 +29,7 @@ from clipcap.cli.processes import ALONE
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import Interrupted, UserError
 from clipcap.files import only_writer
-from clipcap.training import experiment
+from clipcap.training import experiment, losses
 from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import loader
 from clipcap.training.state import State
@@ -381,6 +381,49 @@ def test_batches_go_with_the_run_even_if_its_error_stays(tmp_path: Path, monkeyp
     with pytest.raises(ZeroDivisionError) as kept:
         run.run()
     assert kept.tb and len(alive) == 1 and alive[0]() is None
+
+
+# Memory
+
+
+def test_a_full_memory_says_how_the_run_goes_on(tmp_path: Path) -> None:
+    """It said to take a smaller --batch-size, which --resume refused."""
+    run = trainer(tmp_path)
+
+    def fill() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    at_step(run, 3, fill)
+    with pytest.raises(UserError, match=r"memory \(CUDA .*\): start anew with .* --accumulate, .*--resume") as told:
+        run.run()
+    assert "\n" not in str(told.value)
+
+
+def test_on_a_gpu_the_longest_captions_come_first(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a memory that is found too small after hours, and an earlier run that is lost for it."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    before = contents(run)
+    for resume in (True, False):
+        going = trainer(run, resume=resume)
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="out of memory"):
+            patch.setattr("clipcap.training.trainer.try_longest", full)
+            patch.setattr(type(going.accelerator), "device", torch.device("cuda"))
+            going.run()
+        assert contents(run) == before
+
+
+def test_the_longest_captions_change_nothing(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    going, seen = trainer(tmp_path), []
+    backward = going.accelerator.backward
+    with monkeypatch.context() as patch:
+        patch.setattr(going.accelerator, "backward", lambda loss: (seen.append(loss), backward(loss)))
+        losses.try_longest(going.objective, going.accelerator, going.train_set, going.args, ALONE)
+    assert len(seen) == 1 and all(weight.grad is None for weight in going.model.parameters())
+    going.run()
+    assert ends_like(tmp_path, finished)
 
 
 def test_a_folder_that_goes_while_a_state_is_written_is_one_sentence(tmp_path: Path) -> None:

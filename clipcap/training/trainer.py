@@ -30,7 +30,7 @@ from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments, settings
 from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, loader
-from clipcap.training.losses import Objective, compile_now, validation_loss, warn_of_nonsense
+from clipcap.training.losses import Objective, try_longest, validation_loss, warn_of_nonsense
 from clipcap.training.progress import Progress
 from clipcap.training.record import run_record, start_peak
 from clipcap.training.resumable import resumable
@@ -137,10 +137,10 @@ class Trainer:
     def _begin(self) -> None:
         """Restore the last state, or delete that of an earlier run, and begin the files that the run reports in."""
         args = self.args
-        if args.compile:
+        if args.compile or self.accelerator.device.type == "cuda":
             self.state.check(args.resume)  # what is refused is refused before a minute has gone
             with self.frozen.used():
-                compile_now(self.objective, self.accelerator, self.train_set, args.batch_size, self.processes)
+                try_longest(self.objective, self.accelerator, self.train_set, args, self.processes)
         set_seed((args.seed + self.processes.rank) % 2**32)  # each process drops out other numbers
         if args.report_to != "none":
             self.accelerator.init_trackers("clipcap", {k: v for k, v in vars(args).items() if v is not None})
