@@ -36,6 +36,10 @@ MOST_TOKENS = 67
 class Loop(Trainer):
     """The training loop without what it does besides: validation, samples, weights and state on disk."""
 
+    def _begin(self) -> None:
+        """New files alone: no state, and no longest captions, which come before the first step on a GPU."""
+        self.journal.start()
+
     def look_before(self) -> None:
         """Nothing: validation is not what is timed."""
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny import STOP, tiny_model
 from torch import nn
 from torchvision.transforms.functional import to_tensor
@@ -348,13 +349,18 @@ def test_a_run_adds_to_what_another_measured(tmp_path: Path, monkeypatch: pytest
         run.main([*command, "mapping_batches", "--add"])
 
 
-def test_a_turn_of_fine_tuning_computes_its_batches_and_no_more(tmp_path: Path) -> None:
-    """Guards against validation, which took most of a turn and made the strategies look alike."""
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_turn_of_fine_tuning_computes_its_batches_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Guards against validation, which took most of a turn, and the longest captions that come first on a GPU."""
     setting = Setting(tmp_path, CPU, TINY)
     model, seen = setting.model(), []
     setting.model = lambda *_: model
     turn = fine_tuning.ours(setting, Plan(1, quick=True, device=CPU), "full", fine_tuning.full)
     model.gpt.transformer.h[0].register_forward_hook(lambda *_: seen.append(1))
+    monkeypatch.setattr(Accelerator, "device", torch.device(device))
+    monkeypatch.setattr("clipcap.training.trainer.try_longest", lambda *_: seen.append(0))
     turn.run(turn.items)
     assert len(seen) == 4 and turn.items == 4 * fine_tuning.BATCH
 

@@ -80,7 +80,7 @@ def test_where_it_cannot_be_compiled_nothing_is_lost(world, tmp_path, monkeypatc
 def test_a_run_that_cannot_go_on_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
     """Guards against a minute of compiling before another option is refused, or another run in the folder."""
     trainer(tmp_path, compile=True, epochs=1).run()
-    monkeypatch.setattr("clipcap.training.trainer.compile_now", lambda *_: pytest.fail("it compiles first"))
+    monkeypatch.setattr("clipcap.training.trainer.try_longest", lambda *_: pytest.fail("it compiles first"))
     with pytest.raises(UserError, match=r"other --epochs \(1, not 2\): give the same to --resume it"):
         trainer(tmp_path, compile=True, resume=True).run()
     with only_writer(tmp_path), pytest.raises(UserError, match="is being written by process"):

@@ -316,7 +316,7 @@ def test_a_lost_process_costs_no_report_by_advice_to_go_on(world, tmp_path, monk
         return Lost(0, 2).wait() if next(counted) == moment else scored(*args)
 
     monkeypatch.setattr("clipcap.evaluation.scores.evaluate_model", lost)
-    with pytest.raises(Ended, match="another of the 2 processes has ended, and its own message says why; ") as caught:
+    with pytest.raises(Ended, match="another of the 2 processes has ended, and its own message says why") as caught:
         run(world, "base/base_weights.pt", "stranger/stranger_weights.pt", output=tmp_path, limit=2)
     held = f"the report in {tmp_path} holds 1 of 2 models" if moment else "no report was written yet"
     assert f"; {held}; the same command begins anew" in str(caught.value) and "to go on" not in str(caught.value)

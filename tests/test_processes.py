@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,6 +82,53 @@ def test_a_process_whose_peer_has_ended_says_so(tmp_path):
     assert [process.returncode for process in ranks] == [2, 9]
     assert "error: another of the 2 processes has ended, and its own message says why" in errors[0]
     assert "Traceback" not in errors[0]
+
+
+DUPLICATE = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, invalid usage, NCCL version 2.27.3\n"
+    "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
+    "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 40"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (DUPLICATE, "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 40"),
+        ("NCCL error in: x, remote error\nLast error:\n", "NCCL error in: x, remote error"),
+        ("Connection closed by peer\nframe #0: x", "Connection closed by peer"),
+    ],
+)
+def test_what_torch_says_of_the_others_is_told(said, cause):
+    """Guards against a search for the message of a process that has not ended: all of them named another one."""
+    from torch import distributed
+
+    told = pytest.raises(UserError, match=rf"of the 2 processes .*\({cause}\); what was written")
+    with told as error, Processes(0, 2).watched():
+        raise distributed.DistBackendError(said)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("gpus", [["a", "a"], ["a", "b"], [None, None]])
+def test_two_processes_do_not_train_on_one_gpu(monkeypatch, gpus):
+    """NCCL refuses it at the first step. Each may see one GPU alone, as clusters have it, if these are not the same."""
+    import torch
+
+    from clipcap.training import start
+
+    class Met(Processes):
+        def gather(self, value):
+            assert value == gpus[0]
+            return gpus
+
+    monkeypatch.setattr(start, "meet", lambda _: Met(0, 2))
+    monkeypatch.setattr(start, "pick_device", lambda device: torch.device("cuda:0" if gpus[0] else "cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=gpus[0]))
+    if gpus == ["a", "a"]:
+        with pytest.raises(UserError, match=r"2 processes would train on 1 GPU\(s\).* as there are GPUs, or .* cpu"):
+            start.meet_on("auto")
+    else:
+        assert start.meet_on("auto").world == 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import fcntl
 import importlib
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +24,10 @@ from test_finetuning import FAST, changed, world  # noqa: F401
 from test_training import same, tensors_of, trainer
 
 import load_data
+from clipcap.cli.processes import ALONE
 from clipcap.errors import UserError
 from clipcap.training.arguments import NO_NUMBERS
-from clipcap.training.state import State
+from clipcap.training.state import RUN, State, remove
 from clipcap.weights.checkpoint import load_checkpoint, save_checkpoint
 from clipcap.weights.format import read
 
@@ -556,7 +558,8 @@ def save_and_be_killed(state: State, moment: int, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", deadly(torch.save))
-        patch.setattr(shutil, "rmtree", deadly(shutil.rmtree))
+        for name in ("unlink", "rmdir"):  # of which rmtree makes one for each file and folder
+            patch.setattr(os, name, deadly(getattr(os, name)))
         for name in ("rename", "replace", "write_text"):
             patch.setattr(Path, name, deadly(getattr(Path, name)))
         try:
@@ -587,6 +590,30 @@ def test_whenever_a_run_is_killed_there_is_a_whole_state(
         if not killed:
             break
     assert len(steps) > 9 and steps == sorted(steps, reverse=True) and set(steps) == {12, 7}
+
+
+def test_two_kills_leave_a_whole_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a run that is killed between two names of its state, goes on, and is killed at the next one.
+
+    The second save began by deleting `state.old`, which was all that the first one had left.
+    """
+    device, killed = torch.device("cpu"), True
+
+    def save_state(folder: str, safe_serialization: bool) -> None:
+        Path(folder).mkdir(exist_ok=True)
+        for name in ("weights", "optimizer"):
+            Path(folder, name).write_text("whole")
+
+    for moments in itertools.product(range(1, 15), repeat=2):
+        folder = tmp_path / "{}-{}".format(*moments)
+        folder.mkdir()
+        state = State(SimpleNamespace(save_state=save_state, device=device), ALONE, folder, {}, {}, None)
+        state.save()
+        for moment in moments:
+            killed = save_and_be_killed(state, moment, monkeypatch)
+            assert (left := state._last()) and {path.name for path in left.iterdir()} == {"weights", "optimizer", RUN}
+            remove(folder / "state.new")  # as a run that goes on does
+    assert not killed  # by the last ones: there are no moments beyond them
 
 
 def test_a_half_written_state_does_not_stay(run: Path) -> None:

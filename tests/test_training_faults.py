@@ -8,8 +8,10 @@ import os
 import shutil
 import signal
 import subprocess
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,14 @@ import basic_finetuning
 import frozen_finetuning
 import lora_finetuning
 import prompt_finetuning
+from clipcap.cli.processes import ALONE
 from clipcap.data.store import EmbeddingStore
 from clipcap.errors import Interrupted, UserError
 from clipcap.files import only_writer
-from clipcap.training import experiment
+from clipcap.training import experiment, losses
 from clipcap.training.arguments import LoopArguments
+from clipcap.training.loader import loader
+from clipcap.training.state import State
 from clipcap.weights.checkpoint import load_checkpoint
 from clipcap.weights.peft_folder import export_peft
 
@@ -344,12 +349,85 @@ def test_a_loss_that_grows_beyond_numbers_keeps_what_was_saved(run: Path) -> Non
     assert (run / "weights.pt").read_bytes() == kept
 
 
+def test_an_interrupt_after_the_loss_is_no_number_keeps_the_state(run: Path, finished: Path) -> None:
+    """The loss is looked at every ten steps; in between a state was saved that no run can be resumed from."""
+    going = trainer(run, resume=True)
+
+    def spoil() -> None:
+        with torch.no_grad():
+            going.model.gpt.transformer.wte.weight.fill_(float("nan"))
+
+    at_step(going, 10, spoil)
+    at_step(going, 11, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(UserError, match="became .*nan.* at step 11: lower --learning-rate; weights saved before"):
+        going.run()
+    trainer(run, resume=True).run()
+    assert ends_like(run, finished)
+
+
+def test_batches_go_with_the_run_even_if_its_error_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against workers that outlive a full disk: they ignore SIGTERM, and Python waits for them when it ends."""
+    alive: list[weakref.ref] = []
+
+    class Batches(list):
+        def __iter__(self) -> Iterator[Any]:
+            batches = (batch for batch in list.__iter__(self))
+            alive.append(weakref.ref(batches))
+            return batches
+
+    monkeypatch.setattr("clipcap.training.trainer.loader", lambda *given: Batches(loader(*given)))
+    run = trainer(tmp_path)
+    at_step(run, 3, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as kept:
+        run.run()
+    assert kept.tb and len(alive) == 1 and alive[0]() is None
+
+
+# Memory
+
+
+def test_a_full_memory_says_how_the_run_goes_on(tmp_path: Path) -> None:
+    """It said to take a smaller --batch-size, which --resume refused."""
+    run = trainer(tmp_path)
+
+    def fill() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    at_step(run, 3, fill)
+    with pytest.raises(UserError, match=r"memory \(CUDA .*\): start anew with .* --accumulate, .*--resume") as told:
+        run.run()
+    assert "\n" not in str(told.value)
+
+
+def test_on_a_gpu_the_longest_captions_come_first(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a memory that is found too small after hours, and an earlier run that is lost for it."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    before = contents(run)
+    for resume in (True, False):
+        going = trainer(run, resume=resume)
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="out of memory"):
+            patch.setattr("clipcap.training.trainer.try_longest", full)
+            patch.setattr(type(going.accelerator), "device", torch.device("cuda"))
+            going.run()
+        assert contents(run) == before
+
+
+def test_the_longest_captions_change_nothing(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    going, seen = trainer(tmp_path), []
+    backward = going.accelerator.backward
+    with monkeypatch.context() as patch:
+        patch.setattr(going.accelerator, "backward", lambda loss: (seen.append(loss), backward(loss)))
+        losses.try_longest(going.objective, going.accelerator, going.train_set, going.args, ALONE)
+    assert len(seen) == 1 and all(weight.grad is None for weight in going.model.parameters())
+    going.run()
+    assert ends_like(tmp_path, finished)
+
+
 def test_a_folder_that_goes_while_a_state_is_written_is_one_sentence(tmp_path: Path) -> None:
     """torch's own writer then raises a RuntimeError of its own, which was a fault of the program."""
-    from types import SimpleNamespace
-
-    from clipcap.cli.processes import ALONE
-    from clipcap.training.state import State
 
     def save_state(folder: str, safe_serialization: bool) -> None:
         torch.save({}, Path(folder, "gone", "model.bin"))

@@ -25,12 +25,16 @@ class Ended(UserError):
 
     Args:
         world: how many processes there were.
+        cause: what torch says of it.
         kept: what is kept, and how to go on.
     """
 
-    def __init__(self, world: int, kept: str) -> None:
-        super().__init__(f"another of the {world} processes has ended, and its own message says why; {kept}")
-        self.world = world
+    def __init__(self, world: int, cause: str, kept: str) -> None:
+        super().__init__(
+            f"another of the {world} processes has ended, and its own message says why, or they cannot work together "
+            f"({cause}); {kept}"
+        )
+        self.world, self.cause = world, cause
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Processes:
             if self.world == 1 or not _is_closed(error):
                 raise
             kept = "what was written is kept: run the same command to go on, with --resume where it trains"
-            raise Ended(self.world, kept) from None
+            raise Ended(self.world, _cause(error), kept) from None
 
     def attempt(self, work: Callable[[], Any]) -> list[Any]:
         """What `work` gives in each process, by rank, for all of them; where it fails in one, it fails in all.
@@ -217,10 +221,15 @@ def _with_gloo() -> None:
 
 
 def _is_closed(error: RuntimeError) -> bool:
-    """Whether this says that the connection to another process was closed, as gloo does and NCCL."""
+    """Whether gloo or NCCL says this: as a rule that another process has closed the connection."""
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
+def _cause(error: RuntimeError) -> str:
+    """What torch says first, or NCCL at its end, behind the file of PyTorch that noticed it."""
+    return (str(error).rpartition("Last error:")[2].strip() or first_line(error)).splitlines()[0]
 
 
 def _number(name: str, default: int, least: int = 0) -> int:

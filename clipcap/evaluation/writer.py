@@ -49,5 +49,5 @@ def report_writer(
             anew += ", so to keep it name the others with another --output"
         kept = f"{held}; the same command {anew}"
         if isinstance(error, Ended):
-            raise Ended(error.world, kept) from None
+            raise Ended(error.world, error.cause, kept) from None
         raise Interrupted(f"interrupted: {kept}", getattr(error, "number", signal.SIGINT)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,14 @@ class Journal:
 
     def log(self, values: dict[str, float], epoch: float) -> None:
         """Write a row of metrics, by name, at `epoch` epochs. Raises UserError when one of them is not finite."""
+        self.check(values)
+        row = {"step": self.progress.step, "epoch": round(epoch, 4), **values}
+        self.progress.rows.append(row)
+        self.accelerator.log(values, step=self.progress.step)
+        self._append("metrics.jsonl", row)
+
+    def check(self, values: dict[str, float]) -> None:
+        """Raise a UserError, which says what to change, when one of these metrics is not finite."""
         step = self.progress.step
         if not all(math.isfinite(value) for value in values.values()):
             lower = "lower --learning-rate; weights saved before are kept"
@@ -65,10 +74,6 @@ class Journal:
                 lower = f"take --precision fp32, since the range of fp16 is small, or {lower}"
             remedy = lower if step else "check the weights and the data"
             raise UserError(f"the loss became {values} at step {step}: {remedy}")
-        row = {"step": step, "epoch": round(epoch, 4), **values}
-        self.progress.rows.append(row)
-        self.accelerator.log(values, step=step)
-        self._append("metrics.jsonl", row)
 
     def sample(self, model: ClipCap, data: CaptionDataset, references: Sequence[dict[str, str]]) -> None:
         """Caption the first rows of `data` and write each caption beside what `references` says about its row."""
@@ -85,6 +90,17 @@ class Journal:
         """Draw the losses so far into loss.png."""
         title = f"{self.strategy} fine-tuning"
         plot_losses({self.strategy: self.progress.rows}, self.folder / "loss.png", title)
+
+    def end(self, captions: float, seconds: float, early: str) -> None:
+        """Say what it took to train these captions, `seconds` in all, and whether that was early; trackers end too."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if self.accelerator.is_main_process:
+            print(
+                f"{self.strategy}: {captions} captions in {self.progress.seconds:.0f} s of training "
+                f"({seconds:.0f} s in all), best validation loss {self.progress.best:.4f}{early}",
+                file=sys.stderr,
+            )
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -15,6 +15,7 @@ from clipcap.errors import UserError, first_line, is_out_of_memory
 from clipcap.fast.large_weights import HeadLoss, takes_over, without_affine
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
+from clipcap.training.arguments import LoopArguments
 from clipcap.training.loader import CaptionDataset, in_order, loader
 
 if TYPE_CHECKING:
@@ -68,28 +69,33 @@ class Objective(nn.Module):
         return norm if trained == {gpt.lm_head.weight, norm.weight, norm.bias} else None
 
 
-def compile_now(
-    objective: nn.Module, accelerator: Accelerator, dataset: CaptionDataset, batch_size: int, processes: Processes
+def try_longest(
+    objective: nn.Module, accelerator: Accelerator, dataset: CaptionDataset, args: LoopArguments, processes: Processes
 ) -> None:
-    """Let a compiled objective compile itself, forward and backward, on the longest captions of a dataset.
+    """Go forward and backward once with the longest captions, to notice at once what they have no memory for.
+
+    No weight moves, but random numbers are drawn. A compiled objective compiles itself.
 
     Raises:
         UserError: it cannot be compiled here.
     """
-    if processes.main:
+    if args.compile and processes.main:
         print("compiling the training step, which takes a minute or more", file=sys.stderr)
     objective.train()
-    for batch in loader(dataset, in_order(dataset, batch_size)[:1], accelerator.device, processes):
+    trained = [weight for weight in objective.parameters() if weight.requires_grad]
+    moments = [torch.empty_like(weight) for weight in trained for _ in range(2)]  # AdamW's, from the first step on
+    for batch in loader(dataset, in_order(dataset, args.batch_size)[:1], accelerator.device, processes):
         try:
             accelerator.backward(objective(batch.to(accelerator.device)))
         except Exception as error:  # whatever PyTorch and the compilers that it calls raise
-            if is_out_of_memory(error):
+            if not args.compile or is_out_of_memory(error):
                 raise
             raise UserError(
                 f"--compile does not work here ({first_line(error)}): it needs a C++ compiler on a CPU, and Triton on "
                 "a GPU; leave it out"
             ) from None
     objective.zero_grad()
+    del moments
 
 
 def validation_loss(model: ClipCap, dataset: CaptionDataset, batch_size: int, processes: Processes = ALONE) -> float:

@@ -31,7 +31,8 @@ def meet_on(device: str) -> Processes:
     """Meet the processes that train together on this kind of device. They part when they end.
 
     Raises:
-        UserError: they cannot meet, the device is not here or is one for all, or FSDP is asked for in an unknown way.
+        UserError: they cannot meet, the device is not here, two would have the same GPU, or FSDP is asked for in a way
+            that is not known.
     """
     check_sharding()
     kind, _, index = device.partition(":")
@@ -47,7 +48,21 @@ def meet_on(device: str) -> Processes:
         PartialState(cpu=pick_device(device).type == "cpu")
         atexit.register(_part)
 
-    return meet(begin)
+    processes = meet(begin)
+    if processes.world > 1:
+        _check_own_gpu(processes, pick_device(device))
+    return processes
+
+
+def _check_own_gpu(processes: Processes, device: torch.device) -> None:
+    """Raise a UserError where two processes have the same GPU, which NCCL refuses as soon as they train."""
+    own = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    gpus = [gpu for gpu in processes.gather(own) if gpu]
+    if len(gpus) > len(set(gpus)):
+        raise UserError(
+            f"{len(gpus)} processes would train on {len(set(gpus))} GPU(s), and each needs one of its own: start as "
+            "many processes as there are GPUs, or give --device cpu"
+        )
 
 
 def _part() -> None:

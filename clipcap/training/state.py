@@ -91,8 +91,8 @@ class State:
             remove(new)
             raise
         if self.processes.main:
-            remove(old)
-            if os.path.lexists(state):
+            if os.path.lexists(state):  # else the old one is all that is whole until the new one has its name
+                remove(old)
                 state.rename(old)
             new.rename(state)
             remove(old)

@@ -8,7 +8,6 @@ weights as an uninterrupted run.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -23,18 +22,18 @@ from transformers import get_linear_schedule_with_warmup
 
 from clipcap.cli.processes import ALONE, Processes
 from clipcap.cli.progress import ProgressBar
-from clipcap.errors import Interrupted, UserError
+from clipcap.errors import Interrupted
 from clipcap.fast.exchange import speed_up
 from clipcap.fast.half import FrozenInHalf
-from clipcap.files import NO_ROOM
 from clipcap.model.batches import Batch
 from clipcap.model.clipcap import ClipCap
 from clipcap.training.arguments import LoopArguments, settings
 from clipcap.training.journal import Journal
 from clipcap.training.loader import BucketSampler, CaptionDataset, loader
-from clipcap.training.losses import Objective, compile_now, validation_loss, warn_of_nonsense
+from clipcap.training.losses import Objective, try_longest, validation_loss, warn_of_nonsense
 from clipcap.training.progress import Progress
 from clipcap.training.record import run_record, start_peak
+from clipcap.training.resumable import resumable
 from clipcap.training.setup import deferred_interrupt, make_accelerator, only_run, parameter_groups, rate
 from clipcap.training.sharding import WholeModel
 from clipcap.training.state import State
@@ -117,74 +116,76 @@ class Trainer:
 
         Raises:
             Interrupted: by Ctrl-C or a request to terminate; its state is saved.
-            UserError: its loss is not finite, it cannot be resumed, the disk is full, or another run writes there.
+            UserError: its loss is not finite, it cannot be resumed, disk or memory is full, or another run is there.
         """
-        try:
-            with only_run(self.folders, self.processes):
-                return self._run()
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise UserError(
-                f"{error.filename or self.weights.parent} could not be written ({error.strerror}): weights and state "
-                "saved before are kept; make room and run the same command with --resume to go on"
-            ) from None
+        args, progress = self.args, self.progress
+        with resumable(self.weights.parent), only_run(self.folders, self.processes):
+            self._begin()
+            total, begun = len(self.train_set) * args.epochs, time.perf_counter()
+            bar = ProgressBar(total=total, initial=self.captions, desc=self.strategy, unit="captions")
+            with bar, deferred_interrupt() as interrupted:
+                if not progress.step:
+                    self.look_before()
+                for epoch in range(progress.step // self.epoch_steps, args.epochs):
+                    if self.out_of_patience:
+                        break
+                    self._epoch(epoch, bar, interrupted)
+            early = f", ended after {self.epochs:.3g} of {args.epochs} epochs" if progress.step < self.steps else ""
+            self.journal.end(bar.n, time.perf_counter() - begun, early)
+        return self.weights
 
-    def _run(self) -> Path:
-        args, progress, processes = self.args, self.progress, self.processes
+    def _begin(self) -> None:
+        """Restore the last state, or delete that of an earlier run, and begin the files that the run reports in."""
+        args = self.args
         self.state.check(args.resume)  # what is refused costs no minute of compiling, and no run of a tracker
-        if args.compile:
+        if args.compile or self.accelerator.device.type == "cuda":
             with self.frozen.used():
-                compile_now(self.objective, self.accelerator, self.train_set, args.batch_size, processes)
-        set_seed((args.seed + processes.rank) % 2**32)  # each process drops out other numbers
+                try_longest(self.objective, self.accelerator, self.train_set, args, self.processes)
+        set_seed((args.seed + self.processes.rank) % 2**32)  # each process drops out other numbers
         self.journal.start_tracker(args)  # before an earlier state is deleted, or random numbers are restored
         self.state.start(args.resume, self.weights)
         start_peak(self.model.device)
         self.journal.start()
-        total, begun = len(self.train_set) * args.epochs, time.perf_counter()
-        bar = ProgressBar(total=total, initial=self.captions, desc=self.strategy, unit="captions")
-        with bar, deferred_interrupt() as interrupted:
-            if not progress.step:
-                self.look_before()
-            for epoch in range(progress.step // self.epoch_steps, args.epochs):
-                if self.out_of_patience:
+
+    def _epoch(self, epoch: int, bar: ProgressBar, interrupted: list[int]) -> None:
+        """Train an epoch, or what is left of it, unless patience ends before."""
+        args, progress = self.args, self.progress
+        self.train_set.epoch = self.sampler.epoch = epoch
+        self.sampler.skip = (progress.step % self.epoch_steps) * args.accumulate
+        self.model.train()
+        batches = iter(loader(self.train_set, self.sampler, self.model.device, self.processes))
+        try:
+            while group := list(islice(batches, args.accumulate)):
+                evaluated = self._step_and_report(group, bar)
+                self._stop_if_asked(interrupted)
+                if evaluated and self.out_of_patience:
                     break
-                self.train_set.epoch = self.sampler.epoch = epoch
-                self.sampler.skip = (progress.step % self.epoch_steps) * args.accumulate
-                self.model.train()
-                batches = iter(loader(self.train_set, self.sampler, self.model.device, processes))
-                while group := list(islice(batches, args.accumulate)):
-                    started = time.perf_counter()
-                    progress.add(self.step(group))
-                    evaluate = self.evaluates_after(progress.step)
-                    if evaluate or progress.step % LOG_EVERY == 0:
-                        loss = progress.mean_loss(processes)
-                        self.journal.log({"train_loss": loss, "lr": rate(self.optimizer)}, self.epochs)
-                        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                    progress.seconds += time.perf_counter() - started
-                    bar.update(self.captions - bar.n)
-                    if evaluate:
-                        self.evaluate()
-                    if number := processes.largest(max(interrupted, default=0)):  # all stop at the same step
-                        progress.share_window(processes)
-                        self.state.save()
-                        raise Interrupted(
-                            f"interrupted at step {progress.step} of {self.steps}; "
-                            "run the same command with --resume to go on",
-                            number,
-                        )
-                    if evaluate and self.out_of_patience:
-                        break
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        if processes.main:
-            early = f", ended after {self.epochs:.3g} of {args.epochs} epochs" if progress.step < self.steps else ""
-            print(
-                f"{self.strategy}: {bar.n} captions in {progress.seconds:.0f} s of training "
-                f"({time.perf_counter() - begun:.0f} s in all), best validation loss {progress.best:.4f}{early}",
-                file=sys.stderr,
-            )
-        return self.weights
+        finally:
+            del batches  # and with it its workers, which a kept traceback would let Python wait for when it ends
+
+    def _step_and_report(self, group: list[Batch], bar: ProgressBar) -> bool:
+        """Train on some batches and report the loss where it is time to; returns whether an evaluation followed."""
+        started, progress = time.perf_counter(), self.progress
+        progress.add(self.step(group))
+        evaluates = self.evaluates_after(progress.step)
+        if evaluates or progress.step % LOG_EVERY == 0:
+            loss = progress.mean_loss(self.processes)
+            self.journal.log({"train_loss": loss, "lr": rate(self.optimizer)}, self.epochs)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        progress.seconds += time.perf_counter() - started
+        bar.update(self.captions - bar.n)
+        if evaluates:
+            self.evaluate()
+        return evaluates
+
+    def _stop_if_asked(self, interrupted: list[int]) -> None:
+        """Save the state and raise Interrupted if a process was asked to end: all stop at the same step."""
+        if number := self.processes.largest(max(interrupted, default=0)):
+            self.progress.share_window(self.processes)
+            self.journal.check({"train_loss": float(self.progress.window)})
+            self.state.save()
+            step = f"step {self.progress.step} of {self.steps}"
+            raise Interrupted(f"interrupted at {step}; run the same command with --resume to go on", number)
 
     @property
     def epochs(self) -> float:
