@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY_CLIP, compress, save_tiny_clip
+from safetensors.torch import load_file
+from tiny import TINY_CLIP, Zeros, compress, save_tiny_clip, soon
 from torch import nn
 
 from clipcap.clip.archive import read_archive
 from clipcap.clip.encoder import ClipEncoder
+from clipcap.clip.loading import _from_folder
 from clipcap.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
@@ -304,3 +306,57 @@ def test_a_pickle_in_clips_own_weights_runs_nothing(tmp_path):
     assert zipfile.is_zipfile(path)
     refused(path.parent)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_few_bytes_do_not_fill_the_memory(tmp_path, zipped):
+    """Guards against PyTorch's reader, which makes as many zeros as a pickle asks for; here, a million."""
+    path = clip_config(tmp_path / "clip") / "weights.pt"
+    content = {"ln_final.weight": torch.ones(3), "more": Zeros(), "of no model": torch.ones(300_000)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert "it calls __builtin__ bytearray" in refused(path.parent)
+
+
+def test_an_archive_cannot_number_its_parts_from_a_billion(tmp_path):
+    """Guards against Python's reader, which makes a list of twice that length; here, of a hundred thousand."""
+    archive(tmp_path / "a.pt", module(b"}r" + (50_000).to_bytes(4, "little")))
+    with pytest.raises(pickle.UnpicklingError, match="it numbers its parts from 50000"):
+        read_archive(tmp_path / "a.pt")
+
+
+def test_the_source_of_a_class_is_read_once(tmp_path, monkeypatch):
+    """Guards against 10 MB of source that are searched anew for each of 100,000 modules; here, 400 times 1 MB."""
+    state = b"}(" + b"".join(b"X\x04\0\0\0%04dc__torch__.big\nM\n)\x81}b" % number for number in range(400)) + b"u"
+    archive(tmp_path / "a.pt", module(state))
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as file:
+        file.writestr("m/code/__torch__/big.py", "class M(Module):\n  __parameters__ = []\n" + "class M\n" * 120_000)
+    with soon(5):
+        assert read_archive(tmp_path / "a.pt") == {}
+    monkeypatch.setattr("clipcap.clip.archive.MOST_SOURCE", 100_000)
+    with pytest.raises(ValueError, match="more than 100000 bytes of source"):
+        read_archive(tmp_path / "a.pt")
+
+
+def test_the_tokenizer_of_a_clip_of_the_hub_leads_to_no_folder(tmp_path):
+    """The name is the tokenizer's own home; a folder that open_clip saved may hold any, since it has the tokenizer."""
+    save_tiny_clip(tmp_path, text_cfg=TINY_CLIP["text_cfg"] | {"hf_tokenizer_name": "/srv/somebody/tokenizer"})
+    with pytest.raises(UserError, match="names hf_tokenizer_name '/srv/somebody/tokenizer', which is no model's name"):
+        _from_folder(tmp_path, has_tokenizer=False)
+    _from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("vision_cfg", {"image_size": 48}), ("text_cfg", {"context_length": 40})], ids=["image", "text"]
+)
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_weights_of_another_size_are_refused(tmp_path, part, value, kind):
+    """Guards against open_clip, which resizes the positions without a word; such a model sees badly."""
+    file = save_tiny_clip(tmp_path) / "open_clip_model.safetensors"
+    ClipEncoder.load(tmp_path)
+    if kind == "pt":
+        torch.save(load_file(file), tmp_path / "weights.pt")
+        file.unlink()
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    config["model_cfg"][part] |= value
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert "model for images or texts of another size" in refused(tmp_path)

@@ -127,6 +127,21 @@ class Unfolds:
         return torch.storage._load_from_bytes, (self.content,)
 
 
+class Unfilled:
+    """Unpickled, it is a tensor of a million numbers, none of which is in its file: they are what the memory held."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = content
+
+    def __reduce__(self) -> tuple:
+        if self.content:
+            return (torch.storage._load_from_bytes, (self.content,))
+        torch.save(torch.zeros(2000, 512)._typed_storage(), file := io.BytesIO(), _use_new_zipfile_serialization=False)
+        filled = file.getvalue()
+        storage = Unfilled(filled[: filled.rindex(b"\x80\x02]")] + pickle.dumps([], 2))  # its list of what follows
+        return (torch._utils._rebuild_tensor_v2, (storage, 0, (2000, 512), (512, 1), False, {}))
+
+
 def unfolding(place: Path) -> None:
     (place / "x.pkl").write_bytes(pickle.dumps({"clip_embedding": Unfolds(place / "x.pt"), "captions": []}))
 
@@ -355,6 +370,12 @@ CASES: dict[str, tuple[str, Build, str | list[tuple[str, ...]]]] = {
         "clipcap",
         a_pickle(torch.zeros(1, dtype=torch.float16).expand(10**9, 512)),
         "x.pkl' .*than it holds",
+    ),
+    "pickle: numbers that are not in the file": ("clipcap", a_pickle(Unfilled()), "claims more .* than it holds"),
+    "pickle: a part with the number of a billion": (
+        "clipcap",
+        files(x__pkl=b"\x80\x02}r\0\0\1\0."),
+        "x.pkl' is not a complete .*UnpicklingError",
     ),
     "pickle: code under a name of two lines": (
         "clipcap",

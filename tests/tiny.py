@@ -89,6 +89,13 @@ def byte_tokenizer():
     return tokenizer
 
 
+class Zeros:
+    """Unpickled, it is a million zeros."""
+
+    def __reduce__(self):
+        return (bytearray, (1_000_000,))
+
+
 TINY_CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -31,8 +32,15 @@ STORAGES = {
     "LongStorage": torch.int64,
     "BoolStorage": torch.bool,
 }
-MOST_SOURCE = 10_000_000  # bytes of one class's source; it is compressed, and could be endless
+MOST_SOURCE = 10_000_000  # bytes of the source of all classes; it is compressed, and could be endless
 MOST_MODULES = 100_000
+PICKLES = 5  # that a file of PyTorch before 1.6 begins with; the numbers of its tensors follow
+# What PyTorch's reader calls for a pickle, and what needs more memory than the pickle has bytes: any number of zeros,
+# texts that double with each call, a tensor of one repeated number, written out. No file of weights names any of them.
+GROWING = {
+    *("builtins bytearray", "__builtin__ bytearray", "_codecs encode"),
+    *(f"torch._utils _rebuild_device_tensor_from_{kind}" for kind in ("numpy", "cpu_tensor")),
+}
 CLASS = re.compile(
     r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*)\]\n(?:  __buffers__ = \[(.*)\]\n)?", re.MULTILINE
 )
@@ -47,13 +55,41 @@ def is_archive(file: Path) -> bool:
 
 
 def check_stored(file: Path | BinaryIO) -> None:
-    """Raise a ValueError for a zip file with a compressed member, before PyTorch unfolds it; other files pass."""
+    """Look at a file of `torch.save` before PyTorch reads it, which a small one could make fill the memory.
+
+    Raises:
+        ValueError: a member of the zip file is compressed.
+        pickle.UnpicklingError: see `check_pickle`.
+    """
     with file.open("rb") if isinstance(file, Path) else nullcontext(file) as opened:
-        if opened.read(4) == b"PK\3\4":  # what makes it a zip file for PyTorch
+        zipped = opened.read(4) == b"PK\3\4"  # what makes it a zip file for PyTorch
+        opened.seek(0)
+        if zipped:
             with zipfile.ZipFile(opened) as archive:
                 for member in archive.infolist():
                     _refuse_compressed(member)
+                    if member.filename.lower().endswith("data.pkl"):  # PyTorch takes it in capitals too
+                        check_pickle(io.BytesIO(archive.read(member)))
+        else:
+            for _ in range(PICKLES):
+                check_pickle(opened)
         opened.seek(0)
+
+
+def check_pickle(stream: BinaryIO) -> None:
+    """Go through the next pickle of a stream without running it; the stream then stands behind it.
+
+    Raises:
+        pickle.UnpicklingError: it is no pickle, or one of a few bytes that could fill the memory.
+    """
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if opcode.name == "GLOBAL" and argument in GROWING:
+                raise pickle.UnpicklingError(f"it calls {argument}")
+            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > count:  # a list of twice that length
+                raise pickle.UnpicklingError(f"it numbers its parts from {argument}")
+    except ValueError as error:
+        raise pickle.UnpicklingError(f"it is no complete pickle ({error})") from None
 
 
 def read_archive(file: Path) -> dict[str, Tensor]:
@@ -70,10 +106,11 @@ def read_archive(file: Path) -> dict[str, Tensor]:
         if not isinstance(model, _Module):
             raise ValueError("the archive holds no model")
         kept = {}
+        sources = _Sources(archive, root)
         for number, (path, module) in enumerate(_modules(model)):
             if number > MOST_MODULES:
                 raise ValueError(f"the archive holds more than {MOST_MODULES} modules")
-            for name in _state_names(archive, root, module):
+            for name in sources.state_names(module):
                 tensor = module.attributes.get(name)
                 if isinstance(tensor, Tensor):
                     kept[f"{path}{name}"] = tensor
@@ -95,7 +132,9 @@ class _Unpickler(pickle.Unpickler):
     """Admits modules as plain objects, tensors and containers; everything else ends the reading."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(_stored(archive, f"{root}data.pkl")))
+        check_pickle(stream := io.BytesIO(_stored(archive, f"{root}data.pkl")))
+        stream.seek(0)
+        super().__init__(stream)
         self.archive, self.root = archive, root
         self.storages: dict[str, Tensor] = {}
 
@@ -171,13 +210,29 @@ def _modules(model: _Module) -> Iterator[tuple[str, _Module]]:
         waiting += [(f"{path}{name}.", child) for name, child in reversed(children)]
 
 
-def _state_names(archive: zipfile.ZipFile, root: str, module: _Module) -> list[str]:
-    """The names of a module's parameters and buffers, from the source of its class; other tensors are no weights."""
-    *path, name = module.kind.split(".")
-    source = f"{root}code/{'/'.join(path)}.py"
-    if source not in archive.namelist():
-        return []
-    with archive.open(source) as file:
-        text = file.read(MOST_SOURCE).decode()
-    found = (match for match in CLASS.finditer(text) if match[1] == name)
-    return [name for match in found for name in re.findall(r'"(\w+)"', f"{match[2]} {match[3] or ''}")]
+class _Sources:
+    """The sources of the modules' classes, each read once."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        self.archive, self.root, self.left = archive, root, MOST_SOURCE
+        self.existing = set(archive.namelist())
+        self.read: dict[str, dict[str, list[str]]] = {}  # names of parameters and buffers by class, by source
+
+    def state_names(self, module: _Module) -> list[str]:
+        """The names of a module's parameters and buffers; other tensors are no weights."""
+        path, _, name = module.kind.rpartition(".")
+        source = f"{self.root}code/{path.replace('.', '/')}.py"
+        if source not in self.read:
+            self.read[source] = self._declared(source) if source in self.existing else {}
+        return self.read[source].get(name, [])
+
+    def _declared(self, source: str) -> dict[str, list[str]]:
+        with self.archive.open(source) as file:
+            text = file.read(self.left + 1)
+        self.left -= len(text)
+        if self.left < 0:
+            raise ValueError(f"the classes of the archive have more than {MOST_SOURCE} bytes of source")
+        declared: dict[str, list[str]] = {}
+        for name, parameters, buffers in CLASS.findall(text.decode()):
+            declared.setdefault(name, []).extend(re.findall(r'"(\w+)"', f"{parameters} {buffers}"))
+        return declared

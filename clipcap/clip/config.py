@@ -18,15 +18,19 @@ LARGEST_IMAGE = 4096  # pixels of a side
 MOST_LAYERS = 200  # the deepest that open_clip knows has 56
 
 
-def check_config(config: dict[str, Any], where: str) -> None:
-    """Raise a UserError for an open_clip config that leads elsewhere, brings code, or would take hours to build."""
+def check_config(config: dict[str, Any], where: str, has_tokenizer: bool = True) -> None:
+    """Raise a UserError for an open_clip config that leads elsewhere, brings code, or would take hours to build.
+
+    Where the folder has the tokenizer, the name of the tokenizer's original home leads nowhere.
+    """
+    names = ("hf_model_name", "timm_model_name", *(() if has_tokenizer else ("hf_tokenizer_name",)))
     for name in ("text_cfg", "vision_cfg", *(name for name in ("multimodal_cfg",) if name in config)):
         if not isinstance(config.get(name), dict):
             raise UserError(f"{where} has no {name} that is a dictionary: use the config that open_clip saved")
     for name, part in config.items():
         if not name.endswith("_cfg") or not isinstance(part, dict):
             continue
-        for key in ("hf_model_name", "timm_model_name"):
+        for key in names:
             if not HUB_NAME.fullmatch(str(part.get(key) or "none")):
                 raise UserError(f"{where} names {key} {part[key]!r}, which is no model's name: it is not opened")
         options = part.get("tokenizer_kwargs") or {}

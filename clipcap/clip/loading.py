@@ -21,9 +21,9 @@ from torch import Tensor
 
 from clipcap.clip.archive import check_stored, is_archive, read_archive
 from clipcap.clip.config import check_config, check_preprocessing, no_code
-from clipcap.clip.names import CONFIGS, WIDTHS, file_name, is_folder, model_and_weights, open_clip_name
+from clipcap.clip.names import CONFIGS, WIDTHS, is_folder, model_and_weights, name_of_file, open_clip_name
 from clipcap.clip.preprocessing import Preprocessing
-from clipcap.clip.tensors import check_finite, check_room, uninitialised
+from clipcap.clip.tensors import NotResized, check_finite, check_room, uninitialised
 from clipcap.errors import UserError
 from clipcap.files import read_json
 from clipcap.offline import offline_if_unreachable
@@ -118,20 +118,10 @@ def load_parts(name: str, pretrained: str) -> tuple[str, str, Parts]:
         folder = Path(name).resolve()
         return str(folder), "", _from_folder(folder)
     if Path(name).is_file():
-        name, pretrained = _name_of_file(Path(name)), name
+        name, pretrained = name_of_file(Path(name)), name
     if name.startswith("hf-hub:"):
         return name, "", _from_hub(name)
     return name, pretrained, _from_registry(name, pretrained)
-
-
-def _name_of_file(file: Path) -> str:
-    """OpenAI's files are named after their models, as "ViT-L-14-336px.pt"."""
-    names = {file_name(name): name for name in WIDTHS}
-    if file.stem not in names:
-        raise UserError(
-            f"{str(file)!r} does not say which CLIP model it holds; write MODEL:FILE, as in ViT-B/32:{file}"
-        )
-    return names[file.stem]
 
 
 def _from_registry(name: str, pretrained: str) -> Parts:
@@ -184,7 +174,7 @@ def _from_folder(folder: Path, has_tokenizer: bool = True) -> Parts:
         preprocessing = saved.get("preprocess_cfg", {})
     except (KeyError, TypeError) as error:
         raise UserError(f"{str(file)!r} is not an open_clip config with a complete 'model_cfg'") from error
-    check_config(config, str(file))
+    check_config(config, str(file), has_tokenizer)
     check_preprocessing(preprocessing, str(file))
     model = _build(config, next((file for file in weights if file.name in PREFERRED), weights[0]))
     tokenizer = partial(_tokenizer, text, folder if has_tokenizer else None)
@@ -226,8 +216,10 @@ def _build(config: dict[str, Any], weights: Path) -> ClipModel:
         if state is not None:
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in ARCHIVE_EXTRAS})
         else:
-            check_stored(weights)
-            open_clip.load_checkpoint(model, str(weights), weights_only=True)
+            if weights.suffix != ".safetensors":
+                check_stored(weights)
+            with NotResized():
+                open_clip.load_checkpoint(model, str(weights), weights_only=True)
         check_finite(model.state_dict())
     except Exception as error:
         raise UserError(f"{str(weights)!r} does not hold weights of this CLIP model ({_first_lines(error)})") from error

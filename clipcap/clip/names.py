@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 from clipcap.errors import UserError
@@ -50,6 +51,16 @@ class ClipIdentity(NamedTuple):
 def file_name(name: str) -> str:
     """A model's name -> the name of OpenAI's file without its ending: ViT-L/14@336px -> ViT-L-14-336px."""
     return name.replace("/", "-").replace("@", "-")
+
+
+def name_of_file(file: Path) -> str:
+    """OpenAI's files are named after their models, as "ViT-L-14-336px.pt". Raises UserError for one that is not."""
+    names = {file_name(name): name for name in WIDTHS}
+    if file.stem not in names:
+        raise UserError(
+            f"{str(file)!r} does not say which CLIP model it holds; write MODEL:FILE, as in ViT-B/32:{file}"
+        )
+    return names[file.stem]
 
 
 def open_clip_name(name: str) -> str:

@@ -86,6 +86,21 @@ def uninitialised(make: Callable[[], Model]) -> Model:
         return make()
 
 
+class NotResized(TorchFunctionMode):
+    """Inside, positions of another number than the model's are refused: open_clip would resize them without a word."""
+
+    def __torch_function__(
+        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is nn.functional.interpolate:
+            raise UserError(
+                f"its positions are {list(args[0].shape[2:])}, and the model's {kwargs['size']}: it belongs to a "
+                "model for images or texts of another size"
+            )
+        return function(*args, **kwargs)
+
+
 class _Uninitialised(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

@@ -126,8 +126,12 @@ def _image_id(value: Any, where: str) -> str:
 
 def read_pickle(file: Path) -> Any:
     """A pickle of tensors and plain containers. Raises UserError for anything else, before any of it could run."""
+    from clipcap.clip.archive import check_pickle
+
     try:
         with file.open("rb") as stream:
+            check_pickle(stream)
+            stream.seek(0)
             return _Unpickler(stream).load()
     except OSError as error:
         raise UserError(f"{str(file)!r} cannot be read ({error.strerror}); check the path") from None
@@ -180,8 +184,8 @@ class _Storage:
 
         from clipcap.clip.archive import check_stored
 
-        check_stored(file := io.BytesIO(data))
         try:
+            check_stored(file := io.BytesIO(data))
             return torch.load(file, weights_only=True)
         except pickle.UnpicklingError:
             raise _HoldsCode("inside a tensor") from None
@@ -214,7 +218,7 @@ def _parts(content: Any, file: Path) -> tuple[np.ndarray, list[Any]]:
         raise UserError(f"{str(file)!r} needs a plain tensor of embeddings; save them with .clone()")
     if not embeddings.is_floating_point() or not embeddings.shape[1]:
         raise UserError(f"{str(file)!r} needs embeddings of floating-point numbers, not {embeddings.dtype}")
-    if embeddings.untyped_storage().nbytes() < embeddings.numel() * embeddings.element_size():
+    if embeddings.numel() * embeddings.element_size() > file.stat().st_size:  # its storage may be claimed as well
         raise UserError(f"{str(file)!r} claims more embeddings ({len(embeddings)}) than it holds")
     return embeddings.detach().float().numpy(), captions
 

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("give the names of weights, like: python -m clipcap.weights.fetch coco")
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from clipcap.clip.loading import load_parts
+    from clipcap.clip.loading import load_parts, load_text_tokenizer
     from clipcap.model.language_model import tokenizer_of
     from clipcap.weights.checkpoint import load_checkpoint
     from clipcap.weights.places import base_among, check_base, check_clip_place
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{name} does not say which CLIP it was trained on, so that one is not downloaded")
         check_clip_place(config, file, "give that CLIP with --clip when you caption (clip= in Python)")
         clip, pretrained, parts = load_parts(config.clip_model, config.clip_pretrained or "openai")
-        parts.make_tokenizer()  # for --rank clip
+        load_text_tokenizer(clip, parts.make_tokenizer)  # for --rank clip
         print(f"CLIP {clip} {pretrained}".rstrip() + f"\t{CLIP if clip == 'demo' else HF_HUB_CACHE}")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from clipcap.clip.names import is_place
+from clipcap.clip.names import is_place, model_and_weights
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
 from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
@@ -67,7 +67,8 @@ def may_follow(place: str | None, file: Path, exists: Callable[[str], bool] = is
 
 def check_clip_place(config: ClipCapConfig, file: Path, how: str = GIVE_CLIP) -> None:
     """Raise a UserError, saying `how` to give it, if weights name a CLIP neither published nor in their folder."""
-    for place in (config.clip_model, config.clip_pretrained):
+    named = model_and_weights(config.clip_model, "openai") if config.clip_model else ()  # NAME:WEIGHTS are two places
+    for place in filter(None, (*named, config.clip_pretrained)):
         _check(place, file, "CLIP", how)
 
 
