@@ -22,19 +22,21 @@ HERE = Path(__file__).resolve().parent
 # The comparisons, in the order in which they are measured. The last two are of memory; each of the others is the
 # function of this name in `captioning` or in `fine_tuning`.
 NAMES = (
-    *("folder_greedy", "folder_long", "folder_beam", "folder_nucleus"),
-    *(
-        "folder_small",
-        "single_photo",
-        "embedding",
-        "clip_batches",
-        "mapping_batches",
-        "decoding_batches",
-        "decoding_methods",
-        "against_published",
-        "strategies",
-    ),
-    *("memory", "predict_memory"),
+    "folder_greedy",
+    "folder_long",
+    "folder_beam",
+    "folder_nucleus",
+    "folder_small",
+    "single_photo",
+    "embedding",
+    "clip_batches",
+    "mapping_batches",
+    "decoding_batches",
+    "decoding_methods",
+    "against_published",
+    "strategies",
+    "memory",
+    "predict_memory",
 )
 
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from clipcap.clip.encoder import ClipEncoder
 from clipcap.clip.preprocessing import Preprocessing
-from clipcap.decoding import search
+from clipcap.decoding import sampling, search
 from clipcap.decoding.cached_gpt2 import CachedGPT2
 from clipcap.decoding.finished import ASKED
 from clipcap.decoding.forbidden import Forbidden
@@ -55,7 +55,7 @@ def fake(monkeypatch):
         return torch.rand(len(streams), width, steps, UNIFORMS)
 
     monkeypatch.setattr(cuda_graph, "capture", capture)
-    monkeypatch.setattr(search, "random_numbers", random_numbers)  # NumPy draws them, from the signs of embeddings
+    monkeypatch.setattr(sampling, "random_numbers", random_numbers)  # NumPy draws them, from the signs of embeddings
     with FakeTensorMode() as mode:
         yield mode
 

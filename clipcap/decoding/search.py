@@ -1,27 +1,24 @@
-"""Prefix -> caption tokens: greedy, nucleus and beam search, batched over images.
+"""Prefix -> caption tokens, by one of the searches, in batches of images that the memory has room for.
 
-Beam search ranks as ClipCap's does: by mean log-probability per token, live and finished beams together
-(https://github.com/rmokady/CLIP_prefix_caption, `generate_beam` in predict.py).
-
-Shapes: B images, K continuations of each (beams or samples), T tokens, P prefix length, D GPT-2 width, V vocabulary.
+Shapes: B images, P prefix length, D GPT-2 width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import cycle, islice
 
 import torch
 from torch import Tensor
 
-from clipcap.decoding.cached_gpt2 import CachedGPT2, Session
-from clipcap.decoding.cached_transformer import CachedTransformer, TransformerSession
-from clipcap.decoding.finished import Finished
-from clipcap.decoding.forbidden import Constraint, Forbidden
-from clipcap.decoding.next_token import argmax, draw, most_probable, random_numbers
+from clipcap.decoding.beam_search import beam_search
+from clipcap.decoding.cached_gpt2 import CachedGPT2
+from clipcap.decoding.cached_transformer import CachedTransformer
+from clipcap.decoding.captions import Captions
+from clipcap.decoding.forbidden import Forbidden
 from clipcap.decoding.options import Decoding
+from clipcap.decoding.sampling import sample
 from clipcap.errors import UserError
 from clipcap.fast.cuda_graph import ONE_THREAD
 
@@ -31,34 +28,6 @@ CACHE = 4 << 30  # bytes of keys and values, at most, unless a single image need
 
 class NoCaption(UserError):
     """An image has no caption: a number is not finite, or every token is forbidden."""
-
-
-@dataclass
-class Captions:
-    """The result of a search.
-
-    Attributes:
-        tokens: (B, K, T), filled up to each caption's length.
-        lengths: (B, K), how many of the T tokens belong to the caption, including the stop token.
-        order: (B, K), the captions of each image, best first.
-        possible: (B, K), whether each token of the caption had a probability: a finite one above 0.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    order: Tensor
-    possible: Tensor
-
-    def as_lists(self, count: int) -> list[list[list[int]]]:
-        """Token ids of the best `count` captions of each image, best first.
-
-        Impossible captions are left out, so an image may have fewer, or none.
-        """
-        columns = (self.tokens.tolist(), self.lengths.tolist(), self.order.tolist(), self.possible.tolist())
-        return [
-            [row[k][: lengths[k]] for k in order if possible[k]][:count]
-            for row, lengths, order, possible in zip(*columns, strict=True)
-        ]
 
 
 def decode(
@@ -107,28 +76,43 @@ def decode(
     given = prompts or [()] * len(prefix)
     begun = begun or [0] * len(prefix)
     beginnings = [prompt[len(prompt) - known :] for prompt, known in zip(given, begun, strict=True)]
-    # An image's captions must not depend on the prompts of others, so each gets the room that its own prompt leaves.
-    alike: dict[int, list[int]] = {}
-    for row, prompt in enumerate(given):
-        alike.setdefault(_steps(gpt, prefix.shape[1] + len(prompt), decoding, begun[row]), []).append(row)
     forbidden = Forbidden(decoding, stop_token, vocabulary, prefix.device)
-    search = SEARCHES[decoding.method]
     captions: dict[int, list[list[int]]] = {}
-    for steps, rows in alike.items():
-        before = prefix.shape[1] + max(len(given[row]) for row in rows)
-        most = max(1, min(ROWS // width, CACHE // gpt.cache_bytes(before, width, steps)))
-        while rows:
-            size = gpt.rows(len(rows), most)
-            part, rows = [*islice(cycle(rows), size)], rows[size:]  # the first ones again fill a batch up
-            constrain = forbidden.behind([beginnings[row] for row in part])
-            with ONE_THREAD if gpt.captures else nullcontext():
-                session = gpt.begin(prefix[part], prompts and [given[row] for row in part], width, steps)
-                found = search(session, decoding, steps, stop_token, constrain, streams[part])
-                lists = found.as_lists(count)
-            captions |= zip(part, lists, strict=True)
+    for steps, rows in _batches(gpt, [prefix.shape[1] + len(prompt) for prompt in given], begun, decoding):
+        constrain = forbidden.behind([beginnings[row] for row in rows])
+        with ONE_THREAD if gpt.captures else nullcontext():
+            session = gpt.begin(prefix[rows], prompts and [given[row] for row in rows], width, steps)
+            found = SEARCHES[decoding.method](session, decoding, steps, stop_token, constrain, streams[rows])
+            lists = found.as_lists(count)
+        captions |= zip(rows, lists, strict=True)
     if not all(captions.values()):
         raise NoCaption(f"every token of its caption is forbidden, or the logits of the weights are not finite{hint}")
     return [captions[row] for row in range(len(prefix))]
+
+
+def _batches(
+    gpt: CachedGPT2 | CachedTransformer, before: Sequence[int], begun: Sequence[int], decoding: Decoding
+) -> Iterator[tuple[int, list[int]]]:
+    """How many tokens to search for, and for which images at once. Raises UserError.
+
+    An image's captions must not depend on the prompts of others, so each gets the room that its own prompt leaves.
+
+    Args:
+        gpt: the language model.
+        before: for each image, the positions that prefix and prompt take.
+        begun: for each image, how many tokens of its caption are there.
+        decoding: the search.
+    """
+    alike: dict[int, list[int]] = {}
+    for row, (positions, known) in enumerate(zip(before, begun, strict=True)):
+        alike.setdefault(_steps(gpt, positions, decoding, known), []).append(row)
+    for steps, rows in alike.items():
+        longest = max(before[row] for row in rows)
+        most = max(1, min(ROWS // decoding.width, CACHE // gpt.cache_bytes(longest, decoding.width, steps)))
+        while rows:
+            size = gpt.rows(len(rows), most)
+            yield steps, [*islice(cycle(rows), size)]  # the first ones again fill a batch up
+            rows = rows[size:]
 
 
 def _steps(gpt: CachedGPT2 | CachedTransformer, before: int, decoding: Decoding, begun: int) -> int:
@@ -144,107 +128,4 @@ def _steps(gpt: CachedGPT2 | CachedTransformer, before: int, decoding: Decoding,
     return min(decoding.max_tokens - begun, room)
 
 
-def _sample(
-    session: Session | TransformerSession,
-    decoding: Decoding,
-    steps: int,
-    stop_token: int,
-    constrain: Constraint,
-    streams: Tensor,
-) -> Captions:
-    """Greedy search and nucleus sampling, in which the continuations of an image do not depend on each other.
-
-    A finished continuation keeps reading tokens until its image leaves the batch; `finished` keeps what it reads from
-    changing its score and its length.
-    """
-    width, device = decoding.width, session.logits.device
-    batch = len(session.logits)
-    greedy = decoding.method == "greedy"
-    numbers = None if greedy else random_numbers(streams, decoding.seed, width, steps).to(device)
-    tokens = torch.zeros(batch, width, steps, dtype=torch.long, device=device)
-    lengths = torch.full((batch, width), steps, device=device)
-    scores = torch.zeros(batch, width, device=device)
-    finished = torch.zeros(batch, width, dtype=torch.bool, device=device)
-    possible = ~finished
-    live = Finished(session, batch, device)
-    logits = session.logits[:, None].expand(-1, width, -1)
-    for step in range(steps):
-        rows = live.rows
-        logits = constrain(logits, tokens[rows, :, :step], rows)
-        token = argmax(logits) if numbers is None else draw(logits, numbers[rows, :, step], decoding, session.gpt.fast)
-        if width > 1:
-            gained = logits.float().log_softmax(-1).gather(-1, token[..., None])[..., 0]
-            scores[rows] += gained.masked_fill(finished, 0)
-        possible[rows] &= finished | logits.gather(-1, token[..., None])[..., 0].isfinite()
-        tokens[rows, :, step] = token
-        stopped = ~finished & (token == stop_token)
-        lengths[rows] = lengths[rows].masked_fill(stopped, step + 1)
-        finished = finished | stopped
-        if step + 1 == steps:
-            break
-        going = live.leave(step, finished.all(-1))
-        if going is not None:
-            token, finished = token[going], finished[going]
-            if not len(going):
-                break
-        logits = session.step(token)
-    order = (scores / lengths).argsort(dim=-1, descending=True, stable=True)
-    return Captions(tokens, lengths, order, possible)
-
-
-def _beam(
-    session: Session | TransformerSession,
-    decoding: Decoding,
-    steps: int,
-    stop_token: int,
-    constrain: Constraint,
-    streams: Tensor,
-) -> Captions:
-    """ClipCap's beam search: K beams, ranked by their mean log-probability per token.
-
-    A finished beam stays among the K and competes with the beams that still grow. It has a single child, token 0, which
-    changes neither its score nor its length, and it drops out only when K others have a better mean. The search ends
-    when all K beams are finished.
-    """
-    width, device = decoding.width, session.logits.device
-    batch = len(session.logits)
-    tokens = torch.zeros(batch, width, steps, dtype=torch.long, device=device)
-    lengths = torch.ones(batch, width, dtype=torch.long, device=device)
-    live = Finished(session, batch, device)
-    # All beams of an image begin as the same text, so their first K tokens come from a single row of logits: the best
-    # K children of K equal rows would be K copies of one beam.
-    logits = constrain(session.logits[:, None], tokens[:, :1, :0], live.rows)[:, 0]
-    scores, token = most_probable(logits, width)  # summed log-probabilities (B, K)
-    tokens[:, :, 0] = token
-    finished = token == stop_token
-    session.reorder(torch.arange(width, device=device).expand(batch, width))
-    for step in range(1, steps):
-        going = live.leave(step - 1, finished.all(-1))
-        if going is not None:
-            token, finished = token[going], finished[going]
-            if not len(going):
-                break
-        rows = live.rows
-        logits = constrain(session.step(token), tokens[rows, :, :step], rows)
-        # Children of one beam rank by their own log-probability, so only its best K can be among the next K beams.
-        gained, token = most_probable(logits, width)  # (B, K, K)
-        gained[finished] = float("-inf")  # a finished beam has no children but the first
-        gained[..., 0].masked_fill_(finished, 0)
-        token[..., 0].masked_fill_(finished, 0)
-        grown = lengths[rows] + ~finished
-        mean = (scores[rows][..., None] + gained) / grown[..., None]  # (B, K, K)
-        top, flat = mean.flatten(1).topk(width)  # the best K of K * K children, (B, K)
-        parent = flat // width  # the beam that each of the new K continues
-        token = token.flatten(1).gather(1, flat)
-        lengths[rows] = grown.gather(1, parent)
-        scores[rows] = top * lengths[rows]
-        kept = tokens[rows].gather(1, parent[..., None].expand(-1, -1, steps))
-        kept[:, :, step] = token
-        tokens[rows] = kept
-        finished = finished.gather(1, parent) | (token == stop_token)
-        session.reorder(parent)
-    order = (scores / lengths).argsort(dim=-1, descending=True, stable=True)
-    return Captions(tokens, lengths, order, scores.isfinite())
-
-
-SEARCHES: dict[str, Callable[..., Captions]] = {"greedy": _sample, "nucleus": _sample, "beam": _beam}
+SEARCHES: dict[str, Callable[..., Captions]] = {"greedy": sample, "nucleus": sample, "beam": beam_search}

@@ -71,28 +71,10 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
     overrides = {name: value for name, value in overrides.items() if value is not None}
     file = resolve_weights(path)
     content = read(file)
-    most_bytes = 2 * file.stat().st_size  # a tied head is stored once and has two names
     try:
-        if content.get("format") != FORMAT:
-            _check_published(content, most_bytes)
-            model = _from_published(content, overrides)
-        elif type(content.get("version")) is not int or content["version"] != VERSION:
-            raise UserError(
-                f"it has version {shown(content.get('version'))} of the format, and this release reads {VERSION}: "
-                "use the release that wrote it, or update the project"
-            )
-        else:
-            _check_own(content, most_bytes)
-            _check_said(content.get("config"), overrides)
-            if "base" in content:
-                given = overrides.get("base")
-                base = find_base(content, file, given)
-                whole = load_checkpoint(base, base=base_among(base, given))  # the base may hold adapters itself
-                model = lora.load_adapters(content, whole, overrides)
-            else:
-                model = _from_own(content, overrides)
         if "base" in overrides and "base" not in content:
             raise UserError(f"it holds no adapters and so has no base: leave out {overrides['base']} (--base)")
+        model = _model_of(content, file, overrides)
         if "language_model" not in overrides:
             check_language_model_place(model.config, file)
         if model.literal_captioner is not None:
@@ -100,6 +82,27 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
     except UserError as error:
         raise UserError(f"{file} cannot be used: {error}") from None
     return model.to(device).eval()
+
+
+def _model_of(content: Mapping[str, Any], file: Path, overrides: Mapping[str, Any]) -> ClipCap:
+    """The model in a file of either kind, adapters merged into their base. Raises UserError."""
+    most_bytes = 2 * file.stat().st_size  # a tied head is stored once and has two names
+    if content.get("format") != FORMAT:
+        _check_published(content, most_bytes)
+        return _from_published(content, overrides)
+    if type(content.get("version")) is not int or content["version"] != VERSION:
+        raise UserError(
+            f"it has version {shown(content.get('version'))} of the format, and this release reads {VERSION}: "
+            "use the release that wrote it, or update the project"
+        )
+    _check_own(content, most_bytes)
+    _check_said(content.get("config"), overrides)
+    if "base" not in content:
+        return _from_own(content, overrides)
+    given = overrides.get("base")
+    base = find_base(content, file, given)
+    whole = load_checkpoint(base, base=base_among(base, given))  # the base may hold adapters itself
+    return lora.load_adapters(content, whole, overrides)
 
 
 def _check_own(content: Mapping[str, Any], most_bytes: int) -> None:

@@ -103,29 +103,33 @@ def find_base(content: Mapping[str, Any], file: Path, given: str | None) -> Path
         raise UserError("it does not say which weights its adapters were trained on")
     base = Base(recorded["weights"], recorded["sha256"])
     shown = f"{base.weights[:200]!r} with SHA-256 {base.sha256[:12]!r}..."
-    published = base.weights in names()
-    hub = base.weights.startswith(PREFIX)
-    # A path in the file is followed only into its own folder, since the file may be a stranger's.
-    name = PureWindowsPath(base.weights).name  # of a path that either system wrote
-    beside = () if hub else (base.weights, file.parent / base.weights, file.parent / name)
-    known = [base.weights] if published else [place for place in beside if is_inside(place, file)]
-    missing = "is fetched only if you name it:" if hub else "was not found beside it: put that file there, or"
-    refusal = f"its base {shown} {missing} give it with --base (base= in Python)"
-    for place in [given, *known] if given else known:  # of several files with adapters, the given base may be another's
+    refusal = f"its base {shown} was not found beside it: put that file there, or give it with --base (base= in Python)"
+    if given:
+        path = resolve_weights(given)
+        if (found := sha256(path)) == base.sha256:
+            return path
+        refusal = f"the base {given} has SHA-256 {found[:12]}..., and its adapters belong to {shown}: give that file"
+    elif base.weights.startswith(PREFIX):
+        refusal = f"its base {shown} is fetched only if you name it: give it with --base (base= in Python)"
+    for place in _followed(base.weights, file):  # of several files with adapters, the given base may be another's
         try:
             path = resolve_weights(place)
         except UserError:
-            if place == given or (published and not given):  # the error already says what to do
+            if base.weights in names() and not given:  # the error already says what to do
                 raise
             continue
-        found = sha256(path)
-        if found == base.sha256:
+        if sha256(path) == base.sha256:
             return path
-        if place == given:
-            refusal = (
-                f"the base {given} has SHA-256 {found[:12]}..., and its adapters belong to {shown}: give that file"
-            )
     raise UserError(refusal)
+
+
+def _followed(weights: str, file: Path) -> list[str | Path]:
+    """Where the base that a file names is looked for: a published name, or a path that leads into its own folder."""
+    if weights in names():
+        return [weights]
+    name = PureWindowsPath(weights).name  # of a path that either system wrote
+    beside = () if weights.startswith(PREFIX) else (weights, file.parent / weights, file.parent / name)
+    return [place for place in beside if is_inside(place, file)]
 
 
 def files_behind(weights: str, base: str | None) -> list[Path]:

@@ -26,7 +26,6 @@ class Published:
     Attributes:
         file: its name in the cache.
         drive_id: its id on Google Drive.
-        about: what it holds.
         mirror: a repository on the hub that somebody has put it into; None for none.
         clip_dim, mapping: what it must be a model of; a mirror may hold another.
         sha256: where its authors publish one.
@@ -34,7 +33,6 @@ class Published:
 
     file: str
     drive_id: str
-    about: str
     mirror: str | None = None
     clip_dim: int = 512
     mapping: str = "mlp"
@@ -42,16 +40,19 @@ class Published:
 
 
 WEIGHTS = {
-    "coco": Published(
-        *("coco_weights.pt", "1IdaBtMSvtyzF0ByVaBHtvM0JYSXRExRX", "ClipCap, COCO, MLP, ViT-B/32"),
+    "coco": Published(  # MLP, ViT-B/32, trained on COCO
+        file="coco_weights.pt",
+        drive_id="1IdaBtMSvtyzF0ByVaBHtvM0JYSXRExRX",
         mirror="akhaliq/CLIP-prefix-captioning-COCO-weights",
     ),
-    "conceptual": Published(
-        *("conceptual_weights.pt", "14pXWwB4Zm82rsDdvbGguLfx9F8aM7ovT", "ClipCap, Conceptual Captions, MLP, ViT-B/32"),
+    "conceptual": Published(  # MLP, ViT-B/32, trained on Conceptual Captions
+        file="conceptual_weights.pt",
+        drive_id="14pXWwB4Zm82rsDdvbGguLfx9F8aM7ovT",
         mirror="OpenShape/clipcap-cc",
     ),
-    "coco-transformer": Published(
-        *("transformer_coco_weights.pt", "1GYPToCqFREwi285wPLhuVExlz7DDUDfJ", "ClipCap, COCO, transformer, RN50x4"),
+    "coco-transformer": Published(  # transformer, RN50x4, trained on COCO
+        file="transformer_coco_weights.pt",
+        drive_id="1GYPToCqFREwi285wPLhuVExlz7DDUDfJ",
         clip_dim=640,
         mapping="transformer",
     ),
