@@ -334,7 +334,7 @@ def test_a_required_word_is_put_between_whole_words_and_emoji():
     choice, tokenizer = object.__new__(Choice), tiny_tokenizer()
     config = SimpleNamespace(stop_token=0, blank="")
     choice.candidates = SimpleNamespace(
-        tokenizer=tokenizer, model=SimpleNamespace(config=config), room=lambda row, most: most
+        tokenizer=tokenizer, model=SimpleNamespace(config=config), room=lambda row, most: most, end=-1
     )
     choice.frames, choice.decoding = [Frame()], Decoding(max_tokens=400)
     half = tokenizer.encode("🐢").ids[:1]

@@ -514,6 +514,7 @@ def test_a_data_set_of_the_hub_that_names_other_places_is_refused(
 
 def test_a_data_set_of_the_hub_is_downloaded_whole_and_stays(hub, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.address)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     put(hub, "jane/pictures", pictures(tmp_path, 20))
     before = listed(open_source(["hub", "jane/pictures"]))

@@ -63,6 +63,7 @@ def check_stored(file: Path | BinaryIO) -> None:
     """
     with file.open("rb") if isinstance(file, Path) else nullcontext(file) as opened:
         zipped = opened.read(4) == b"PK\3\4"  # what makes it a zip file for PyTorch
+        size = opened.seek(0, 2)
         opened.seek(0)
         if zipped:
             with zipfile.ZipFile(opened) as archive:
@@ -73,6 +74,8 @@ def check_stored(file: Path | BinaryIO) -> None:
         else:
             for _ in range(PICKLES):
                 check_pickle(opened)
+                if opened.tell() == size:  # it is none of PyTorch's, which says so
+                    break
         opened.seek(0)
 
 
@@ -81,6 +84,7 @@ def check_pickle(stream: BinaryIO) -> None:
 
     Raises:
         pickle.UnpicklingError: it is no pickle, or one of a few bytes that could fill the memory.
+        EOFError: it ends too soon.
     """
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -89,7 +93,9 @@ def check_pickle(stream: BinaryIO) -> None:
             if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > count:  # a list of twice that length
                 raise pickle.UnpicklingError(f"it numbers its parts from {argument}")
     except ValueError as error:
-        raise pickle.UnpicklingError(f"it is no complete pickle ({error})") from None
+        if "exhausted" in str(error):
+            raise EOFError("it ends too soon") from None
+        raise pickle.UnpicklingError(f"it is no pickle ({error})") from None
 
 
 def read_archive(file: Path) -> dict[str, Tensor]:
