@@ -472,7 +472,7 @@ def test_a_hub_that_falls_silent_later_costs_seconds(hub, monkeypatch, capsys, t
 def cache(tmp_path, monkeypatch):
     """A cache for published weights, `coco` that may be as small as a tiny model, and no Google Drive."""
     monkeypatch.setenv("CLIPCAP_CACHE", str(tmp_path / "cache"))
-    wanted = published.Published("coco_weights.pt", "id", "about", mirror="somebody/coco", clip_dim=16)
+    wanted = published.Published("coco_weights.pt", "id", mirror="somebody/coco", clip_dim=16)
     monkeypatch.setitem(published.WEIGHTS, "coco", wanted)
     monkeypatch.setitem(sys.modules, "gdown", None)
     return tmp_path / "cache"
