@@ -378,6 +378,21 @@ def test_a_long_prompt_leaves_room_or_is_refused():
         model.generate(embeddings(1), Decoding(), [[1] * 130])
 
 
+@by_method
+def test_logits_far_from_zero_lose_nothing_in_half_precision(decoding, fast):
+    """GPT-2's are near -70, where bf16 rounded them to halves: the lowest of several equal ids was taken."""
+    captions = []
+    for shift in (0, -10):
+        model = tiny_model()
+        model.untie_head()
+        with torch.no_grad():
+            model.gpt.transformer.ln_f.weight[0], model.gpt.transformer.ln_f.bias[0] = 0, 10
+            model.head.weight[:, 0] = shift  # of all tokens alike
+        model.use_fast(fast)
+        captions.append(model.bfloat16().generate(embeddings().bfloat16(), decoding))
+    assert captions[0] == captions[1]
+
+
 @pytest.mark.parametrize(("dtype", "resolution"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
 def test_half_precision_differs_from_fp32_only_where_the_best_logits_tie(dtype, resolution):
     """With weights rounded to it, in both precisions: the first difference is a tie within its resolution."""

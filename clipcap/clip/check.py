@@ -134,7 +134,7 @@ def ways(name: str, photos: list[ImageSource], device: torch.device) -> Iterator
         for fast in (False, True):
             try:
                 yield f"{'fast ' * fast}{label}", cosines(load(dtype, fast).encode_images(photos))
-            except RuntimeError:  # not every processor computes every layer in fp16
+            except (RuntimeError, UserError):  # not every processor computes every layer in fp16, nor fits every weight
                 print(f"{label} is left out: {device} cannot compute it", file=sys.stderr)
     yield "fp32*", cosines(load(reduced=None).encode_images(photos))
     yield "bf16*", cosines(load(torch.bfloat16, reduced=None).encode_images(photos))

@@ -44,7 +44,6 @@ def beam_search(
     scores, token = most_probable(logits, width)  # summed log-probabilities (B, K)
     tokens[:, :, 0] = token
     finished = token == stop_token
-    session.reorder(torch.arange(width, device=device).expand(batch, width))
     for step in range(1, steps):
         going = live.leave(step - 1, finished.all(-1))
         if going is not None:

@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from clipcap.decoding.block import Block
+from clipcap.decoding.head import prepare_head
 from clipcap.fast import cuda_graph
-from clipcap.fast.linear import prepare_linear
 from clipcap.fast.scripted import scripted
 
 GROWTH = 32  # the number of steps that a cache has room for at first, and by which it grows
@@ -73,7 +73,7 @@ class CachedGPT2:
         self.embedding, self.position = gpt.transformer.wte.weight, gpt.transformer.wpe.weight
         blocks = [Block(block, gpt.config.n_head, fast) for block in gpt.transformer.h]
         self.norm = gpt.transformer.ln_f
-        self.head = prepare_linear(gpt.lm_head, fast=fast)
+        self.head = prepare_head(gpt.lm_head, fast)
         self.fast, self.capture = fast, fast and capture
         self.blocks = [scripted(block, self.embedding.device) for block in blocks] if self.capture else blocks
         self.heads = gpt.config.n_head
@@ -101,7 +101,11 @@ class CachedGPT2:
     def cache_bytes(self, before: int, width: int, steps: int) -> int:
         """The memory of the cache of one image: `before` positions, and `steps` more for each of K continuations."""
         position = 2 * len(self.blocks) * self.embedding.shape[1] * self.embedding.element_size()
-        return position * (before + width * steps)
+        return position * self.room(before + width * steps)
+
+    def room(self, positions: int) -> int:
+        """So many positions of a cache, or some more, so that few shapes are captured."""
+        return -(-positions // GROWTH) * GROWTH if self.captures else positions
 
     def begin(self, prefix: Tensor, prompts: Sequence[Sequence[int]] | None, width: int, steps: int) -> Session:
         """Read prefix (B, P, D) and prompts (B lists of ids, or None); the session then holds the first logits.
@@ -188,9 +192,9 @@ class Session:
         padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device).long()
         x = torch.cat((prefix, gpt.embedding[padded]), dim=1)  # (B, S, D), prompts padded on the right
         self.end = x.shape[1]
-        room = self.end + width * max(steps - 1, 1)  # capturing runs one step, even if the search takes none
-        few_shapes = gpt.captures
-        room = -(-room // GROWTH) * GROWTH if few_shapes else min(room, self.end + width * GROWTH)
+        room = gpt.room(self.end + width * max(steps - 1, 1))  # capturing runs one step, even if the search takes none
+        if not gpt.captures:
+            room = min(room, self.end + width * GROWTH)
         # With one continuation per image and prompts of one length, the mask is the same for every image.
         alike = width == 1 and min(map(len, prompts)) == longest
         self.state = gpt.state(batch, width, room, 1 if alike else batch)

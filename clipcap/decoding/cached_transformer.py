@@ -101,6 +101,8 @@ class TransformerSession:
 
     def reorder(self, parents: Tensor) -> None:
         """Let continuation k of each image go on from continuation parents[:, k]; parents is (B, K)."""
+        if self.width == 1:
+            return
         first = torch.arange(len(parents), device=parents.device)[:, None] * self.width
         self.cache.reorder_cache(cast(LongTensor, (first + parents).flatten()))
 

@@ -23,7 +23,7 @@ from clipcap.errors import UserError
 from clipcap.fast.cuda_graph import ONE_THREAD
 
 ROWS = 512  # continuations decoded side by side, at most: it bounds the memory of logits and attention
-CACHE = 4 << 30  # bytes of keys and values, at most, unless a single image needs more
+CACHE = 2 << 30  # bytes of keys and values, at most, unless a single image needs more; half of what captures keep
 
 
 class NoCaption(UserError):

@@ -60,7 +60,8 @@ def sample_nucleus(
 
 def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     """Indices (R,), drawn in proportion to unnormalised weights (R, V)."""
-    cumulated = weights.cumsum(-1)
+    # In float32, CUDA's sums of a single row may fall by a rounding, where the search could stop at a weight of 0.
+    cumulated = weights.cumsum(-1, dtype=torch.float64 if weights.is_cuda else None)
     # In floating point uniform * sum can round up to the sum itself; the index drawn must still have a weight above 0.
     target = (uniform[:, None] * cumulated[:, -1:]).minimum(cumulated[:, -1:] * (1 - 2**-23))
     return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
