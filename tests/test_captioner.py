@@ -135,6 +135,20 @@ def test_clip_ranks_by_similarity(captioner, pictures):
         assert similarity.tolist() == sorted(similarity.tolist(), reverse=True)
 
 
+def test_likelihoods_of_logits_far_from_zero_lose_nothing_in_half_precision():
+    """Captions of weights in bf16 were ranked by sums of halves: GPT-2's logits are near -70."""
+    scores = []
+    for shift in (0, -10):
+        model = tiny_captioner_model()
+        model.untie_head()
+        with torch.no_grad():
+            model.gpt.transformer.ln_f.weight[0], model.gpt.transformer.ln_f.bias[0] = 0, 10
+            model.head.weight[:, 0] = shift  # of all tokens alike
+        embeddings = torch.randn(3, model.config.clip_dim, generator=torch.Generator().manual_seed(0)).bfloat16()
+        scores.append(likelihoods(model.bfloat16(), embeddings, [[]] * 3, [[5, 6], [7], [8, 9, 1]]))
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize("method", ["greedy", "nucleus", "beam"])
 def test_rules_hold_on_every_caption(captioner, pictures, method):
     plain = " ".join(captioner(pictures, method=method, **SHORT))

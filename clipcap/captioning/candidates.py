@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -145,9 +146,12 @@ def likelihoods(
     """Mean log-probability per token, in nats, of B captions (token ids, with the stop token) of embeddings (B, C)."""
     embeddings = clip_embedding.float().cpu().numpy()
     scores: list[float] = []
+    head = model.decoder().head  # whose logits lose less in half precision than those of the model's own
     for start in range(0, len(captions), batch_size):
         rows = range(start, min(start + batch_size, len(captions)))
         batch = collate([(embeddings[row], prompts[row], captions[row]) for row in rows]).to(model.device)
-        losses = model.token_losses(batch).split([len(captions[row]) for row in rows])
-        scores += [-float(loss.mean()) if len(loss) else float("-inf") for loss in losses]
+        logits = head(model.caption_states(batch))  # (tokens of all captions, V)
+        losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
+        lengths = [len(captions[row]) for row in rows]
+        scores += [-float(loss.mean()) if len(loss) else float("-inf") for loss in losses.split(lengths)]
     return scores
