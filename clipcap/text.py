@@ -76,6 +76,10 @@ BLANK_END = regex.compile(r"[ \t]*+(?=\n|$|[,.!?](?:[\s.!?]|$))")  # of a line, 
 MARKDOWN = re.compile(r"[\\`*~\[\]<>|&]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)  # its signs within a line
 
 
+# What would move a terminal's cursor, start a new line, or turn the direction of the text that follows.
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
 def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """A text without some of its parts, (start, end) each, and the blanks in front of them. Words do not join.
 
@@ -91,6 +95,11 @@ def cut_out(text: str, spans: Iterable[tuple[int, int]]) -> str:
         if regex.match(r"[^\s\p{Ps}\p{Pi}#\uFF03@]", kept[-1:]) and regex.match(r"[\w#@\uFF03]", text[end:]):
             kept += " "
     return kept + text[end:]
+
+
+def visible(text: str) -> str:
+    """A text for one line of a terminal, in which what a terminal would obey is written as Python does."""
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def in_markdown(text: str) -> str:

@@ -188,6 +188,8 @@ def test_no_two_models_share_a_name():
     versions = ["hf:jane/voice@v1.0", "hf:jane/voice@v1.1", "hf:joe/voice@v1.1", "a/voice.pt", "b/voice_weights.pt"]
     names = [name for name, _ in places.short_names(versions)]
     assert names == ["voice@v1.0", *versions[1:]]
+    [(name, _)] = places.short_names(["runs/\x1b]0;owned\x07.pt"])
+    assert name == r"\x1b]0;owned\x07"  # a terminal would take it for its title
     assert list(places.short_names(["coco", "runs/base/base_weights.pt", "coco"])) == [
         ("coco", "coco"),
         ("base", "runs/base/base_weights.pt"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections import Counter
@@ -12,9 +11,7 @@ from typing import TextIO
 from clipcap.captioning.rows import Row, Writer
 from clipcap.captioning.sidecars import Sidecars
 from clipcap.cli.progress import ProgressBar
-
-# What would move a terminal's cursor, start a new line, or turn the direction of the text that follows.
-UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+from clipcap.text import visible
 
 
 def write_out(rows: Iterable[Row], total: int, outputs: Sequence[Writer | Sidecars], skipped: int) -> int:
@@ -35,7 +32,7 @@ def write_out(rows: Iterable[Row], total: int, outputs: Sequence[Writer | Sideca
     seconds = time.perf_counter() - started
     parts = [f"captioned {done}"]
     parts += [f"skipped {skipped} (captioned already)"] if skipped else []
-    reasons = "; ".join(f"{number} {_visible(reason)}" for reason, number in failures.most_common())
+    reasons = "; ".join(f"{number} {visible(reason)}" for reason, number in failures.most_common())
     parts += [f"failed {failures.total()} ({reasons})" if failures else "failed 0"]
     print(f"{', '.join(parts)} in {seconds:.1f} s, {total / seconds:.1f} images/s", file=sys.stderr)
     return 0 if not failures else 1 if done or skipped else 2
@@ -49,13 +46,9 @@ def say(row: Row, problems: Sequence[str]) -> None:
     """
     captions = [f"literal: {row.literal}"] * bool(row.literal) + row.captions
     for caption in captions:
-        _line(f"{_visible(row.image)}\t{_visible(' '.join(caption.split()))}", sys.stdout)
+        _line(f"{visible(row.image)}\t{visible(' '.join(caption.split()))}", sys.stdout)
     for problem in [*problems, *filter(None, [row.note])]:
-        _line(_visible(f"{row.image}: {problem}"), sys.stderr)
-
-
-def _visible(text: str) -> str:
-    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+        _line(visible(f"{row.image}: {problem}"), sys.stderr)
 
 
 def _line(text: str, stream: TextIO | None) -> None:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from clipcap.errors import UserError, first_line
+from clipcap.text import visible
 
 MEET = timedelta(minutes=5)  # by then all processes must be there
 WORK = timedelta(days=7)  # how long one may wait for the work of another; one that has ended is noticed at once
@@ -130,7 +131,7 @@ class Processes:
     def note(self, text: str) -> None:
         """Print a line on stderr, once and not in every process."""
         if self.main:
-            print(text, file=sys.stderr)
+            print(visible(text), file=sys.stderr)
 
     def agree(self, value: Any, what: str) -> None:
         """Raise a UserError in every process unless all of them see the same."""

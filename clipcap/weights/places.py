@@ -16,6 +16,7 @@ from typing import Any
 from clipcap.clip.names import is_place, model_and_weights
 from clipcap.errors import UserError
 from clipcap.model.config import ClipCapConfig
+from clipcap.text import visible
 from clipcap.weights.folder import CONFIG, TENSORS, TOKENIZER
 from clipcap.weights.format import read, sha256
 from clipcap.weights.hub import PREFIX, with_commit
@@ -171,7 +172,7 @@ def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(Short name, weights) per model: "base" for runs/base/base_weights.pt, "voice" for hf:jane/voice.
 
     Where two would have the same name, both are called what they were given as; what is given twice comes once. What is
-    not UTF-8 in a name is escaped, so that every page, plot and file can hold it.
+    not UTF-8 in a name, or what a terminal would obey, is escaped, so that every page, plot and file can hold it.
     """
     models = list(dict.fromkeys(models))
     short = [
@@ -180,4 +181,4 @@ def short_names(models: Sequence[str]) -> Iterator[tuple[str, str]]:
     ]
     for name, weights in zip(short, models, strict=True):
         name = name if short.count(name) == 1 else weights
-        yield name.encode("utf-8", "backslashreplace").decode(), weights
+        yield visible(name.encode("utf-8", "backslashreplace").decode()), weights
