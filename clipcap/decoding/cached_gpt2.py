@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from clipcap.decoding.block import Block
-from clipcap.decoding.head import prepare_head
 from clipcap.fast import cuda_graph
+from clipcap.fast.linear import prepare_head
 from clipcap.fast.scripted import scripted
 
 GROWTH = 32  # the number of steps that a cache has room for at first, and by which it grows
