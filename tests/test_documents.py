@@ -280,21 +280,32 @@ def test_the_readme_is_filled_from_what_was_made(
 
 def test_the_table_of_speed_says_what_was_measured(fill_readme: ModuleType) -> None:
     """Guards against another precision's name, a ratio upside down, and a row or a peer that nobody measured."""
-    rates = {"ours": [4.0, 5, 4], "ours, int8": [8.0, 8, 10], "alternative": [2.0, 2, 2], "llama.cpp": [4.0, 4, 5]}
+    rates = {
+        "ours": [4.0, 5, 4],
+        "ours, fp32": [3.0, 3, 3],
+        "ours, int8": [8.0, 8, 10],
+        "alternative": [2.0, 2, 2],
+        "llama.cpp": [4.0, 4, 5],
+    }
     folder = {"rates": rates | {"published": [0.5, 1, 1]}, "work": {"ours": {"dtype": "torch.float16"}}}
-    decoded = {"rates": {"ours, int8": [6.0, 6, 6], "CTranslate2, int8": [4.0, 4, 3]}}
+    engines = {"CTranslate2, int8": [4.0, 4, 3], "CTranslate2, float32": [2.0, 2, 4]}
+    decoded = {"rates": {"ours": [5.0, 5, 5], "ours, int8": [6.0, 6, 6], "ours, fp32": [1.0, 1, 3]} | engines}
     measured = {"folder": folder, "embedding": {"rates": {"ours": [9.0], "alternative": [6.0]}}}
     results = {"machine": {"CPU": "one"}, "rounds": 3, "measurements": measured | {"decoding greedy, batch 8": decoded}}
     lines = fill_readme.speed(results).splitlines()
     assert [line for line in lines if line.startswith("|")] == [
-        "|  | this project, fp16 | int8 | open_clip and `generate` | the published code |",
-        "|---|---:|---:|---:|---:|",
-        "| a folder of photos, captions of 20 tokens | 4 | 8 | 2 (4.0x) | 1 (10x) |",
-        "| embedding a folder | 9 |  | 6 (1.5x) |  |",
+        "|  | this project, fp16 | fp32 | int8 | open_clip and `generate` | the published code |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| a folder of photos, captions of 20 tokens | 4 | 3 | 8 | 2 (4.0x) | 1 (10x) |",
+        "| embedding a folder | 9 |  |  | 6 (1.5x) |  |",
     ]
     assert lines[-1] == (
-        "open_clip and llama.cpp (Q8_0) caption such a folder at 4 (2.0x). CTranslate2 in int8 only decodes; this "
-        "project in int8 decodes 1.5x as fast at batch 8."
+        "open_clip and llama.cpp (Q8_0) caption such a folder at 4 (2.0x). CTranslate2 only decodes; at batch 8 this "
+        "project decodes 1.5x as fast in int8 and 0.50x as fast in fp32."
+    )
+    assert (
+        "in int8 where the row has it, as open_clip and `generate` in fp16 and as the published code in fp32."
+        in lines[0]
     )
 
 
