@@ -61,13 +61,16 @@ test-oldest: .venv-oldest/installed
 		--constraint .venv-oldest/constraints.txt --editable '.[dev]'
 	@touch $@
 
+# By name, since runs/demo/ may hold other runs.
+COMPARED := base/base frozen/frozen_model lora_16/lora_16 lora_4/lora_4 prompted/prompted
+
 compare: $(INSTALLED)
 	$(RUN) load_data.py --demo
 	$(RUN) basic_finetuning.py --demo
 	$(RUN) prompt_finetuning.py --demo
 	$(RUN) lora_finetuning.py --demo --rank 4 16
 	$(RUN) frozen_finetuning.py --demo
-	$(RUN) evaluate.py --demo runs/demo/*/*_weights.pt --output runs/demo/report
+	$(RUN) evaluate.py --demo $(COMPARED:%=runs/demo/%_weights.pt) --output runs/demo/report
 
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks

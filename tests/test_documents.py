@@ -178,6 +178,12 @@ def test_commands_of_make_run(make: Callable[[str], None], target: str) -> None:
     make(target)
 
 
+def test_make_compare_evaluates_what_it_trained() -> None:
+    """Guards against weights of other runs in the table, such as those of the worked example in CONTRIBUTING.md."""
+    _, *trainings, evaluation = made("compare")
+    assert len(trainings) == 4 and evaluation.count("_weights.pt ") == 5 and "*" not in evaluation  # LoRA has two ranks
+
+
 @pytest.mark.parametrize("command", PYTHON["CONTRIBUTING.md"])
 def test_the_worked_example_works(folder: Path, command: str) -> None:
     """Guards against a guide to adding a strategy that nobody could follow any more."""
