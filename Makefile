@@ -21,9 +21,9 @@ help:
 setup: $(INSTALLED)
 
 .venv/bin/python .venv-oldest/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || { \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) or sys.version_info[:3] == (3, 14, 1))' 2>/dev/null || { \
 		found=`$(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null`; \
-		echo "error: Python 3.11 to 3.14 is needed, and $(PYTHON) is $${found:-not there};" \
+		echo "error: Python 3.11 to 3.14 is needed, but not 3.14.1, and $(PYTHON) is $${found:-not there};" \
 			"name another: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -m venv --clear $(@:/bin/python=)
 
@@ -61,13 +61,16 @@ test-oldest: .venv-oldest/installed
 		--constraint .venv-oldest/constraints.txt --editable '.[dev]'
 	@touch $@
 
+# By name, since runs/demo/ may hold other runs.
+COMPARED := base/base frozen/frozen_model lora_16/lora_16 lora_4/lora_4 prompted/prompted
+
 compare: $(INSTALLED)
 	$(RUN) load_data.py --demo
 	$(RUN) basic_finetuning.py --demo
 	$(RUN) prompt_finetuning.py --demo
 	$(RUN) lora_finetuning.py --demo --rank 4 16
 	$(RUN) frozen_finetuning.py --demo
-	$(RUN) evaluate.py --demo runs/demo/*/*_weights.pt --output runs/demo/report
+	$(RUN) evaluate.py --demo $(COMPARED:%=runs/demo/%_weights.pt) --output runs/demo/report
 
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks

@@ -95,18 +95,12 @@ def _ours(setting: Setting, name: str, captioner: Captioner, folder: Sequence[Pa
     return Contender(name, partial(rows, captioner, folder, search), len(folder), work, warm_up=40)
 
 
-def _assembled(
-    pipeline: Alternative, folder: Sequence[Path], search: Decoding, batch: int = SEQUENCES, count: int | None = None
-) -> Contender:
-    """The pipeline that one would assemble, in batches as large as ours, in those of most examples, or photo by photo.
-
-    Args:
-        count: of photos in a round; two batches if nothing is said.
-    """
+def _assembled(pipeline: Alternative, folder: Sequence[Path], search: Decoding, batch: int = SEQUENCES) -> Contender:
+    """The pipeline that one would assemble, in batches as large as ours or in those of most examples."""
     size = min(batch // search.width, len(folder))
     run = partial(in_batches, pipeline, folder, search.method, search.max_tokens, size)
     name = f"alternative, batch {batch}" if batch == SMALL_BATCH else "alternative"
-    return Contender(name, run, count or min(2 * size, len(folder)), warm_up=8)
+    return Contender(name, run, min(2 * size, len(folder)), warm_up=8)
 
 
 def _published(plan: Plan, loop: PublishedClipCap, folder: Sequence[Path], search: Decoding, photos: int) -> Contender:
@@ -212,18 +206,21 @@ def single_photo(setting: Setting, plan: Plan) -> Iterator[Measurement]:
     for name, precision in setting.precisions.items():
         captioner, dtype = setting.captioner(precision), setting.dtype(precision)
         work = floors.clip_image(setting.sizes, 1, dtype) + floors.caption(captioner.model, 20, 1, dtype)
-        contenders.append(Contender(name, partial(singly, captioner, folder, search), count, work))
-    contenders.append(
-        _assembled(setting.alternative(setting.model(setting.fast)), folder, search, batch=1, count=count)
-    )
+        contenders.append(Contender(name, partial(singly, partial(captioner, decoding=search), folder), count, work))
+    pipeline = setting.alternative(setting.model(setting.fast))
+
+    def assembled(photos: Sequence[Path]) -> list[list[int]]:
+        return in_batches(pipeline, photos, search.method, search.max_tokens, batch=1, count=1)
+
+    contenders.append(Contender("alternative", partial(singly, assembled, folder), count))
     contenders.append(_published(plan, setting.published(setting.model()), folder, search, photos=4))
     yield plan.alternate(END_TO_END, "single photo", "images/s", contenders)
 
 
-def singly(captioner: Captioner, folder: Sequence[Path], search: Decoding, count: int) -> None:
-    """Ours, photo by photo."""
+def singly(caption: Callable[[Sequence[Path]], object], folder: Sequence[Path], count: int) -> None:
+    """Photo by photo, none of which is opened before the caption of the one before is there."""
     for photo in folder[:count]:
-        captioner([photo], search)
+        caption([photo])
 
 
 def embedding(setting: Setting, plan: Plan) -> Iterator[Measurement]:

@@ -47,7 +47,7 @@ SPEED = {  # in words: its title among the measurements
     "embedding a folder": "embedding",
     "full fine-tuning, captions": "full fine-tuning",
 }
-OURS, INT8, ENGINE = "ours", "ours, int8", "CTranslate2, int8"  # contenders
+OURS, FP32, INT8 = "ours", "ours, fp32", "ours, int8"  # contenders; the first is in fp32 where the second is missing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -153,7 +153,7 @@ def speed(results: dict) -> str:
     measured = results["measurements"]
     own, chosen = measured["folder"]["rates"], measured["folder"]["work"][OURS]["dtype"].removeprefix("torch.")
     precision = next(name for name, dtype in DTYPES.items() if dtype == chosen)
-    ours = {name: name.removeprefix(f"{OURS}, ") for name in (OURS, f"{OURS}, fp32", INT8) if name in own}
+    ours = {name: name.removeprefix(f"{OURS}, ") for name in (OURS, FP32, INT8) if name in own}
     head = [
         "",
         f"this project, {precision}",
@@ -163,7 +163,8 @@ def speed(results: dict) -> str:
     ]
     rows = [
         f"Photos a second on {results['machine']['CPU']}, medians of {results['rounds']} rounds. In brackets: how many "
-        "times as fast this project is, in int8 where the row has it.\n",
+        "times as fast this project is, in int8 where the row has it, as open_clip and `generate` in "
+        f"{precision} and as the published code in fp32.\n",
         f"| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}",
     ]
     for what, title in SPEED.items():
@@ -182,10 +183,18 @@ def peers(measured: dict) -> Iterator[str]:
     folder = measured["folder"]["rates"]
     if "llama.cpp" in folder:
         yield f"open_clip and llama.cpp (Q8_0) caption such a folder at {_beside(folder, INT8, 'llama.cpp')}."
-    rates = {title.rpartition(" ")[2]: found["rates"] for title, found in measured.items() if ENGINE in found["rates"]}
+    engines = {"int8": (INT8, "CTranslate2, int8"), "fp32": (FP32 if FP32 in folder else OURS, "CTranslate2, float32")}
+    rates = {
+        title.rpartition(" ")[2]: found["rates"]
+        for title, found in measured.items()
+        if engines["fp32"][1] in found["rates"]
+    }
     if rates:
-        ratios = ", ".join(f"{_ratio(found, INT8, ENGINE)} as fast at batch {batch}" for batch, found in rates.items())
-        yield f"CTranslate2 in int8 only decodes; this project in int8 decodes {ratios}."
+        told = [
+            f"{', '.join(_ratio(found, *pair) for found in rates.values())} as fast in {precision}"
+            for precision, pair in engines.items()
+        ]
+        yield f"CTranslate2 only decodes; at batch {', '.join(rates)} this project decodes {' and '.join(told)}."
 
 
 def _beside(rates: dict, ours: str, theirs: str) -> str:

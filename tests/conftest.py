@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,20 @@ def _one_loss_plot() -> Iterator[None]:
 def fast(request) -> bool:
     """Both ways of computing one thing: by `clipcap.fast`, and by plain PyTorch alone."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def project_files() -> list[Path]:
+    """The files that belong to the project, which git knows; without it these tests are skipped."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout: which files belong to the project is not known")
+    paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    return [path for path in paths if path.is_file()]
 
 
 @pytest.fixture(scope="session")

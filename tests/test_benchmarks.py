@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.transforms.functional import to_tensor
 
 import predict
-from benchmarks import captioning, engines, fine_tuning, machine, page, published, results, run
+from benchmarks import alternative, captioning, engines, fine_tuning, machine, page, published, results, run
 from benchmarks.alternative import Alternative, Photos
 from benchmarks.machine import Limits, Work
 from benchmarks.plan import Plan
@@ -328,6 +328,23 @@ def test_one_command_measures_everything_that_the_page_names(
     assert measured["folder"]["rates"].keys() >= {"ours", "ours, int8", "alternative", "alternative, batch 32"}
     assert "8 of 8 captions identical to the published loop's from the same embeddings" in output.read_text()
     assert all(rate > 0 for found in measured.values() for rates in found["rates"].values() for rate in rates)
+
+
+def test_a_single_photo_is_captioned_by_all_contenders_before_they_open_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a peer that starts worker processes for a single photo, or embeds eight of them in a batch."""
+    batches, workers = [], []
+    embed, loader = Alternative.embed, alternative.DataLoader
+    monkeypatch.setattr(
+        Alternative, "embed", lambda self, photos, *rest: (batches.append(len(photos)), embed(self, photos, *rest))[1]
+    )
+    monkeypatch.setattr(
+        alternative, "DataLoader", lambda *given, num_workers: (workers.append(num_workers), loader(*given))[1]
+    )
+    (found,) = captioning.single_photo(Setting(tmp_path, CPU, TINY), Plan(1, quick=True, device=CPU))
+    assert found.items["ours"] == found.items["alternative"] == 8
+    assert set(batches) == {1} and set(workers) == {0} and len(batches) == 1 + 8
 
 
 def test_a_run_adds_to_what_another_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

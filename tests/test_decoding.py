@@ -225,6 +225,14 @@ def test_a_batch_is_cut_until_its_cache_fits(decoding, monkeypatch):
     assert model.generate(embeddings(2), decoding) == whole[:2] and len(sizes) == 2
 
 
+def test_the_most_probable_token_alone_is_greedy_search(fast):
+    """Guards against a top_k that the sampler is not told."""
+    model = tiny_model()
+    model.use_fast(fast)
+    one = Decoding(method="nucleus", top_k=1, top_p=1.0, temperature=5, max_tokens=12)
+    assert model.generate(embeddings(), one) == model.generate(embeddings(), Decoding(max_tokens=12))
+
+
 @pytest.mark.parametrize("top_p", [1e-300, 1e-30, 1e-6])
 def test_the_smallest_nucleus_holds_the_most_probable_token(top_p, fast):
     """Guards against a top_p that rounds to 0 in float32, after which any token was drawn."""
@@ -297,6 +305,15 @@ def test_samples_differ_between_seeds_and_not_between_calls(fast):
     assert samples[0] == samples[1] != samples[2]
     free = Decoding(method="nucleus", seed=None, max_tokens=12)
     assert model.generate(embeddings(), free) != model.generate(embeddings(), free)
+
+
+def test_samples_do_not_depend_on_the_last_bits_of_an_embedding(fast):
+    """Guards against other samples of the same photo in a batch of another size, or on another machine."""
+    model = tiny_model()
+    model.use_fast(fast)
+    sampling = Decoding(method="nucleus", max_tokens=12, seed=3)
+    given = embeddings()
+    assert model.generate(given, sampling) == model.generate(given * (1 + 1e-6), sampling)
 
 
 def test_images_that_look_alike_to_the_model_still_get_samples_of_their_own():

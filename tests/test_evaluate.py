@@ -4,6 +4,8 @@ import json
 import random
 import shutil
 import signal
+from itertools import count
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -116,6 +118,13 @@ def test_report(world, capsys):
     html = (world / "report" / "report.html").read_text(encoding="utf-8")
     assert html.count('<figure class="card"') == 4 and html.count("data:image/jpeg") == 4
     assert "| test loss |" in (world / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_captions_per_second_are_captions_by_seconds(world, monkeypatch):
+    """Guards against a rate upside down: six captions in two seconds are three a second."""
+    monkeypatch.setattr("clipcap.evaluation.scores.time", Mock(perf_counter=count(0, 2).__next__))
+    assert run(world, "base/base_weights.pt", output="timed") == 0
+    assert read_report(world / "timed")["models"][0]["scores"]["captions_per_second"] == 3
 
 
 def test_each_caption_is_scored_beside_its_own_picture(world, monkeypatch):

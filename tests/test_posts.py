@@ -296,6 +296,8 @@ def test_no_word_emoji_or_hashtag_is_cut():
 def test_a_cut_caption_ends_with_a_sentence_where_it_can():
     assert fit("so hot and so worth it! this red turtle just made", 40) == "so hot and so worth it!"
     assert fit("hi! this red turtle just made my whole week", 30) == "hi! this red turtle just made"
+    assert fit("so hot! this red bear just", 22) == "so hot!"  # a third of 21
+    assert fit("so hot! this red house just", 23) == "so hot! this red house"  # less than a third of 22
     assert fit("a red turtle. let it snow #one #two", 31) == "a red turtle. let it snow #one"
 
 

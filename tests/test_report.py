@@ -128,6 +128,9 @@ def test_blind_order_is_shuffled_and_fixed(folder):
 def test_rating_summary():
     """The interval is over pictures: asking five people about one picture is not five pictures."""
     assert summary([[3, 3], [3], [3]]) == {"mean": 3, "low": 3, "high": 3}
+    half = summary([[0], [5]] * 200)  # a standard error of 0.125, of which 95% are within 1.96
+    assert half["low"] == pytest.approx(2.5 - 1.96 * 0.125, abs=0.02)
+    assert half["high"] == pytest.approx(2.5 + 1.96 * 0.125, abs=0.02)
     few, many = summary([[0], [5], [3], [4]]), summary([[0], [5], [3], [4]] * 25)
     assert few["mean"] == many["mean"] == 3 and few["low"] < many["low"] < 3 < many["high"] < few["high"]
 

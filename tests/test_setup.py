@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
@@ -53,12 +55,31 @@ def test_every_place_allows_the_same_pythons() -> None:
     python = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][0]
     assert Requirement(python).specifier == PYTHONS
     makefile = (ROOT / "Makefile").read_text()
-    least, beyond = re.search(r"\(3, (\d+)\) <= sys.version_info < \(3, (\d+)\)", makefile).groups()
-    assert SpecifierSet(f">=3.{least},<3.{beyond}") == PYTHONS
+    (check,) = re.findall(r"-c '(import sys; sys.exit\(.+?\))' ", makefile)
+    for version in [(3, 10, 9), *((3, minor, micro) for minor in range(11, 16) for micro in range(4))]:
+        with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "version_info", version)
+            exec(check)
+        assert bool(ended.value.code) != (".".join(map(str, version)) in PYTHONS), version
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == allowed
+    [tested] = re.findall(
+        r"Python 3\.11 to 3\.\d+ \(not 3\.14\.1; tested to (3\.\d+)\)", (ROOT / "README.md").read_text()
+    )
     classified = [text.removeprefix("Programming Language :: Python :: ") for text in PROJECT["classifiers"]]
-    assert classified and set(classified) <= set(allowed)
+    assert classified == allowed[: len(classified)] and classified[-1] == tested
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.12", "3.13", "3.14.0", "3.14.1"])
+def test_every_pin_installs_on_every_python(python: str) -> None:
+    """Guards against a pinned version that refuses a Python which the project takes."""
+    refused = []
+    for name, version in pins().items():
+        with suppress(PackageNotFoundError):  # what this system does not need
+            found = metadata(name)
+            if found["Version"] == version and python not in SpecifierSet(found["Requires-Python"] or ""):
+                refused.append(f"{name}=={version}: {found['Requires-Python']}")
+    assert python not in PYTHONS or not refused
 
 
 def test_the_oldest_environment_has_every_lower_bound(tmp_path: Path) -> None:
@@ -144,4 +165,4 @@ def test_an_old_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
     command = ["make", "setup", "PYTHON=no-such-python"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and not (tmp_path / ".venv").exists()
-    assert "error: Python 3.11 to 3.14 is needed, and no-such-python is not there" in done.stderr
+    assert "error: Python 3.11 to 3.14 is needed, but not 3.14.1, and no-such-python is not there" in done.stderr

@@ -340,12 +340,32 @@ def test_the_loss_before_the_first_step_is_logged_once_and_counts_for_nothing(tm
     assert run.progress.stale == 1
 
 
+def test_the_seconds_of_training_are_those_of_its_steps(tmp_path, monkeypatch):
+    """Guards against a time of training that holds the evaluations, which take as long as there are held-out images."""
+    run, clock = trainer(tmp_path, epochs=1), Mock(now=0.0)
+    monkeypatch.setattr("clipcap.training.trainer.time", Mock(perf_counter=lambda: clock.now))
+
+    def lasts(seconds, does):
+        def done(*given):
+            clock.now += seconds
+            return does(*given)
+
+        return done
+
+    run.step, run.evaluate = lasts(2.0, run.step), lasts(1000.0, run.evaluate)
+    run.run()
+    assert clock.now > 1000 and run.progress.seconds == 2.0 * run.steps
+
+
 def test_a_first_loss_like_that_of_nonsense_says_what_to_check(tmp_path, capfd):
+    told = "check that they were trained with the CLIP of the dataset"
+    trainer(tmp_path / "usual", epochs=1).run()
+    assert told not in capfd.readouterr().err
     run = trainer(tmp_path, epochs=1)
     with torch.no_grad():
         run.model.gpt.transformer.wte.weight.mul_(300)
     run.run()
-    assert "check that they were trained with the CLIP of the dataset" in capfd.readouterr().err
+    assert told in capfd.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):

@@ -78,6 +78,11 @@ def test_a_small_data_set_is_repeated_until_there_are_enough_steps(captions: int
     assert LoopArguments().repeats(captions) == 1
 
 
+def test_steps_of_several_batches_need_the_captions_of_all_of_them() -> None:
+    """Guards against half of the promised steps: 250 steps of 2 batches of 32 are 64 times 50 captions, 5 times."""
+    assert LoopArguments(epochs=5, batch_size=32, min_steps=250, accumulate=2).repeats(50) == 64
+
+
 def test_an_archive_that_cannot_be_drawn_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a number, not 'many'"):
         archive.main([str(tmp_path / "a.zip"), "many"])
