@@ -21,6 +21,11 @@ EMOJI = "👨‍👩‍👧‍👦 👍🏽 🇫🇷 1️⃣ #️⃣ *️⃣ ❤
         ({"trim": True}, "\u200b\ufeffhi\u2063", "hi"),
         ({"trim": True}, "love ☺️", "love ☺️"),
         ({"unescape_html": True}, "fish &amp; chips &lt;3 &#128293;", "fish & chips <3 🔥"),
+        (
+            {"unescape_html": True},
+            "mom&ethan wine&paradise food&#365project &ethan;",
+            "mom&ethan wine&paradise food&#365project &ethan;",
+        ),
         ({"strip_links": True}, "new video https://youtu.be/x?a=1&b=2🔥 go", "new video🔥 go"),
         ({"strip_links": True}, "see http://a.b/c. (www.d.com) now", "see. () now"),
         ({"strip_links": True}, "see https://de.wikipedia.org/wiki/Zürich now", "see now"),

@@ -20,6 +20,7 @@ from clipcap.text import HASHTAG, PLACEHOLDER, UNSPACED, cut_out
 _LETTER = rf"[[\p{{L}}\p{{M}}\p{{Nd}}_]--[\uFE0E\uFE0F\u20E3]--{UNSPACED}]"
 _OF_LINK = rf"[!#$%&'*+,./:;=?@~\-{_LETTER}]"
 _IN_BRACKETS = rf"(?<=_)\({_OF_LINK}*+\)"
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z]\w{1,31});", re.IGNORECASE | re.ASCII)
 _LINK = regex.compile(
     r"(?:https?://|(?<![a-z0-9_])(?:www\.|instagram\.com/))"
     rf"(?:{_OF_LINK}|{_IN_BRACKETS})*(?:[/=~#&\-{_LETTER}](?![\uFE0F\u20E3])|{_IN_BRACKETS})",
@@ -112,10 +113,13 @@ class Cleaner:
 
 
 def _unescape(text: str) -> str:
-    try:
-        return html.unescape(text)
-    except ValueError:  # it reads "&#999...;" as an integer, and Python refuses those of thousands of digits
-        return text
+    """Entities that end in ";" alone: browsers read others too, such as the "&eth" of "mom&ethan"."""
+    return _ENTITY.sub(_character, text)
+
+
+def _character(entity: re.Match[str]) -> str:
+    read = html.unescape(entity[0])
+    return read if len(read) <= 2 else entity[0]  # the longest have two; "&ethan;" would become "ðan;"
 
 
 def _strip_links(text: str) -> str:
