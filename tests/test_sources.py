@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import save_hub_folder
 
 from clipcap.clip.images import open_image
-from clipcap.data.examples import Example, Source, carve_splits, limit_examples, split_name
+from clipcap.data.examples import Example, Source, carve_splits, limit_examples, split_name, split_of
 from clipcap.data.sources import SOURCES, SourceArguments, open_source
 from clipcap.errors import UserError
 
@@ -485,6 +485,33 @@ def test_splits_depend_on_the_seed_alone() -> None:
     again = {example.image_id: example.split for example in carve_splits(examples(50)[::-1], fractions, seed=1)}
     other = {example.image_id: example.split for example in carve_splits(examples(50), fractions, seed=2)}
     assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("cc3m-train-0000.tar", "train"),
+        ("cc3m-validation-0000.tar", "validation"),
+        ("default/partial-test/0000.parquet", "test"),
+        ("captions_karpathy_test", "test"),
+        ("test/train-and-val-0.tar", "train"),
+        ("test/of-train-and-val-0.tar", "test"),
+        ("contest-0.tar", "train"),
+    ],
+)
+def test_a_split_may_stand_within_a_name(name: str, split: str) -> None:
+    """The 13,443 validation pictures of pixparse/cc3m-wds were trained on: its shards are called cc3m-validation-*."""
+    assert split_of(name) == split
+
+
+def test_a_picture_is_in_one_split_whichever_of_its_rows_says_so(tmp_path: Path) -> None:
+    """Guards against a picture that is trained on and tested: an empty cell put its other captions into train."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text("image,caption,split\na.png,one,\na.png,two,test\na.png,three,\n")
+    assert listed(open_source(["folder", str(tmp_path)])) == [("a.png", ("one", "two", "three"), "test")]
+    (tmp_path / "captions.csv").write_text("image,caption,split\na.png,one,val\na.png,two,test\n")
+    with pytest.raises(UserError, match="line 3, puts 'a.png' into test, and an earlier line into validation"):
+        open_source(["folder", str(tmp_path)])
 
 
 def test_a_split_of_the_source_is_kept_and_never_added_to() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipcap.data.examples import Example, Source, split_name
+from clipcap.data.examples import Example, Source, split_of
 from clipcap.data.folders import existing
 from clipcap.data.reading import Home, legible, needed_text, parse_json, read_captions, read_text, short
 from clipcap.errors import UserError
@@ -120,7 +120,7 @@ def _from_coco(home: Home, folder: Path, file: Path, content: dict[str, Any]) ->
     for key, texts in captions.items():
         name, where = names[key]
         image = home.check(images / name, f"{where}: {short(name)}")
-        yield Example(key, tuple(texts), image, split_name(part))
+        yield Example(key, tuple(texts), image, split_of(part))
 
 
 def _from_karpathy(home: Home, folder: Path, file: Path, entries: list[Any]) -> Iterator[Example]:
@@ -156,7 +156,7 @@ def _from_clipcap(home: Home, folder: Path, file: Path, entries: list[Any]) -> I
     for number, texts in captions.items():
         names = [f"{part}/COCO_{part}_{number:012d}.jpg" for part in ("train2014", "val2014")]
         image = _place([folder / name for name in names])
-        yield Example(str(number), tuple(texts), home.check(image, short(image)), split_name(file.stem))
+        yield Example(str(number), tuple(texts), home.check(image, short(image)), split_of(file.stem))
 
 
 def _place(places: Sequence[Path], names: Sequence[str] = ("",)) -> Path:

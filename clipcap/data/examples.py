@@ -126,10 +126,13 @@ def split_name(text: str, otherwise: str = "train") -> str:
 def split_of(name: str) -> str:
     """That of a file in a source, by its own name or else by its folder's: `val-00000.tar`, `test/0000.parquet`.
 
-    The folders of the hub's own files are called `partial-test` too.
+    A name that begins with none may hold one, and no other: `cc3m-validation-0000.tar`, `partial-test/0000.parquet`.
     """
-    words = [word.removeprefix("partial-") for word in reversed(PurePosixPath(name).parts)]
-    return next(filter(None, (split_name(word, "") for word in words)), "train")
+    for part in reversed(PurePosixPath(name).parts):
+        held = {split_name(word, "") for word in re.split(r"[^a-z]+", part.lower())} - {""}
+        if split := split_name(part, "") or (held.pop() if len(held) == 1 else ""):
+            return split
+    return "train"
 
 
 def limit_examples(examples: Iterable[Example], limit: int | None) -> Iterator[Example]:

@@ -82,21 +82,25 @@ def _split_of(name: Path) -> str:
 def _from_rows(home: Home, root: Path, table: Path) -> list[Example]:
     """The images that a table lists, in the order in which it first names them."""
     home.check(table, repr(str(table)))
-    captions: dict[tuple[str, str], list[str]] = {}
+    captions: dict[str, list[str]] = {}
+    splits: dict[str, str] = {}  # where a row says one; the picture's other rows need not
     for line, row in _rows(table):
         where = f"{str(table)!r}, line {line}"
         name = Path(needed_text(_value(row, IMAGE_COLUMNS, where), f"{where}: file_name")).as_posix()  # without "./"
         texts = read_captions(_value(row, CAPTION_COLUMNS, where), where)
-        split = _split_of(Path(name))
         if given := row.get(SPLIT_COLUMN):
             split = split_name(needed_text(given, f"{where}: split").strip(), "")
-        if not split:
-            raise UserError(f"{where}, has the split {short(given)}: none of train, validation, test")
-        key = (name, split)
-        if key not in captions:
+            if not split:
+                raise UserError(f"{where}, has the split {short(given)}: none of train, validation, test")
+            if splits.setdefault(name, split) != split:
+                raise UserError(f"{where}, puts {short(name)} into {split}, and an earlier line into {splits[name]}")
+        if name not in captions:
             home.check(root / name, f"{where}: {short(name)}")
-        captions.setdefault(key, []).extend(texts)
-    return [Example(legible(name), tuple(texts), root / name, split) for (name, split), texts in captions.items()]
+        captions.setdefault(name, []).extend(texts)
+    return [
+        Example(legible(name), tuple(texts), root / name, splits.get(name) or _split_of(Path(name)))
+        for name, texts in captions.items()
+    ]
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
