@@ -16,7 +16,7 @@ from clipcap.errors import UserError
 from clipcap.fast.dropout import Dropout
 from clipcap.fast.int8 import Int8Linear, give_back
 from clipcap.fast.large_weights import LargeEmbedding, LargeLinear
-from clipcap.fast.linear import around_zero, in_one_kernel, is_linear, weight_and_bias
+from clipcap.fast.linear import in_one_kernel, is_linear, weight_and_bias
 from clipcap.fast.lora import adapted
 
 # From this many numbers in a weight on, clearing fresh memory for its gradients costs a step more than what
@@ -57,8 +57,7 @@ def speed_up(model: nn.Module, large: int = LARGE, int8: bool = False) -> None:
 def _to_int8(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         if is_linear(child):  # its weights are let go here, one layer after the other
-            weight, bias = weight_and_bias(child)
-            setattr(module, name, Int8Linear(around_zero(weight) if name == "lm_head" else weight, bias))
+            setattr(module, name, Int8Linear(*weight_and_bias(child)))
         else:
             _to_int8(child)
 
