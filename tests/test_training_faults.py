@@ -118,7 +118,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, too small for a whole run."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("a file system of its own cannot be mounted here")
     yield folder

@@ -72,9 +72,9 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", **over
     file = resolve_weights(path)
     content = read(file)
     try:
+        model = _model_of(content, file, overrides)
         if "base" in overrides and "base" not in content:
             raise UserError(f"it holds no adapters and so has no base: leave out {overrides['base']} (--base)")
-        model = _model_of(content, file, overrides)
         if "language_model" not in overrides:
             check_language_model_place(model.config, file)
         if model.literal_captioner is not None:
