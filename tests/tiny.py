@@ -42,6 +42,14 @@ def tiny_model(mapping: str = "mlp", seed: int = 2, **changes) -> ClipCap:
     return model
 
 
+def move_logits(model: ClipCap, by: float) -> None:
+    """Let the logits of all tokens be larger by one number, through the first of their features."""
+    model.untie_head()
+    with torch.no_grad():
+        model.gpt.transformer.ln_f.weight[0], model.gpt.transformer.ln_f.bias[0] = 0, 10
+        model.head.weight[:, 0] = by / 10
+
+
 @contextmanager
 def soon(seconds: int) -> Iterator[None]:
     """Fail where the body takes longer: a hang would otherwise stop all the tests."""
